@@ -1,0 +1,191 @@
+// Package job holds the words of drover as plain values: spec, job, attempt,
+// fence, evidence, and the state machine that binds them. It is pure: no clock,
+// no I/O, no concurrency; values are copied or owned by one goroutine.
+package job
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// ID names a job: a UUIDv7, so ids sort by submit time.
+type ID = uuid.UUID
+
+// WorkerID names a worker.
+type WorkerID = uuid.UUID
+
+// Key names one attempt of one job.
+type Key struct {
+	Job     ID
+	Attempt uint32 // from 1
+}
+
+// Fence orders commands of schedulers (P3).
+type Fence struct {
+	Term    uint64 // raised at each scheduler start or takeover
+	Counter uint64 // position within the term
+}
+
+// Less tells whether f was given before g.
+func (f Fence) Less(g Fence) bool {
+	return f.Term < g.Term || f.Term == g.Term && f.Counter < g.Counter
+}
+
+// Evidence says how a result is known (P6).
+type Evidence uint8
+
+// The kinds of evidence; zero means that no exit was observed.
+const (
+	NoEvidence Evidence = iota
+	Wait
+	AdoptedWait
+	PidFD
+	ExitJournal
+)
+
+// OutputPolicy says what happens to output that outgrows its limit (P8).
+type OutputPolicy uint8
+
+// The policies; zero is Ring.
+const (
+	Ring OutputPolicy = iota
+	Fail
+	Keep
+)
+
+// Limits bounds one attempt; zero is no limit.
+type Limits struct {
+	CPUMillis uint32
+	Memory    uint64 // bytes
+	Pids      uint32
+}
+
+// Retry is a retry policy (P5); the zero value is never.
+type Retry struct {
+	Max       uint32
+	OnLost    bool // after LOST or REJECTED
+	OnFailure bool
+	ExitCodes []int32       // with OnFailure; empty is all but 0
+	Backoff   time.Duration // before the first retry, doubled each time
+}
+
+// Spec is what was asked. It never changes after acceptance; slices and maps
+// are never written after that.
+type Spec struct {
+	Worker         string // id or name; "" lets the scheduler choose
+	Path           string
+	Command        string
+	Args           []string
+	Env            map[string]string
+	Labels         map[string]string
+	Timeout        time.Duration // 0: none
+	IdleTimeout    time.Duration // 0: none
+	QueueTimeout   time.Duration // 0: none
+	Grace          time.Duration // DefaultGrace unless asked otherwise; 0 kills at once
+	Linger         time.Duration // DefaultLinger unless asked otherwise
+	DetachChildren bool
+	Limits         Limits
+	Stdin          []byte
+	Workdir        string
+	User           string
+	Name           string
+	Priority       int32
+	Retry          Retry
+	OutputPolicy   OutputPolicy
+	OutputLimit    uint64            // bytes per stream; 0 is DefaultOutputLimit
+	Secrets        map[string][]byte // never logged
+}
+
+// Defaults of a spec.
+const (
+	DefaultGrace       = 10 * time.Second
+	DefaultLinger      = 2 * time.Second
+	DefaultOutputLimit = 64 << 20
+	DefaultBackoff     = time.Second
+	MaxStdin           = 1 << 20
+)
+
+// Stream sums up one output stream.
+type Stream struct {
+	Size   uint64
+	SHA256 string // lower-case hex; "" while open
+}
+
+// StopProof says what ending an attempt took (P9).
+type StopProof struct {
+	Method string // cgroup-kill, cgroup-freeze or process-walk
+	Termed uint32
+	Killed uint32
+	Took   time.Duration
+}
+
+// Report is the whole state of one attempt as its worker knows it. Reports
+// are states, not deltas: an older Sequence changes nothing.
+type Report struct {
+	Key
+	Sequence      uint64
+	State         State
+	Reason        string
+	Message       string
+	PID           int
+	ExitCode      *int32
+	Signal        string // such as SIGKILL
+	Evidence      Evidence
+	Start, End    time.Time // wall clock, for people only (P14)
+	Stdout        Stream
+	Stderr        Stream
+	ScriptSHA256  string
+	Runner        string
+	RunnerVersion string
+	StopProof     *StopProof
+}
+
+// Job is one accepted request and what became of it.
+type Job struct {
+	ID               ID
+	Spec             Spec
+	State            State
+	Reason           string
+	Message          string
+	Attempt          uint32 // 0 before the first dispatch
+	Worker           WorkerID
+	WorkerName       string
+	Fence            Fence // of the present attempt
+	Submit           time.Time
+	RequestedBy      string // certificate identity
+	RequestID        string
+	Result           Report // the latest report of the present attempt
+	UnreachableSince time.Time
+}
+
+// Reasons of states, stable codes that appear in Job.Reason.
+const (
+	ReasonExitCode      = "EXIT_CODE"
+	ReasonSignal        = "SIGNAL"
+	ReasonTimeout       = "TIMEOUT"
+	ReasonIdleTimeout   = "IDLE_TIMEOUT"
+	ReasonOOM           = "OOM"
+	ReasonSpawn         = "SPAWN"
+	ReasonOutputLimit   = "OUTPUT_LIMIT"
+	ReasonUser          = "USER"
+	ReasonDrain         = "DRAIN"
+	ReasonNoWorker      = "NO_WORKER"
+	ReasonNoRunner      = "NO_RUNNER"
+	ReasonNoScript      = "NO_SCRIPT"
+	ReasonNoLabels      = "NO_LABELS"
+	ReasonNoSlot        = "NO_SLOT"
+	ReasonWorkerOffline = "WORKER_OFFLINE"
+	ReasonWorkerDrained = "WORKER_DRAINED"
+	ReasonWorkerGone    = "WORKER_GONE"
+	ReasonQueueTimeout  = "QUEUE_TIMEOUT"
+	ReasonScriptGone    = "SCRIPT_NOT_FOUND"
+	ReasonPath          = "PATH_REFUSED"
+	ReasonPolicy        = "POLICY"
+	ReasonLimit         = "LIMIT_UNSUPPORTED"
+	ReasonRunnerFailed  = "RUNNER_UNAVAILABLE"
+	ReasonReboot        = "REBOOT"
+	ReasonNoProcess     = "NO_PROCESS"
+	ReasonFenced        = "FENCED"
+	ReasonTombstone     = "STOPPED_BEFORE_START"
+)
