@@ -1,0 +1,50 @@
+package job
+
+import "time"
+
+// StartOrder is a scheduler's command to start one attempt. Slices and maps of
+// its spec are read only.
+type StartOrder struct {
+	Key
+	Fence Fence
+	Spec  Spec
+}
+
+// StopOrder is a scheduler's command to end one attempt.
+type StopOrder struct {
+	Key
+	Fence  Fence
+	Grace  *time.Duration // nil: the spec's
+	Reason string         // ReasonUser, ReasonDrain, ...
+}
+
+// RunnerInfo describes one runner plugin of a worker.
+type RunnerInfo struct {
+	Name, Version, SHA256 string
+	State                 string // ready, starting, draining, unhealthy or refused
+	Jobs                  int
+	Commands              []string
+	Message               string // why it is refused or unhealthy
+}
+
+// ScriptInfo describes one published script of a worker.
+type ScriptInfo struct {
+	Path    string // relative to its folder
+	Folder  string // name of the script folder
+	SHA256  string
+	Size    int64
+	ModTime time.Time
+}
+
+// ScriptIndex is the whole list of a worker's scripts.
+type ScriptIndex struct {
+	Generation uint64
+	Scripts    []ScriptInfo
+}
+
+// Condition is something about a worker that people should know.
+type Condition struct {
+	Type    string // stable code such as DISK_LOW
+	Message string
+	Since   time.Time
+}
