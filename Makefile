@@ -1,0 +1,59 @@
+# drover: build, try, test. Needs Go (see go.mod), make, bash and python3.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+RUNNERS := bash python binary
+BINARIES := bin/drover $(RUNNERS:%=bin/drover-runner-%)
+BUF := $(GO) tool -modfile=tools/buf/go.mod buf
+LINT := $(GO) tool -modfile=tools/lint/go.mod golangci-lint
+GOFUMPT := $(GO) tool -modfile=tools/gofumpt/go.mod gofumpt
+
+.PHONY: build demo test lint gen gen-check bench clean fmt help FORCE
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+build: $(BINARIES) ## build drover and the runner plugins into ./bin
+
+bin/%: FORCE
+	@mkdir -p bin
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+demo: build ## start a cluster on this machine and run a first job
+	@bash examples/demo.sh
+
+test: build ## unit, property, conformance, command-line and end-to-end tests
+	$(GO) test -race -shuffle=on -timeout 20m ./...
+
+lint: ## formatting, static checks, protocol checks, reproducible generated code
+	@out="$$($(GOFUMPT) -l $$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$'))"; \
+	if [ -n "$$out" ]; then echo "not formatted (run make fmt):"; echo "$$out"; exit 1; fi
+	$(GO) vet ./...
+	$(LINT) run ./...
+	$(MAKE) --no-print-directory gen-check
+
+fmt: ## format the code
+	@$(GOFUMPT) -w $$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$')
+
+gen: ## generate code from the protocol
+	@$(BUF) generate
+
+gen-check:
+	@$(BUF) lint
+	@tag="$$(git describe --tags --abbrev=0 2>/dev/null || true)"; \
+	if [ -n "$$tag" ]; then $(BUF) breaking --against ".git#tag=$$tag"; else echo "no tag yet: nothing to break"; fi
+	@dir="$$(mktemp -d)"; trap 'rm -rf "$$dir"' EXIT; \
+	$(BUF) generate -o "$$dir"; \
+	for f in $$(git ls-files 'proto/*.pb.go'); do \
+		cmp -s "$$f" "$$dir/$$f" || { echo "$$f is not what the protocol generates: run make gen"; exit 1; }; \
+	done
+
+bench: build ## measure drover beside the bare fork/exec limit
+	@bin/drover bench
+
+clean: ## remove what was built
+	rm -rf bin dist
