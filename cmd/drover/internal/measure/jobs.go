@@ -1,0 +1,131 @@
+package measure
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	droverv1 "github.com/droverhq/drover/proto/drover/v1"
+)
+
+// Jobs is the part of the scheduler's client that the measurement uses.
+type Jobs interface {
+	// Run accepts one job and returns it when it is terminal.
+	Run(ctx context.Context, r *droverv1.StartJobRequest) (*droverv1.Job, error)
+}
+
+// Result is one row: drover's rate beside the limit taken in the same rounds.
+type Result struct {
+	Job          string             `json:"job"`
+	InFlight     int                `json:"in_flight"`
+	JobsPerS     float64            `json:"jobs_per_s"`
+	LimitPerS    float64            `json:"limit_per_s"`
+	Ratio        float64            `json:"ratio"` // median of the rounds' own ratios
+	RatioMin     float64            `json:"ratio_min"`
+	RatioMax     float64            `json:"ratio_max"`
+	CPUMicrosJob map[string]float64 `json:"cpu_us_per_job"`
+}
+
+// Plan says what to measure.
+type Plan struct {
+	Rounds    int
+	Slice     time.Duration  // length of each half of a round
+	InFlight  int            // jobs at once
+	Processes map[string]int // name -> pid, for CPU per job
+}
+
+// Compare measures the limit and drover in turns.
+func Compare(ctx context.Context, jobs Jobs, w Workload, p Plan) (Result, error) {
+	var rates, limits, ratios []float64
+	total := 0
+	before, err := cpuTimes(p.Processes)
+	if err != nil {
+		return Result{}, err
+	}
+	for range p.Rounds {
+		limit, err := w.Bare.Rate(ctx, p.Slice)
+		if err != nil {
+			return Result{}, err
+		}
+		rate, n, err := rate(ctx, jobs, w, p)
+		if err != nil {
+			return Result{}, err
+		}
+		total += n
+		rates, limits, ratios = append(rates, rate), append(limits, limit), append(ratios, rate/limit)
+	}
+	after, err := cpuTimes(p.Processes)
+	if err != nil {
+		return Result{}, err
+	}
+	cpu := map[string]float64{}
+	for name, t := range after {
+		cpu[name] = float64((t - before[name]).Microseconds()) / float64(total)
+	}
+	return Result{
+		Job: w.Name, InFlight: p.InFlight, JobsPerS: median(rates), LimitPerS: median(limits),
+		Ratio: median(ratios), RatioMin: slices.Min(ratios), RatioMax: slices.Max(ratios), CPUMicrosJob: cpu,
+	}, nil
+}
+
+// rate keeps InFlight jobs going for about one slice.
+func rate(ctx context.Context, jobs Jobs, w Workload, p Plan) (float64, int, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var (
+		count atomic.Int64
+		wait  sync.WaitGroup
+		begin = time.Now()
+	)
+	for range p.InFlight {
+		wait.Go(func() {
+			for time.Since(begin) < p.Slice && ctx.Err() == nil {
+				j, err := jobs.Run(ctx, &droverv1.StartJobRequest{Command: w.Command, Path: w.Path})
+				if err == nil && j.GetState() != droverv1.JobState_JOB_STATE_SUCCEEDED {
+					err = fmt.Errorf("job %s ended %s: %s", j.GetJobId(), j.GetState(), j.GetMessage())
+				}
+				if err != nil {
+					cancel(err)
+					return
+				}
+				count.Add(1)
+			}
+		})
+	}
+	wait.Wait()
+	n := int(count.Load())
+	return float64(n) / time.Since(begin).Seconds(), n, context.Cause(ctx)
+}
+
+func median(xs []float64) float64 {
+	s := slices.Sorted(slices.Values(xs))
+	return s[len(s)/2]
+}
+
+// cpuTimes reads user and system time of processes, without their children
+// (proc(5), fields 14 and 15 of stat, in clock ticks of 10 ms).
+func cpuTimes(processes map[string]int) (map[string]time.Duration, error) {
+	out := make(map[string]time.Duration, len(processes))
+	for name, pid := range processes {
+		data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		if err != nil {
+			return nil, fmt.Errorf("read processor time of %s: %w", name, err)
+		}
+		// The command name may hold spaces and brackets: count from the last one.
+		fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+		user, errUser := strconv.Atoi(fields[11])
+		system, errSystem := strconv.Atoi(fields[12])
+		if err := cmp.Or(errUser, errSystem); err != nil {
+			return nil, fmt.Errorf("read processor time of %s: %w", name, err)
+		}
+		out[name] += time.Duration(user+system) * 10 * time.Millisecond
+	}
+	return out, nil
+}
