@@ -86,7 +86,14 @@ func (d dec) int() int64              { return protowire.DecodeZigZag(d.v) }
 func (d dec) bool() bool              { return d.v != 0 }
 func (d dec) str() string             { return string(d.b) }
 func (d dec) duration() time.Duration { return time.Duration(d.int()) }
-func (d dec) time() time.Time         { return time.Unix(0, d.int()).UTC() }
+
+// time is the reverse of enc.time; nanosecond 0 itself stands for no time.
+func (d dec) time() time.Time {
+	if d.v == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, d.int()).UTC()
+}
 
 // fields calls f for each field of b.
 func fields(b []byte, f func(dec) error) error {
