@@ -1,0 +1,98 @@
+// Package certs is drover's certificate authority on disk: it makes a CA,
+// issues, joins, renews and revokes leaf certificates, and serves them to TLS
+// while the files below it change.
+package certs
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"regexp"
+	"strings"
+)
+
+// Role is what a certificate may do; the RPC table of core/auth speaks of roles.
+type Role string
+
+// The roles.
+const (
+	RoleScheduler Role = "scheduler"
+	RoleWorker    Role = "worker"
+	RoleAdmin     Role = "admin"
+	RoleOperator  Role = "operator"  // submit, stop, drain
+	RoleSubmitter Role = "submitter" // own jobs
+	RoleViewer    Role = "viewer"
+)
+
+// Roles lists every role.
+func Roles() []Role {
+	return []Role{RoleScheduler, RoleWorker, RoleAdmin, RoleOperator, RoleSubmitter, RoleViewer}
+}
+
+// ParseRole reads a role by name.
+func ParseRole(s string) (Role, error) {
+	for _, r := range Roles() {
+		if string(r) == s {
+			return r, nil
+		}
+	}
+	return "", fmt.Errorf("role %q is none of scheduler, worker, admin, operator, submitter, viewer", s)
+}
+
+// server tells whether processes of the role listen.
+func (r Role) server() bool { return r == RoleScheduler || r == RoleWorker }
+
+// Name patterns: what is safe in a URI, a file name and a terminal.
+var namePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?$`)
+
+// CheckName refuses names that are not 1 to 63 letters, digits, dots, dashes
+// and underscores.
+func CheckName(name string) error {
+	if !namePattern.MatchString(name) {
+		return fmt.Errorf("name %q is not 1 to 63 letters, digits, dots, dashes, underscores", name)
+	}
+	return nil
+}
+
+// ID is the identity that a certificate carries in its one URI SAN,
+// spiffe://<cluster>/<role>/<name>. Nothing else in it is identity.
+type ID struct {
+	Cluster string
+	Role    Role
+	Name    string
+}
+
+// URI returns the identity as it stands in a certificate.
+func (id ID) URI() *url.URL {
+	return &url.URL{Scheme: "spiffe", Host: id.Cluster, Path: "/" + string(id.Role) + "/" + id.Name}
+}
+
+// String returns the identity as a URI.
+func (id ID) String() string { return id.URI().String() }
+
+// Identify reads the identity of a leaf certificate. It refuses CA
+// certificates and 0 or several URI SANs; it does not verify the chain.
+func Identify(c *x509.Certificate) (ID, error) {
+	if c.IsCA {
+		return ID{}, errors.New("it is a CA certificate, not a leaf")
+	}
+	if len(c.URIs) != 1 {
+		return ID{}, fmt.Errorf("it has %d URI names, not exactly one", len(c.URIs))
+	}
+	u := c.URIs[0]
+	parts := strings.Split(u.Path, "/")
+	if u.Scheme != "spiffe" || len(parts) != 3 || parts[0] != "" || u.RawQuery != "" || u.Fragment != "" {
+		return ID{}, fmt.Errorf("%q is not spiffe://<cluster>/<role>/<name>", u)
+	}
+	role, err := ParseRole(parts[1])
+	if err != nil {
+		return ID{}, err
+	}
+	for _, n := range []string{u.Host, parts[2]} {
+		if err := CheckName(n); err != nil {
+			return ID{}, err
+		}
+	}
+	return ID{Cluster: u.Host, Role: role, Name: parts[2]}, nil
+}
