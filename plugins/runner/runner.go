@@ -1,0 +1,107 @@
+// Package runner is the SDK for runner plugins: implement Runner, or take the
+// one of runners/process, and give it to Serve. It imports the protocol and
+// nothing else of drover.
+package runner
+
+import (
+	"syscall"
+	"time"
+
+	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
+)
+
+// Protocol is the version of drover.runner.v1 that this SDK speaks.
+const Protocol = 1
+
+// Info says who a runner is.
+type Info struct {
+	Name       string   // [a-z][a-z0-9-]{0,31}
+	Version    string   // semantic
+	Commands   []string // further commands it serves beside its name
+	Extensions []string // such as ".py"
+}
+
+// Spec asks for one process. The worker has resolved and allowed everything
+// in it; a runner adds its interpreter and nothing else.
+type Spec struct {
+	ID          string
+	Command     string
+	Script      string // absolute, or ""
+	Args        []string
+	Env         []string // K=V, the whole environment
+	Workdir     string
+	Stdin       string   // file; "" is the null device
+	Stdout      string   // named pipe; open it O_RDWR for the job
+	Stderr      string   // named pipe
+	Cgroup      string   // cgroup (v2) folder to be born into; "" is none
+	CgroupTasks []string // v1 "tasks" files that the forking thread enters
+	Credential  *Credential
+}
+
+// Credential is a numeric user.
+type Credential struct {
+	UID, GID uint32
+	Groups   []uint32
+}
+
+// Process is a process that exists.
+type Process struct {
+	PID        int
+	StartTicks uint64 // field 22 of /proc/PID/stat, see proc(5)
+}
+
+// Exit says how a process ended: by Signal when that is not 0, else with Code.
+type Exit struct {
+	PID    int
+	Code   int
+	Signal syscall.Signal
+	CPU    time.Duration // user and system time
+	MaxRSS uint64        // bytes
+	Time   time.Time
+}
+
+// Runner turns specs into processes. Its methods are called concurrently.
+type Runner interface {
+	// Info is asked once.
+	Info() Info
+	// Start returns when the process exists, or a *StartError when it cannot.
+	// exited is called once, when the process has ended, from any goroutine
+	// and possibly before Start returns.
+	Start(s Spec, exited func(Exit)) (Process, error)
+	// Signal signals the main process of a Start. A process that is gone is no
+	// error.
+	Signal(id string, sig syscall.Signal) error
+	// Close ends the runner; nothing runs any more.
+	Close() error
+}
+
+// Reasons of a StartError.
+const (
+	NotFound      = "NOT_FOUND"      // no such executable or interpreter
+	NotExecutable = "NOT_EXECUTABLE" // it is there but cannot be executed
+	BadRequest    = "BAD_REQUEST"    // the spec cannot be run by this runner
+	Resource      = "RESOURCE"       // the machine has no room for a process
+	ShuttingDown  = "SHUTTING_DOWN"  // the plugin takes nothing new
+	Internal      = "INTERNAL"       // a defect of the runner
+)
+
+// StartError says why a process never came to be.
+type StartError struct {
+	Reason  string // one of the reasons
+	Message string // one line, naming what was tried
+}
+
+// Error returns the message.
+func (e *StartError) Error() string { return e.Message }
+
+func specFromProto(p *runnerv1.Start) Spec {
+	s := Spec{
+		ID: p.GetId(), Command: p.GetCommand(), Script: p.GetScript(), Args: p.GetArgs(), Env: p.GetEnv(),
+		Workdir: p.GetWorkdir(), Stdin: p.GetStdin(), Stdout: p.GetStdout(), Stderr: p.GetStderr(),
+		Cgroup: p.GetCgroup(), CgroupTasks: p.GetCgroupTasks(),
+	}
+	if c := p.GetCredential(); c != nil {
+		s.Credential = &Credential{UID: c.GetUid(), GID: c.GetGid(), Groups: c.GetGroups()}
+	}
+	return s
+}

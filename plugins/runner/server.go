@@ -1,0 +1,415 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
+)
+
+// spawners is how many Start calls run at once: enough to keep the kernel's
+// fork lock busy, few enough not to fight for it.
+const spawners = 8
+
+// recentAcks is how many acknowledged ids are remembered, so that a delayed
+// second Start of one starts nothing.
+const recentAcks = 4096
+
+// ServerConfig configures a Server; the zero value works.
+type ServerConfig struct {
+	Journal string        // file of the exit journal; "" keeps none
+	Idle    time.Duration // end after so long without session and work; 0 never
+	Log     *slog.Logger  // nil discards
+	Stop    func()        // called once when the plugin should end
+}
+
+// Server speaks drover.runner.v1 for one Runner. Plugins use it through Serve;
+// tests use it in process.
+type Server struct {
+	runnerv1.UnimplementedRunnerServiceServer
+
+	runner  Runner
+	info    Info
+	journal *journal
+	log     *slog.Logger
+	idle    time.Duration
+	stop    func()
+
+	// gate keeps compaction away while a record is on its way from the journal
+	// into the state below: readers write records, the writer compacts.
+	gate sync.RWMutex
+
+	mu       sync.Mutex // guards the fields below
+	attempts map[string]*attempt
+	running  int
+	started  uint64
+	recent   map[string]*runnerv1.Exited
+	order    []string // of recent, oldest first
+	session  *outbox  // nil while nobody listens
+	draining bool
+	closed   bool
+	timer    *time.Timer // of idleness
+
+	queue *startQueue
+	wait  sync.WaitGroup // of the spawners
+}
+
+// attempt is one Start that was not acknowledged yet.
+type attempt struct {
+	started *runnerv1.Started
+	exited  *runnerv1.Exited
+	early   *Exit  // the process ended before Start returned
+	lanes   [2]int // read ends kept open, so that no byte dies with the worker
+}
+
+// NewServer returns a server that runs until Close.
+func NewServer(r Runner, c ServerConfig) (*Server, error) {
+	j, err := openJournal(c.Journal)
+	if err != nil {
+		return nil, err
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Stop == nil {
+		c.Stop = func() {}
+	}
+	s := &Server{
+		runner: r, info: r.Info(), journal: j, log: c.Log, idle: c.Idle, stop: sync.OnceFunc(c.Stop),
+		attempts: map[string]*attempt{}, recent: map[string]*runnerv1.Exited{}, queue: newStartQueue(),
+	}
+	if s.idle > 0 {
+		s.timer = time.AfterFunc(s.idle, s.checkIdle)
+	}
+	for range spawners {
+		s.wait.Go(s.spawn)
+	}
+	return s, nil
+}
+
+// Close ends the spawners and the runner. Running jobs are left alone.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	session := s.session
+	s.mu.Unlock()
+	if session != nil {
+		session.close()
+	}
+	s.queue.close()
+	s.wait.Wait()
+	return errors.Join(s.runner.Close(), s.journal.close())
+}
+
+// GetInfo implements the protocol.
+func (s *Server) GetInfo(context.Context, *runnerv1.GetInfoRequest) (*runnerv1.GetInfoResponse, error) {
+	return &runnerv1.GetInfoResponse{
+		Name: s.info.Name, Version: s.info.Version, Commands: commands(s.info), Extensions: s.info.Extensions,
+		Pid: int64(os.Getpid()), Protocol: Protocol,
+	}, nil
+}
+
+// GetStats implements the protocol.
+func (s *Server) GetStats(context.Context, *runnerv1.GetStatsRequest) (*runnerv1.GetStatsResponse, error) {
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return nil, fmt.Errorf("count file descriptors: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	unacknowledged := 0
+	for _, a := range s.attempts {
+		if a.exited != nil {
+			unacknowledged++
+		}
+	}
+	return &runnerv1.GetStatsResponse{
+		Running: uint32(s.running), Started: s.started, Unacknowledged: uint32(unacknowledged),
+		Fds: uint32(len(fds) - 1), Goroutines: uint32(runtime.NumGoroutine()),
+	}, nil
+}
+
+// Shutdown implements the protocol.
+func (s *Server) Shutdown(context.Context, *runnerv1.ShutdownRequest) (*runnerv1.ShutdownResponse, error) {
+	s.Drain()
+	return &runnerv1.ShutdownResponse{}, nil
+}
+
+// Drain takes nothing new and ends the plugin after its last job.
+func (s *Server) Drain() {
+	s.mu.Lock()
+	s.draining = true
+	done := len(s.attempts) == 0
+	s.mu.Unlock()
+	if done {
+		s.stop()
+	}
+}
+
+// checkIdle ends the plugin when the idle time has passed with nothing to do
+// and nobody listening.
+func (s *Server) checkIdle() {
+	s.mu.Lock()
+	done := s.session == nil && len(s.attempts) == 0 && !s.closed
+	s.mu.Unlock()
+	if done {
+		s.log.Info("idle, ending")
+		s.stop()
+	}
+}
+
+// spawn is one spawner: it starts what is queued.
+func (s *Server) spawn() {
+	for p := range s.queue.all() {
+		s.start(p)
+	}
+}
+
+// start runs one Start and tells what became of it.
+func (s *Server) start(p *runnerv1.Start) {
+	a, ok := s.enter(p)
+	if !ok {
+		return
+	}
+	if err := a.openLanes(p); err != nil {
+		s.finish(a, startFailed(p.GetId(), &StartError{BadRequest, err.Error()}))
+		return
+	}
+	process, err := s.callStart(specFromProto(p), func(e Exit) { s.exited(p.GetId(), a, e) })
+	if err != nil {
+		s.finish(a, startFailed(p.GetId(), err))
+		return
+	}
+	started := &runnerv1.Started{
+		Id: p.GetId(), Pid: int64(process.PID), StartTicks: process.StartTicks, Time: timestamppb.Now(),
+	}
+	if early := s.began(a, started); early != nil {
+		s.exited(p.GetId(), a, *early)
+	}
+}
+
+// began records that a process exists; it returns an exit that came first.
+func (s *Server) began(a *attempt, m *runnerv1.Started) *Exit {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	s.record(&runnerv1.SessionResponse{Started: []*runnerv1.Started{m}})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a.started = m
+	s.running++
+	s.started++
+	if s.session != nil {
+		s.session.started(m)
+	}
+	return a.early
+}
+
+// enter makes the attempt, or repeats what became of an earlier Start.
+func (s *Server) enter(p *runnerv1.Start) (*attempt, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := p.GetId()
+	if a, ok := s.attempts[id]; ok {
+		s.repeat(a)
+		return nil, false
+	}
+	if e, ok := s.recent[id]; ok {
+		if s.session != nil {
+			s.session.exited(e)
+		}
+		return nil, false
+	}
+	a := &attempt{lanes: [2]int{-1, -1}}
+	s.attempts[id] = a
+	if s.draining {
+		e := startFailed(id, &StartError{ShuttingDown, "the plugin is shutting down and takes nothing new"})
+		a.exited = e
+		s.repeat(a)
+		return nil, false
+	}
+	return a, true
+}
+
+// repeat sends the state of an attempt; s.mu is held.
+func (s *Server) repeat(a *attempt) {
+	if s.session == nil {
+		return
+	}
+	if a.started != nil {
+		s.session.started(a.started)
+	}
+	if a.exited != nil {
+		s.session.exited(a.exited)
+	}
+}
+
+// callStart keeps a panic of a third party's Start from ending other jobs.
+func (s *Server) callStart(spec Spec, exited func(Exit)) (p Process, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = &StartError{Internal, fmt.Sprintf("the runner panicked: %v", r)}
+		}
+	}()
+	return s.runner.Start(spec, exited)
+}
+
+// exited records the end of a process, on disk before anybody hears of it (P6).
+func (s *Server) exited(id string, a *attempt, e Exit) {
+	s.mu.Lock()
+	if a.started == nil { // Start has not returned yet: it will call again
+		a.early = &e
+		s.mu.Unlock()
+		return
+	}
+	s.mu.Unlock()
+	out := &runnerv1.Exited{
+		Id: id, Pid: int64(e.PID), Time: timestamppb.New(e.Time),
+		CpuMicros: uint64(e.CPU.Microseconds()), MaxRssBytes: e.MaxRSS,
+	}
+	if e.Signal != 0 {
+		out.Result = &runnerv1.Exited_Signal{Signal: int32(e.Signal)}
+	} else {
+		out.Result = &runnerv1.Exited_ExitCode{ExitCode: int32(e.Code)}
+	}
+	s.finish(a, out)
+}
+
+func (s *Server) finish(a *attempt, e *runnerv1.Exited) {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	s.record(&runnerv1.SessionResponse{Exited: []*runnerv1.Exited{e}})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.started != nil {
+		s.running--
+	}
+	a.exited = e
+	if s.session != nil {
+		s.session.exited(e)
+	}
+}
+
+// record logs a journal that cannot be written: the event itself still goes
+// out, only a crash right now would lose it.
+func (s *Server) record(m *runnerv1.SessionResponse) {
+	if err := s.journal.append(m); err != nil {
+		s.log.Error("exit journal not written", "error", err)
+	}
+}
+
+func startFailed(id string, err error) *runnerv1.Exited {
+	var se *StartError
+	if !errors.As(err, &se) {
+		se = &StartError{Internal, err.Error()}
+	}
+	return &runnerv1.Exited{
+		Id: id, Time: timestamppb.Now(),
+		Result: &runnerv1.Exited_Error{Error: &runnerv1.StartError{Reason: se.Reason, Message: se.Message}},
+	}
+}
+
+// openLanes keeps a read end of both pipes. Read ends do not count as holders
+// of the stream: the worker's end sees EOF exactly when no process of the job
+// holds it any more (P8).
+func (a *attempt) openLanes(p *runnerv1.Start) error {
+	for i, path := range []string{p.GetStdout(), p.GetStderr()} {
+		fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open the output pipe %s: %w", path, err)
+		}
+		a.lanes[i] = fd
+	}
+	return nil
+}
+
+func (a *attempt) closeLanes() {
+	for i, fd := range a.lanes {
+		if fd >= 0 {
+			syscall.Close(fd) //nolint:errcheck // a read end has nothing to lose
+			a.lanes[i] = -1
+		}
+	}
+}
+
+// ack forgets attempts whose end is on the worker's disk.
+func (s *Server) ack(ids []string) {
+	s.mu.Lock()
+	var gone []*attempt
+	for _, id := range ids {
+		a, ok := s.attempts[id]
+		if !ok || a.exited == nil {
+			continue
+		}
+		delete(s.attempts, id)
+		gone = append(gone, a)
+		s.recent[id] = a.exited
+		s.order = append(s.order, id)
+	}
+	if n := len(s.order) - recentAcks; n > 0 {
+		for _, id := range s.order[:n] {
+			delete(s.recent, id)
+		}
+		s.order = append([]string(nil), s.order[n:]...)
+	}
+	done := s.draining && len(s.attempts) == 0
+	s.mu.Unlock()
+	for _, a := range gone {
+		a.closeLanes()
+	}
+	if s.journal.full() {
+		s.compact()
+	}
+	if done {
+		s.stop()
+	}
+}
+
+// compact rewrites the journal with what is not acknowledged.
+func (s *Server) compact() {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	s.mu.Lock()
+	live := s.snapshot()
+	s.mu.Unlock()
+	if err := s.journal.rewrite(live); err != nil {
+		s.log.Error("exit journal not compacted", "error", err)
+	}
+}
+
+// snapshot lists the state of every attempt; s.mu is held.
+func (s *Server) snapshot() []*runnerv1.SessionResponse {
+	out := make([]*runnerv1.SessionResponse, 0, len(s.attempts))
+	for _, a := range s.attempts {
+		m := &runnerv1.SessionResponse{}
+		if a.started != nil {
+			m.Started = append(m.Started, a.started)
+		}
+		if a.exited != nil {
+			m.Exited = append(m.Exited, a.exited)
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+func commands(i Info) []string {
+	out := []string{i.Name}
+	for _, c := range i.Commands {
+		if c != i.Name {
+			out = append(out, c)
+		}
+	}
+	return out
+}

@@ -1,0 +1,203 @@
+package runner
+
+import (
+	"iter"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+
+	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
+)
+
+// Frame gating: with many events about, waiting a moment for more saves a
+// wake-up of the worker per event; alone, an event goes out at once.
+const (
+	gateEvents = 8
+	gateDelay  = 500 * time.Microsecond
+)
+
+// Session implements the protocol.
+func (s *Server) Session(stream grpc.BidiStreamingServer[runnerv1.SessionRequest, runnerv1.SessionResponse]) error {
+	out := s.openSession()
+	var wait sync.WaitGroup
+	defer wait.Wait()
+	defer s.closeSession(out)
+	wait.Go(func() { out.send(stream) })
+	for {
+		frame, err := stream.Recv()
+		if err != nil {
+			return nil //nolint:nilerr // the worker is gone; it comes back with a new session
+		}
+		s.queue.add(frame.GetStarts())
+		for _, sig := range frame.GetSignals() {
+			if err := s.runner.Signal(sig.GetId(), syscall.Signal(sig.GetSignal())); err != nil {
+				s.log.Warn("signal not delivered", "id", sig.GetId(), "signal", sig.GetSignal(), "error", err)
+			}
+		}
+		if ids := frame.GetAcks(); len(ids) > 0 {
+			s.ack(ids)
+		}
+		if out.isClosed() {
+			return nil
+		}
+	}
+}
+
+// openSession ends the session before and replays the state to the new one.
+func (s *Server) openSession() *outbox {
+	out := newOutbox()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.session != nil {
+		s.session.close()
+	}
+	s.session = out
+	for _, a := range s.attempts {
+		s.repeat(a)
+	}
+	out.synced()
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	return out
+}
+
+func (s *Server) closeSession(out *outbox) {
+	out.close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.session == out {
+		s.session = nil
+		if s.timer != nil && !s.closed {
+			s.timer.Reset(s.idle)
+		}
+	}
+}
+
+// outbox gathers events for one session. Its size is bounded by the number of
+// attempts: each has one start and one exit.
+type outbox struct {
+	mu     sync.Mutex // guards frame and closed
+	frame  *runnerv1.SessionResponse
+	closed bool
+	wake   chan struct{}
+}
+
+func newOutbox() *outbox {
+	return &outbox{frame: &runnerv1.SessionResponse{}, wake: make(chan struct{}, 1)}
+}
+
+func (o *outbox) change(f func(*runnerv1.SessionResponse)) {
+	o.mu.Lock()
+	f(o.frame)
+	o.mu.Unlock()
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outbox) started(m *runnerv1.Started) {
+	o.change(func(f *runnerv1.SessionResponse) { f.Started = append(f.Started, m) })
+}
+
+func (o *outbox) exited(m *runnerv1.Exited) {
+	o.change(func(f *runnerv1.SessionResponse) { f.Exited = append(f.Exited, m) })
+}
+
+func (o *outbox) synced() {
+	o.change(func(f *runnerv1.SessionResponse) { f.Synced = true })
+}
+
+func (o *outbox) close() {
+	o.mu.Lock()
+	o.closed = true
+	o.mu.Unlock()
+	o.change(func(*runnerv1.SessionResponse) {})
+}
+
+func (o *outbox) isClosed() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.closed
+}
+
+// send carries frames out until the outbox is closed or the stream breaks.
+func (o *outbox) send(stream grpc.ServerStreamingServer[runnerv1.SessionResponse]) {
+	busy := false
+	for range o.wake {
+		if busy {
+			time.Sleep(gateDelay)
+		}
+		o.mu.Lock()
+		frame, closed := o.frame, o.closed
+		o.frame = &runnerv1.SessionResponse{}
+		o.mu.Unlock()
+		if closed {
+			return
+		}
+		n := len(frame.GetStarted()) + len(frame.GetExited())
+		busy = n >= gateEvents
+		if n == 0 && !frame.GetSynced() {
+			continue
+		}
+		if err := stream.Send(frame); err != nil {
+			return // Recv in Session sees the same break
+		}
+	}
+}
+
+// startQueue hands Starts to the spawners in order.
+type startQueue struct {
+	mu     sync.Mutex // guards the fields below
+	more   *sync.Cond
+	starts []*runnerv1.Start
+	closed bool
+}
+
+func newStartQueue() *startQueue {
+	q := &startQueue{}
+	q.more = sync.NewCond(&q.mu)
+	return q
+}
+
+func (q *startQueue) add(starts []*runnerv1.Start) {
+	if len(starts) == 0 {
+		return
+	}
+	q.mu.Lock()
+	q.starts = append(q.starts, starts...)
+	q.mu.Unlock()
+	q.more.Broadcast()
+}
+
+func (q *startQueue) close() {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+	q.more.Broadcast()
+}
+
+// all yields Starts until the queue is closed.
+func (q *startQueue) all() iter.Seq[*runnerv1.Start] {
+	return func(yield func(*runnerv1.Start) bool) {
+		for {
+			q.mu.Lock()
+			for len(q.starts) == 0 && !q.closed {
+				q.more.Wait()
+			}
+			if q.closed {
+				q.mu.Unlock()
+				return
+			}
+			p := q.starts[0]
+			q.starts = q.starts[1:]
+			q.mu.Unlock()
+			if !yield(p) {
+				return
+			}
+		}
+	}
+}
