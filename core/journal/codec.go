@@ -135,6 +135,7 @@ func appendRecord(b []byte, r *Record) []byte {
 	e.uint(4, r.Fence.Counter)
 	e.uint(5, r.Floor.Term)
 	e.uint(6, r.Floor.Counter)
+	e.uint(7, r.Epoch)
 	switch r.Kind {
 	case KindIntent:
 		e.msg(8, r.Intent.encode)
@@ -177,6 +178,8 @@ func parseRecord(b []byte) (Record, error) {
 			r.Floor.Term = d.v
 		case 6:
 			r.Floor.Counter = d.v
+		case 7:
+			r.Epoch = d.v
 		case 8:
 			body = d.b
 		}

@@ -16,6 +16,7 @@ type entry struct {
 // second copy of the records is kept in memory.
 type index struct {
 	fence, floor job.Fence
+	epoch        uint64
 	fenceAt      ref
 	attempts     map[job.Key]*entry
 }
@@ -30,6 +31,7 @@ func (x *index) add(r *Record, at ref) (dead int64) {
 	if x.floor.Less(r.Floor) {
 		x.floor = r.Floor
 	}
+	x.epoch = max(x.epoch, r.Epoch)
 	switch r.Kind {
 	case KindFence:
 		dead, x.fenceAt = x.fenceAt.n, at
@@ -48,9 +50,13 @@ func (x *index) add(r *Record, at ref) (dead int64) {
 		e = &entry{}
 		x.attempts[r.Key] = e
 	}
-	if r.Kind == KindDone && !r.Done.Open {
-		// The final report says all that the records before it said.
-		dead = e.drop(KindIntent, KindExited)
+	if r.Kind == KindDone {
+		// A refined report needs a new acknowledgement.
+		dead = e.drop(KindAcked, KindAcked)
+		if !r.Done.Open {
+			// The final report says all that the records before it said.
+			dead += e.drop(KindIntent, KindExited)
+		}
 	}
 	slot := &e.refs[r.Kind-KindIntent]
 	dead += slot.n
@@ -71,6 +77,7 @@ func (e *entry) drop(from, to Kind) (dead int64) {
 type State struct {
 	Fence    job.Fence // highest fence seen
 	Floor    job.Fence // highest fence of a forgotten attempt
+	Epoch    uint64    // how often the worker has begun
 	Attempts []Attempt // in the order in which they were first recorded
 }
 
@@ -102,6 +109,7 @@ func (f *fold) add(r *Record) {
 	if f.st.Floor.Less(r.Floor) {
 		f.st.Floor = r.Floor
 	}
+	f.st.Epoch = max(f.st.Epoch, r.Epoch)
 	if r.Kind == KindFence {
 		return
 	}
@@ -131,7 +139,7 @@ func (f *fold) add(r *Record) {
 	case KindExited:
 		a.Exit = r.Exit
 	case KindDone:
-		a.Done = r.Done
+		a.Done, a.Acked = r.Done, false
 	case KindAcked:
 		a.Acked = true
 	}

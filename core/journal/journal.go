@@ -270,7 +270,7 @@ func (j *Journal) rewrite() error {
 func (j *Journal) copyLive(f file) (index, int64, error) {
 	out := append([]byte(nil), magic...)
 	live := newIndex()
-	head := Record{Kind: KindFence, Fence: j.index.fence, Floor: j.index.floor}
+	head := Record{Kind: KindFence, Fence: j.index.fence, Floor: j.index.floor, Epoch: j.index.epoch}
 	mark := len(out)
 	out = appendFrame(out, &head)
 	live.add(&head, ref{off: int64(mark), n: int64(len(out) - mark)})

@@ -120,6 +120,7 @@ func TestP2TombstoneSurvivesReopenAndCompaction(t *testing.T) {
 func TestP3ForgottenAttemptsLeaveTheirFenceBehind(t *testing.T) {
 	t.Parallel()
 	j, _ := openAt(t, filepath.Join(t.TempDir(), "journal"))
+	appendAll(t, j, Record{Kind: KindFence, Epoch: 3})
 	appendAll(t, j, life(5)...)
 	appendAll(t, j, Record{Kind: KindForgotten, Key: key(5), Floor: job.Fence{Term: 1, Counter: 5}})
 	if err := j.Compact(); err != nil {
@@ -129,6 +130,9 @@ func TestP3ForgottenAttemptsLeaveTheirFenceBehind(t *testing.T) {
 	defer j.Close()
 	if len(st.Attempts) != 0 {
 		t.Errorf("forgotten attempt is back: %+v", st.Attempts)
+	}
+	if st.Epoch != 3 {
+		t.Errorf("epoch %d, want 3", st.Epoch)
 	}
 	if st.Floor != (job.Fence{Term: 1, Counter: 5}) || st.Fence != (job.Fence{Term: 1, Counter: 40}) {
 		t.Errorf("floor %v fence %v", st.Floor, st.Fence)

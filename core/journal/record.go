@@ -27,6 +27,7 @@ type Record struct {
 	Key     job.Key   // all but KindFence
 	Fence   job.Fence // KindFence, KindIntent, KindStop
 	Floor   job.Fence // KindFence, KindForgotten: highest fence of a forgotten attempt
+	Epoch   uint64    // KindFence: how often the worker has begun
 	Intent  *Intent   // KindIntent
 	Started *Started  // KindStarted
 	Stop    *Stop     // KindStop

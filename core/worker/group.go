@@ -1,0 +1,47 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/droverhq/drover/core/job"
+)
+
+// noGroup stands in for a group that does not exist any more. A cgroup can be
+// removed only when no process is in it (cgroups(7)), so it is empty.
+type noGroup struct{}
+
+func (noGroup) Name() string               { return "" }
+func (noGroup) Dir() string                { return "" }
+func (noGroup) Tasks() []string            { return nil }
+func (noGroup) Empty(string) (bool, error) { return true, nil }
+func (noGroup) OOMKills() (uint64, error)  { return 0, nil }
+func (noGroup) Release() error             { return nil }
+func (noGroup) Stop(context.Context, StopRequest) (job.StopProof, error) {
+	return job.StopProof{Method: neverStartedProof}, nil
+}
+
+// shutGroup stands in for a group that could not be opened. Nothing is claimed
+// about it before it can be: LOST and STOPPED need proof (P4, P9).
+type shutGroup struct {
+	noGroup
+	open func() (Group, error)
+}
+
+// Empty is an error until the group can be opened.
+func (s shutGroup) Empty(mark string) (bool, error) {
+	g, err := s.open()
+	if err != nil {
+		return false, fmt.Errorf("reopen cgroup: %w", err)
+	}
+	return g.Empty(mark)
+}
+
+// Stop is an error until the group can be opened.
+func (s shutGroup) Stop(ctx context.Context, r StopRequest) (job.StopProof, error) {
+	g, err := s.open()
+	if err != nil {
+		return job.StopProof{}, fmt.Errorf("reopen cgroup: %w", err)
+	}
+	return g.Stop(ctx, r)
+}

@@ -1,0 +1,324 @@
+package worker
+
+import (
+	"context"
+	"log/slog"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+)
+
+const (
+	preparers     = 8                      // orders that are prepared at once
+	pollFirst     = 2 * time.Millisecond   // between two looks whether a group is empty
+	pollLongest   = 200 * time.Millisecond // the same, after a while
+	watchLongest  = 5 * time.Second        // the same, for detached children
+	sealPatience  = 10 * time.Second       // for the writers of a group that is empty
+	logSlowSealed = "output still has a writer although no process is left"
+)
+
+// hands carries out what takes time. Its methods return at once; results come
+// back as events. Only the loop calls them.
+type hands struct {
+	log      *slog.Logger
+	preparer *preparer
+	output   Output
+	groups   Groups
+	scripts  Scripts
+	runners  Launcher
+	post     func(...Event)
+
+	tasks *sync.WaitGroup
+	slots chan struct{} // bounds preparations
+
+	mu   sync.Mutex // guards held
+	held map[job.Key]*holding
+}
+
+func (h *hands) get(key job.Key) *holding {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.held[key]
+}
+
+func (h *hands) set(x *holding) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.held[x.key] = x
+}
+
+func (h *hands) drop(key job.Key) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.held, key)
+}
+
+// prepare answers with Prepared.
+func (h *hands) prepare(ctx context.Context, e Prepare) {
+	h.tasks.Go(func() {
+		select {
+		case h.slots <- struct{}{}:
+			defer func() { <-h.slots }()
+		case <-ctx.Done():
+			return
+		}
+		p, err := h.preparer.prepare(ctx, e.Key, e.Spec)
+		if err != nil {
+			h.post(Prepared{Key: e.Key, Refusal: err})
+			return
+		}
+		h.set(&holding{key: e.Key, group: p.group, pin: p.pin, oom: p.oom, start: p})
+		h.post(Prepared{Key: e.Key, Intent: p.intent})
+	})
+}
+
+// startProcess hands the start to the plugin host, which queues it.
+func (h *hands) startProcess(e StartProcess) {
+	x := h.get(e.Key)
+	if x == nil {
+		return
+	}
+	p := x.takeStart()
+	if p == nil {
+		return
+	}
+	if err := h.runners.Start(p.runner, p.launch); err != nil {
+		h.post(LaunchRefused{Key: e.Key, Err: err})
+	}
+}
+
+// settle waits for the children of a main process that is gone (P10).
+func (h *hands) settle(ctx context.Context, e Settle) {
+	h.do(ctx, e.Key, false, func(ctx context.Context, x *holding) {
+		linger := time.NewTimer(e.Linger)
+		defer linger.Stop()
+		drained, empty := h.await(ctx, x, linger.C)
+		switch {
+		case ctx.Err() != nil:
+			// A stop took over, or the worker ends.
+		case drained && empty:
+			f := h.sealed(ctx, x, e.OOM)
+			h.tell(ctx, Settled{Key: e.Key, Finished: &f})
+		case e.Detach:
+			f := Finished{Key: e.Key, Open: true}
+			if drained {
+				f = h.sealed(ctx, x, e.OOM)
+				f.Open = true
+			} else {
+				f.Stdout.Size, f.Stderr.Size, _ = h.output.Sizes(e.Key)
+			}
+			h.tell(ctx, Settled{Key: e.Key, Finished: &f})
+		default:
+			h.tell(ctx, Settled{Key: e.Key, Left: true})
+		}
+	})
+}
+
+// await waits until nobody writes and no process is left, or until the time is
+// up; nil waits for ever.
+func (h *hands) await(ctx context.Context, x *holding, until <-chan time.Time) (drained, empty bool) {
+	if _, _, sealed := x.streams(); !sealed {
+		select {
+		case <-h.output.Drained(x.key):
+		case <-until:
+			return false, false
+		case <-ctx.Done():
+			return false, false
+		}
+	}
+	longest := pollLongest
+	if until == nil {
+		longest = watchLongest
+	}
+	for wait := pollFirst; ; wait = min(2*wait, longest) {
+		empty, err := x.group.Empty(attemptID(x.key))
+		if err == nil && empty {
+			return true, true
+		}
+		pause := time.NewTimer(wait)
+		select {
+		case <-pause.C:
+		case <-until:
+			pause.Stop()
+			return true, false
+		case <-ctx.Done():
+			pause.Stop()
+			return true, false
+		}
+	}
+}
+
+// sealed finishes the output and looks at the group's kills.
+func (h *hands) sealed(ctx context.Context, x *holding, oom bool) Finished {
+	f := Finished{Key: x.key}
+	f.Stdout, f.Stderr, f.Err = h.output.Finish(ctx, x.key)
+	if f.Err != nil {
+		f.Stdout.Size, f.Stderr.Size, _ = h.output.Sizes(x.key)
+	} else {
+		x.seal(f.Stdout, f.Stderr)
+	}
+	if oom {
+		kills, err := x.group.OOMKills()
+		f.OOM = err == nil && kills > x.oom
+	}
+	return f
+}
+
+// stopGroup ends every process (P9).
+func (h *hands) stopGroup(ctx context.Context, e StopGroup) {
+	h.do(ctx, e.Key, true, func(ctx context.Context, x *holding) {
+		proof, err := x.group.Stop(ctx, e.StopRequest)
+		if ctx.Err() != nil {
+			// A harder stop waits behind this one and will have the proof.
+			x.termed = max(x.termed, proof.Termed)
+			return
+		}
+		proof.Termed = max(proof.Termed, x.termed)
+		h.tell(ctx, GroupStopped{Key: e.Key, Proof: proof, Err: err})
+	})
+}
+
+// finish seals the output of an attempt without processes.
+func (h *hands) finish(ctx context.Context, e Finish) {
+	h.do(ctx, e.Key, false, func(ctx context.Context, x *holding) {
+		if e.NoWriter {
+			h.output.NoWriter(e.Key)
+		}
+		patience := time.NewTimer(sealPatience)
+		defer patience.Stop()
+		select {
+		case <-h.output.Drained(e.Key):
+		case <-ctx.Done():
+			return
+		case <-patience.C:
+			// P8: END only when nobody holds the stream. Somebody outside of the
+			// attempt does; the report must not wait for it.
+			h.log.Warn(logSlowSealed, "job", e.Key.Job, "attempt", e.Key.Attempt)
+			f := Finished{Key: e.Key, Open: true}
+			f.Stdout.Size, f.Stderr.Size, _ = h.output.Sizes(e.Key)
+			h.tell(ctx, f)
+			return
+		}
+		h.tell(ctx, h.sealed(ctx, x, e.OOM))
+	})
+}
+
+// watch waits for the end of detached children.
+func (h *hands) watch(ctx context.Context, e Watch) {
+	h.do(ctx, e.Key, false, func(ctx context.Context, x *holding) {
+		stdout, stderr, sealed := x.streams()
+		if !sealed {
+			select {
+			case <-h.output.Drained(e.Key):
+			case <-ctx.Done():
+				return
+			}
+			f := h.sealed(ctx, x, false)
+			stdout, stderr = f.Stdout, f.Stderr
+		}
+		if _, empty := h.await(ctx, x, nil); empty {
+			h.tell(ctx, Emptied{Key: e.Key, Stdout: stdout, Stderr: stderr})
+		}
+	})
+}
+
+// probeIdle answers with Quiet.
+func (h *hands) probeIdle(e ProbeIdle) {
+	last := h.output.LastWrite(e.Key)
+	quiet := time.Duration(math.MaxInt64)
+	if !last.IsZero() {
+		quiet = max(0, time.Since(last))
+	}
+	h.post(Quiet{Key: e.Key, For: quiet})
+}
+
+// cleanup gives back all that an attempt holds.
+func (h *hands) cleanup(ctx context.Context, e Cleanup) {
+	h.do(ctx, e.Key, false, func(ctx context.Context, x *holding) {
+		if _, _, sealed := x.streams(); !sealed {
+			h.preparer.giveBack(ctx, e.Key)
+		}
+		if err := x.group.Release(); err != nil {
+			h.log.Warn("cgroup not released", "job", e.Key.Job, "attempt", e.Key.Attempt, "error", err)
+		}
+		if x.pin != nil {
+			x.pin.Release()
+		}
+		if err := h.preparer.folders.remove(attemptID(e.Key)); err != nil {
+			h.log.Warn("attempt folder not removed", "job", e.Key.Job, "attempt", e.Key.Attempt, "error", err)
+		}
+		h.drop(e.Key)
+	})
+}
+
+// removeOutput deletes the output of a forgotten attempt.
+func (h *hands) removeOutput(e RemoveOutput) {
+	h.tasks.Go(func() {
+		if err := h.output.Remove(e.Key); err != nil && errs.KindOf(err) != errs.NotFound {
+			h.log.Warn("output not removed", "job", e.Key.Job, "attempt", e.Key.Attempt, "error", err)
+		}
+	})
+}
+
+// do queues work with a holding; without one there is nothing to work with.
+func (h *hands) do(ctx context.Context, key job.Key, urgent bool, f func(context.Context, *holding)) {
+	if x := h.get(key); x != nil {
+		x.do(ctx, h.tasks, urgent, func(ctx context.Context) { f(ctx, x) })
+	}
+}
+
+// tell posts unless the work was cancelled: then somebody else will.
+func (h *hands) tell(ctx context.Context, ev Event) {
+	if ctx.Err() == nil {
+		h.post(ev)
+	}
+}
+
+// reopen takes up again what an attempt of an earlier life holds. What cannot
+// be taken up is logged and replaced by something empty: the attempt must come
+// to an end all the same.
+func (h *hands) reopen(r Holding, boot string) {
+	x := &holding{key: r.Key, group: noGroup{}}
+	in := r.Intent
+	log := h.log.With("job", r.Key.Job, "attempt", r.Key.Attempt)
+	if err := h.output.Resume(r.Key, Lanes{in.Stdout, in.Stderr}, outputOptions(&in.Spec, nil)); err != nil {
+		log.Warn("output not resumed", "error", err)
+	}
+	if in.BootID != boot {
+		h.output.NoWriter(r.Key)
+		h.set(x)
+		return
+	}
+	if g, err := h.groups.Reopen(in.Cgroup); err == nil {
+		x.group = g
+		// A group that cannot say counts from zero: a kill is then not missed.
+		x.oom, _ = g.OOMKills()
+	} else if errs.KindOf(err) != errs.NotFound {
+		log.Warn("cgroup not reopened", "cgroup", in.Cgroup, "error", err)
+		x.group = shutGroup{open: func() (Group, error) { return h.groups.Reopen(in.Cgroup) }}
+	}
+	if in.Script.Name != "" {
+		pin, err := h.scripts.PinGeneration(in.Script)
+		if err != nil {
+			log.Warn("script generation not pinned again", "script", in.Script.Name, "error", err)
+		} else {
+			x.pin = &pin
+		}
+	}
+	h.set(x)
+}
+
+// hold is used by restarts to keep attempts in the order of the journal.
+func (h *hands) hold(all []Holding, boot string) []Held {
+	var alive []Held
+	for _, r := range all {
+		h.reopen(r, boot)
+		if r.Alive {
+			alive = append(alive, r.Held)
+		}
+	}
+	return alive
+}

@@ -1,0 +1,92 @@
+package worker
+
+import (
+	"context"
+	"sync"
+
+	"github.com/droverhq/drover/core/job"
+)
+
+// holding is what an attempt holds in the world: lanes, group, script, folder.
+// Everything that takes time with it runs in order, one at a time, in a
+// goroutine that lives only while there is something to do: a job that just
+// runs has none. So a group is never given back while it is being killed.
+type holding struct {
+	key   job.Key
+	group Group
+	pin   *Pin
+	oom   uint64
+
+	mu     sync.Mutex // guards all below
+	start  *prepared  // until the start is with the plugin
+	queue  []func(context.Context)
+	active bool               // a goroutine works on the queue
+	cancel context.CancelFunc // of what runs now
+	termed uint32             // by stops that a harder one overtook
+	sealed bool               // the output is finished
+	stdout job.Stream
+	stderr job.Stream
+}
+
+// do queues f behind what runs. An urgent one cancels what runs first.
+func (h *holding) do(ctx context.Context, tasks *sync.WaitGroup, urgent bool, f func(context.Context)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.queue = append(h.queue, f)
+	if !h.active {
+		h.active = true
+		tasks.Go(func() { h.work(ctx) })
+		return
+	}
+	if urgent && h.cancel != nil {
+		h.cancel()
+	}
+}
+
+// work does what is queued until nothing is.
+func (h *holding) work(parent context.Context) {
+	for {
+		f, ctx, cancel := h.next(parent)
+		if f == nil {
+			return
+		}
+		f(ctx)
+		cancel()
+	}
+}
+
+func (h *holding) next(parent context.Context) (func(context.Context), context.Context, context.CancelFunc) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.queue) == 0 {
+		h.active, h.queue, h.cancel = false, nil, nil
+		return nil, nil, nil
+	}
+	f := h.queue[0]
+	h.queue = h.queue[1:]
+	ctx, cancel := context.WithCancel(parent)
+	h.cancel = cancel
+	return f, ctx, cancel
+}
+
+// takeStart returns what the plugin needs, once.
+func (h *holding) takeStart() *prepared {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := h.start
+	h.start = nil
+	return p
+}
+
+// seal remembers the finished streams.
+func (h *holding) seal(stdout, stderr job.Stream) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sealed, h.stdout, h.stderr = true, stdout, stderr
+}
+
+func (h *holding) streams() (stdout, stderr job.Stream, sealed bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.stdout, h.stderr, h.sealed
+}

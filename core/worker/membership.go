@@ -1,0 +1,156 @@
+package worker
+
+import (
+	"context"
+	"maps"
+	"math/rand/v2"
+	"time"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+)
+
+// Waits of the membership loop.
+const (
+	firstRetry       = 200 * time.Millisecond
+	longestRetry     = 4 * time.Second // P15: back within 5 s after a scheduler's restart
+	defaultHeartbeat = 5 * time.Second
+)
+
+// Registration introduces a worker to a scheduler.
+type Registration struct {
+	WorkerID   job.WorkerID // zero the first time
+	Address    string
+	Labels     map[string]string
+	Slots      int
+	BootID     string
+	Version    string
+	Runners    []job.RunnerInfo
+	Commands   []string // that the policy allows without a runner
+	InstanceID string
+}
+
+// Registered is a scheduler's answer.
+type Registered struct {
+	WorkerID  job.WorkerID
+	Term      uint64
+	Lease     time.Duration
+	Heartbeat time.Duration // how often to renew it
+}
+
+// Beat is one heartbeat.
+type Beat struct {
+	WorkerID   job.WorkerID
+	Running    int
+	Conditions []job.Condition
+	Draining   bool
+}
+
+// Scheduler is what a worker asks of its scheduler (core/rpc). Heartbeat answers
+// with an error of kind NotFound when the worker has to register again.
+type Scheduler interface {
+	Register(context.Context, Registration) (Registered, error)
+	Heartbeat(context.Context, Beat) error
+	Deregister(context.Context, job.WorkerID) error
+}
+
+// membership keeps the worker registered until the context ends.
+func (w *Worker) membership(ctx context.Context) {
+	for ctx.Err() == nil {
+		every, ok := w.register(ctx)
+		if !ok {
+			return
+		}
+		w.renew(ctx, every)
+	}
+}
+
+// register tries until it is registered. One line is logged per change of the
+// error, not per try.
+func (w *Worker) register(ctx context.Context) (time.Duration, bool) {
+	said := ""
+	for pause := firstRetry; ; pause = min(2*pause, w.cfg.Retry) {
+		id, _ := w.identity.get()
+		got, err := w.cfg.Scheduler.Register(ctx, Registration{
+			WorkerID: id, Address: w.cfg.Address, Labels: maps.Clone(w.cfg.Labels), Slots: w.machine.slots,
+			BootID: w.cfg.BootID, Version: w.cfg.Version, Runners: w.cfg.Runners.Runners(),
+			Commands: w.cfg.Policy.Commands, InstanceID: w.instance,
+		})
+		if err == nil {
+			err = w.identity.set(got.WorkerID)
+		}
+		switch {
+		case err == nil:
+			w.log.Info("registered", "worker_id", got.WorkerID, "term", got.Term, "lease", got.Lease)
+			if got.Heartbeat <= 0 {
+				got.Heartbeat = defaultHeartbeat
+			}
+			return got.Heartbeat, true
+		case err.Error() != said && ctx.Err() == nil:
+			said = err.Error()
+			w.log.Warn("not registered", "error", err)
+		}
+		if !w.pause(ctx, jitter(pause)) {
+			return 0, false
+		}
+	}
+}
+
+// renew sends heartbeats until the scheduler does not know the worker any more.
+func (w *Worker) renew(ctx context.Context, every time.Duration) {
+	said := ""
+	for w.pauseOrBeat(ctx, jitter(every)) {
+		err := w.heartbeat(ctx)
+		switch {
+		case err == nil && said != "":
+			said = ""
+			w.log.Info("heartbeats arrive again")
+		case err == nil, ctx.Err() != nil:
+		case errs.KindOf(err) == errs.NotFound:
+			w.log.Info("the scheduler does not know this worker; registering again")
+			return
+		case err.Error() != said:
+			said = err.Error()
+			w.log.Warn("heartbeat not delivered", "error", err)
+		}
+	}
+}
+
+func (w *Worker) heartbeat(ctx context.Context) error {
+	id, _ := w.identity.get()
+	c := w.Counts()
+	return w.cfg.Scheduler.Heartbeat(ctx, Beat{
+		WorkerID: id, Running: c.Running, Conditions: w.Conditions(),
+		// P9: a host with unkillable processes gets nothing new.
+		Draining: c.Draining || c.Unkillable > 0,
+	})
+}
+
+// jitter spreads d by a tenth, so that workers do not call all at once.
+func jitter(d time.Duration) time.Duration {
+	return d - d/10 + rand.N(d/5+1)
+}
+
+func (w *Worker) pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (w *Worker) pauseOrBeat(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-w.beat:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,176 @@
+package worker
+
+import (
+	"context"
+	"syscall"
+	"time"
+
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/journal"
+)
+
+// What a worker needs of the packages below it. Small on purpose: each has an
+// in-memory fake in the tests, and bind.go fits the real ones to them.
+
+// Recorder appends records as one batch: all or none (core/journal).
+type Recorder interface {
+	Append(...journal.Record) error
+}
+
+// Lanes names the two named pipes of an attempt.
+type Lanes struct{ Stdout, Stderr string }
+
+// OutputOptions says how the output of one attempt is kept.
+type OutputOptions struct {
+	Policy   job.OutputPolicy
+	Limit    uint64 // bytes per stream; 0 is job.DefaultOutputLimit
+	UID, GID int    // owner of the lanes; -1 is the worker's own
+}
+
+// LaneKeeper takes output from processes (core/output).
+type LaneKeeper interface {
+	Take(job.Key, OutputOptions) (Lanes, error)
+	Resume(job.Key, Lanes, OutputOptions) error
+	NoWriter(job.Key)
+	Drained(job.Key) <-chan struct{}
+	Finish(context.Context, job.Key) (stdout, stderr job.Stream, err error)
+}
+
+// Meter tells how much an attempt has written, and when last.
+type Meter interface {
+	Sizes(job.Key) (stdout, stderr uint64, ok bool)
+	LastWrite(job.Key) time.Time
+}
+
+// Archive keeps finished output until it is removed.
+type Archive interface {
+	Remove(job.Key) error
+	Keys() []job.Key
+	Conditions() []job.Condition
+}
+
+// Output is the whole of core/output that a worker uses.
+type Output interface {
+	LaneKeeper
+	Meter
+	Archive
+}
+
+// Pin is a script that stays as it is until Release.
+type Pin struct {
+	Path   string // the published file, absolute
+	Root   string // folder of the generation
+	Source string // where it came from, absolute
+	Script journal.Script
+	// Release lets go of the generation. It may be called once.
+	Release func()
+}
+
+// Scripts publishes script folders (core/scripts).
+type Scripts interface {
+	Pin(path string) (Pin, error)
+	PinGeneration(journal.Script) (Pin, error)
+	Index() job.ScriptIndex
+	Changed() <-chan struct{}
+}
+
+// Place is where a process is born and found.
+type Place interface {
+	Name() string    // for Reopen; "" without cgroups
+	Dir() string     // v2 folder, "" when there is none
+	Tasks() []string // v1 "tasks" files
+}
+
+// StopRequest says whom to end, for hosts without cgroups, and how gently.
+type StopRequest struct {
+	PID        int
+	StartTicks uint64
+	Mark       string
+	Grace      time.Duration
+}
+
+// Group holds all processes of one attempt (core/cgroup).
+type Group interface {
+	Place
+	// Stop ends every process and proves it (P9). It may take a minute.
+	Stop(context.Context, StopRequest) (job.StopProof, error)
+	Empty(mark string) (bool, error)
+	// OOMKills counts kills for want of memory since the group was made.
+	OOMKills() (uint64, error)
+	Release() error
+}
+
+// Groups makes groups.
+type Groups interface {
+	Check(job.Limits) error
+	Acquire(job.Limits) (Group, error)
+	Reopen(name string) (Group, error)
+}
+
+// Launch is what a runner needs to make one process. All is resolved.
+type Launch struct {
+	ID          string
+	Command     string
+	Script      string
+	Args        []string
+	Env         []string
+	Workdir     string
+	Stdin       string // file; "" is /dev/null
+	Lanes       Lanes
+	Cgroup      string
+	CgroupTasks []string
+	User        *Credential // nil: the worker's own
+}
+
+// Credential is a numeric user.
+type Credential struct {
+	UID, GID uint32
+	Groups   []uint32
+}
+
+// Held is an attempt that a plugin may still know after a restart.
+type Held struct {
+	ID         string
+	Runner     journal.Runner
+	PID        int // 0: no start was confirmed
+	StartTicks uint64
+}
+
+// Launcher starts processes; results arrive in the Feed (core/pluginhost).
+type Launcher interface {
+	Lookup(command string) (journal.Runner, error)
+	Start(journal.Runner, Launch) error
+	Ack(ids ...string)
+	Resume(context.Context, []Held) error
+}
+
+// RunnerIndex lists the plugins.
+type RunnerIndex interface {
+	Runners() []job.RunnerInfo
+	Changed() <-chan struct{}
+}
+
+// Runners is the whole of core/pluginhost that a worker uses.
+type Runners interface {
+	Launcher
+	RunnerIndex
+}
+
+// ProcessEvent is news of one process: Started, Exit, or Gone.
+type ProcessEvent struct {
+	ID      string
+	Started *journal.Started // Boot is filled in by the worker
+	Exit    *ProcessExit
+	Gone    bool // proved to be gone, without a result
+}
+
+// ProcessExit is how a process ended, or why it never came to be.
+type ProcessExit struct {
+	PID         int
+	Code        int32
+	Signal      syscall.Signal // 0: Code counts
+	SpawnReason string         // NOT_FOUND, ...; "": there was a process
+	SpawnError  string
+	Evidence    job.Evidence
+	Time        time.Time
+}

@@ -1,0 +1,312 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/journal"
+)
+
+// Reasons of refusals that core/job has no name for.
+const (
+	reasonBadRequest = "BAD_REQUEST" // a field that no scheduler should have let through
+	reasonWorkdir    = "WORKDIR"     // the working folder cannot be used
+	reasonNoSpace    = "RESOURCES"   // the host could not give what every attempt needs
+)
+
+// binaryRunner runs executables and interpreters that have no runner.
+const binaryRunner = "binary"
+
+// preparer turns orders into launches. It holds no state of attempts; its
+// methods are called from many goroutines.
+type preparer struct {
+	log     *slog.Logger
+	worker  string // name, for DROVER_WORKER
+	boot    string
+	policy  Policy
+	scratch string
+	base    map[string]string
+	folders attemptFolders
+	runners Launcher
+	scripts Scripts
+	groups  Groups
+	output  LaneKeeper
+	find    func(string) (string, error)   // exec.LookPath
+	account func(string) (*account, error) // findAccount
+}
+
+// prepared is what an attempt holds from preparation to cleanup.
+type prepared struct {
+	intent journal.Intent
+	launch Launch
+	runner journal.Runner
+	group  Group
+	pin    *Pin
+	oom    uint64 // kills of the group before this attempt
+}
+
+// prepare checks the order and takes all it needs; on an error nothing is held.
+func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ *prepared, err error) {
+	if err := p.check(spec); err != nil {
+		return nil, err
+	}
+	runner, command, err := p.resolve(spec)
+	if err != nil {
+		return nil, err
+	}
+	u, err := p.user(spec.User)
+	if err != nil {
+		return nil, err
+	}
+	if spec.Limits != (job.Limits{}) {
+		if err := p.groups.Check(spec.Limits); err != nil {
+			return nil, wrapRefusal("limits", job.ReasonLimit, err)
+		}
+	}
+	id := attemptID(key)
+	h := &prepared{runner: runner}
+	undo := &undoer{}
+	defer func() {
+		if err != nil {
+			undo.run()
+		}
+	}()
+	if err := p.script(h, spec, undo); err != nil {
+		return nil, err
+	}
+	workdir, err := p.workdir(h, spec)
+	if err != nil {
+		return nil, err
+	}
+	lanes, err := p.take(ctx, h, key, spec, u, undo)
+	if err != nil {
+		return nil, err
+	}
+	stdin, secrets, err := p.folders.make(id, spec, u)
+	if err != nil {
+		return nil, wrapRefusal("stdin and secrets", reasonNoSpace, err)
+	}
+	h.launch = Launch{
+		ID: id, Command: command, Args: spec.Args, Workdir: workdir, Stdin: stdin, Lanes: lanes,
+		Cgroup: h.group.Dir(), CgroupTasks: h.group.Tasks(),
+	}
+	source := ""
+	if h.pin != nil {
+		h.launch.Script, source = h.pin.Path, h.pin.Source
+	}
+	if u != nil {
+		h.launch.User = &u.cred
+	}
+	h.launch.Env = jobEnviron(p.base, u, spec, ownEnviron(key, p.worker, id, source, secrets))
+	h.intent = journal.Intent{
+		BootID: p.boot, Spec: *spec, Folder: stdin != "" || secrets != "", Mark: id,
+		Stdout: lanes.Stdout, Stderr: lanes.Stderr, Cgroup: h.group.Name(), Runner: runner,
+	}
+	h.intent.Spec.Stdin, h.intent.Spec.Secrets = nil, nil
+	if h.pin != nil {
+		h.intent.Script = h.pin.Script
+	}
+	return h, nil
+}
+
+// undoer gives back in reverse what was taken.
+type undoer struct{ steps []func() }
+
+func (u *undoer) add(f func()) { u.steps = append(u.steps, f) }
+
+func (u *undoer) run() {
+	for i := len(u.steps) - 1; i >= 0; i-- {
+		u.steps[i]()
+	}
+}
+
+// check looks at what the order says by itself. The scheduler has looked, too,
+// but the worker's own calls are open to others, and it trusts no scheduler.
+func (p *preparer) check(s *job.Spec) error {
+	for i, a := range s.Args {
+		if strings.Contains(a, "\x00") {
+			return refuse(fmt.Sprintf("args[%d]", i), reasonBadRequest, "holds a NUL byte")
+		}
+	}
+	for name, value := range s.Env {
+		field := fmt.Sprintf("env[%q]", name)
+		if why, ok := p.policy.AllowsEnv(name); !ok {
+			return refuse(field, job.ReasonPolicy, "%s", why)
+		}
+		if strings.Contains(value, "\x00") {
+			return refuse(field, reasonBadRequest, "holds a NUL byte")
+		}
+	}
+	for name := range s.Secrets {
+		if !secretName(name) {
+			return refuse("secrets", reasonBadRequest, "%q cannot be a file name", name)
+		}
+	}
+	if len(s.Stdin) > job.MaxStdin {
+		return refuse("stdin", reasonBadRequest, "holds %d bytes, %d are allowed", len(s.Stdin), job.MaxStdin)
+	}
+	if strings.Contains(s.Command, "\x00") || strings.Contains(s.Workdir, "\x00") {
+		return refuse("command", reasonBadRequest, "holds a NUL byte")
+	}
+	return nil
+}
+
+// resolve finds the runner and the command it gets.
+func (p *preparer) resolve(s *job.Spec) (journal.Runner, string, error) {
+	if s.Path == "" {
+		return p.resolveBare(s)
+	}
+	name := s.Command
+	if name == "" {
+		name = filepath.Ext(s.Path)
+		if name == "" {
+			return journal.Runner{}, "", refuse("command", job.ReasonNoRunner, "is empty, and %q has no extension to choose a runner by", s.Path)
+		}
+	}
+	runner, err := p.runners.Lookup(name)
+	switch {
+	case err == nil:
+		return runner, s.Command, nil
+	case errs.ReasonOf(err) != job.ReasonNoRunner:
+		return runner, "", wrapRefusal("command", job.ReasonRunnerFailed, err)
+	case s.Command == "" || !p.policy.AllowsCommand(name, p.find):
+		return runner, "", refuse("command", job.ReasonNoRunner, "no runner serves %q, and the worker's policy does not allow it as an interpreter", name).
+			WithHint(`see "drover plugin ls", or add it to "commands" in the worker's policy file`)
+	}
+	return p.binary(name)
+}
+
+// resolveBare finds what runs a command without a script (P13).
+func (p *preparer) resolveBare(s *job.Spec) (journal.Runner, string, error) {
+	if s.Command == "" {
+		return journal.Runner{}, "", refuse("command", reasonBadRequest, "is empty, and so is path")
+	}
+	if !p.policy.AllowsCommand(s.Command, p.find) {
+		return journal.Runner{}, "", refuse("command", job.ReasonPolicy, "the worker's policy does not allow %q without a script", s.Command).
+			WithHint(`add it to "commands" in the worker's policy file`)
+	}
+	return p.binary(s.Command)
+}
+
+// binary hands a command to the binary runner, as an absolute path: the PATH of
+// a request must not choose what an allowed name means.
+func (p *preparer) binary(command string) (journal.Runner, string, error) {
+	if strings.Contains(command, "/") && (!filepath.IsAbs(command) || filepath.Clean(command) != command) {
+		return journal.Runner{}, "", refuse("command", job.ReasonPath, "%q is neither a name nor a clean absolute path", command)
+	}
+	runner, err := p.runners.Lookup(binaryRunner)
+	if err != nil {
+		return runner, "", wrapRefusal("command", job.ReasonRunnerFailed, err)
+	}
+	if filepath.IsAbs(command) {
+		return runner, command, nil
+	}
+	file, err := p.find(command)
+	if err != nil {
+		return runner, "", refuse("command", job.ReasonSpawn, "NOT_FOUND: %v", err)
+	}
+	return runner, file, nil
+}
+
+func (p *preparer) user(name string) (*account, error) {
+	switch {
+	case name == "":
+		return nil, nil
+	case !p.policy.AllowsUser(name):
+		return nil, refuse("user", job.ReasonPolicy, "the worker's policy does not allow jobs to run as %q", name).
+			WithHint(`add it to "users" in the worker's policy file`)
+	case os.Geteuid() != 0:
+		return nil, refuse("user", job.ReasonPolicy, "the worker does not run as root and cannot become %q", name)
+	}
+	return p.account(name)
+}
+
+func (p *preparer) script(h *prepared, s *job.Spec, undo *undoer) error {
+	if s.Path == "" {
+		return nil
+	}
+	pin, err := p.scripts.Pin(s.Path)
+	if err != nil {
+		return wrapRefusal("path", job.ReasonScriptGone, err)
+	}
+	h.pin = &pin
+	undo.add(pin.Release)
+	return nil
+}
+
+func (p *preparer) workdir(h *prepared, s *job.Spec) (string, error) {
+	switch {
+	case s.Workdir == "" && h.pin != nil:
+		return h.pin.Root, nil
+	case s.Workdir == "":
+		return p.scratch, nil
+	case !filepath.IsAbs(s.Workdir) || filepath.Clean(s.Workdir) != s.Workdir:
+		return "", refuse("workdir", reasonWorkdir, "%q is not a clean absolute path", s.Workdir)
+	case !p.policy.AllowsWorkdir(s.Workdir):
+		return "", refuse("workdir", job.ReasonPolicy, "the worker's policy does not allow %q", s.Workdir)
+	}
+	info, err := os.Stat(s.Workdir)
+	if err != nil {
+		return "", refuse("workdir", reasonWorkdir, "%w", err)
+	}
+	if !info.IsDir() {
+		return "", refuse("workdir", reasonWorkdir, "%q is not a folder", s.Workdir)
+	}
+	return s.Workdir, nil
+}
+
+// take takes lanes and group.
+func (p *preparer) take(ctx context.Context, h *prepared, key job.Key, s *job.Spec, u *account, undo *undoer) (Lanes, error) {
+	lanes, err := p.output.Take(key, outputOptions(s, u))
+	if err != nil {
+		return lanes, wrapRefusal("output", reasonNoSpace, err)
+	}
+	undo.add(func() { p.giveBack(ctx, key) })
+	h.group, err = p.groups.Acquire(s.Limits)
+	if err != nil {
+		return lanes, wrapRefusal("limits", reasonNoSpace, err)
+	}
+	undo.add(func() { _ = h.group.Release() })
+	if s.Limits.Memory > 0 {
+		// Groups may be used again: only kills from now on are this attempt's.
+		if h.oom, err = h.group.OOMKills(); err != nil {
+			return lanes, wrapRefusal("limits.memory", job.ReasonLimit, err)
+		}
+	}
+	return lanes, nil
+}
+
+// giveBack returns lanes that nobody will write to.
+func (p *preparer) giveBack(ctx context.Context, key job.Key) {
+	p.output.NoWriter(key)
+	if _, _, err := p.output.Finish(ctx, key); err != nil {
+		p.log.Warn("lanes not given back", "job", key.Job, "attempt", key.Attempt, "error", err)
+	}
+}
+
+func outputOptions(s *job.Spec, u *account) OutputOptions {
+	o := OutputOptions{Policy: s.OutputPolicy, Limit: s.OutputLimit, UID: -1, GID: -1}
+	if u != nil {
+		o.UID, o.GID = int(u.cred.UID), int(u.cred.GID)
+	}
+	return o
+}
+
+// lookPath is exec.LookPath without the working folder of the worker.
+func lookPath(command string) (string, error) {
+	file, err := exec.LookPath(command)
+	if err != nil {
+		return "", err
+	}
+	if !filepath.IsAbs(file) {
+		return "", fmt.Errorf("%s lies in a relative folder of PATH", command)
+	}
+	return file, nil
+}
