@@ -1,0 +1,189 @@
+// Package embedded is the default store: Pebble in the scheduler's data
+// folder. Concurrent batches share one fdatasync.
+package embedded
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/store"
+)
+
+// Small on purpose: the scheduler keeps live jobs in its own memory and reads
+// finished ones rarely.
+const (
+	cacheBytes    = 8 << 20
+	memtableBytes = 4 << 20
+)
+
+// Store implements store.Store.
+type Store struct {
+	db *pebble.DB
+
+	mu     sync.RWMutex // held for reading by every call, for writing by Close
+	closed bool
+}
+
+// Open opens or makes the store in dir. A second process is refused.
+func Open(dir string, log *slog.Logger) (*Store, error) {
+	cache := pebble.NewCache(cacheBytes)
+	defer cache.Unref()
+	db, err := pebble.Open(dir, &pebble.Options{
+		Cache: cache, MemTableSize: memtableBytes, MemTableStopWritesThreshold: 4,
+		MaxOpenFiles: 256, Logger: logger{log}, FormatMajorVersion: pebble.FormatNewest,
+	})
+	if err != nil {
+		e := errs.E("open the store in "+dir, errs.Internal, "STORE", err)
+		return nil, e.WithHint("another scheduler may use this folder, or it belongs to another user; choose one with --data")
+	}
+	return &Store{db: db}, nil
+}
+
+// enter keeps Close away while a call is under way.
+func (s *Store) enter(ctx context.Context) (leave func(), err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s.mu.RLock()
+	if s.closed {
+		s.mu.RUnlock()
+		return nil, store.ErrClosed
+	}
+	return s.mu.RUnlock, nil
+}
+
+// Get implements store.Store.
+func (s *Store) Get(ctx context.Context, key []byte) ([]byte, error) {
+	leave, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	v, closer, err := s.db.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, store.ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the store: %w", err)
+	}
+	defer closer.Close()
+	return bytes.Clone(v), nil
+}
+
+// Scan implements store.Store.
+func (s *Store) Scan(ctx context.Context, r store.Range) iter.Seq2[store.Pair, error] {
+	return func(yield func(store.Pair, error) bool) {
+		leave, err := s.enter(ctx)
+		if err != nil {
+			yield(store.Pair{}, err)
+			return
+		}
+		defer leave()
+		it, err := s.db.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: r.From, UpperBound: r.To})
+		if err != nil {
+			yield(store.Pair{}, fmt.Errorf("read the store: %w", err))
+			return
+		}
+		defer it.Close()
+		first, next := it.First, it.Next
+		if r.Reverse {
+			first, next = it.Last, it.Prev
+		}
+		for ok := first(); ok; ok = next() {
+			if err := ctx.Err(); err != nil {
+				yield(store.Pair{}, err)
+				return
+			}
+			if !yield(store.Pair{Key: bytes.Clone(it.Key()), Value: bytes.Clone(it.Value())}, nil) {
+				return
+			}
+		}
+		if err := it.Error(); err != nil {
+			yield(store.Pair{}, fmt.Errorf("read the store: %w", err))
+		}
+	}
+}
+
+// Apply implements store.Store.
+func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
+	leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	batch := s.db.NewBatchWithSize(1 << 10)
+	defer batch.Close()
+	for _, op := range b.Ops {
+		switch {
+		case op.To != nil:
+			err = batch.DeleteRange(op.Key, op.To, nil)
+		case op.Delete:
+			err = batch.Delete(op.Key, nil)
+		default:
+			err = batch.Set(op.Key, op.Value, nil)
+		}
+		if err != nil {
+			return fmt.Errorf("build a batch: %w", err)
+		}
+	}
+	if err := batch.Commit(pebble.Sync); err != nil {
+		return fmt.Errorf("write the store: %w", err)
+	}
+	return nil
+}
+
+// Checkpoint copies the store as it is now into a new folder, by links where
+// it can, while it goes on.
+func (s *Store) Checkpoint(ctx context.Context, dir string) error {
+	leave, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if err := s.db.Checkpoint(dir, pebble.WithFlushedWAL()); err != nil {
+		return fmt.Errorf("copy the store to %s: %w", dir, err)
+	}
+	return nil
+}
+
+// Close implements store.Store. A second Close does nothing.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	if err := s.db.Close(); err != nil {
+		return fmt.Errorf("close the store: %w", err)
+	}
+	return nil
+}
+
+// logger lets Pebble speak through slog; its chatter is debug.
+type logger struct{ log *slog.Logger }
+
+// Infof implements pebble.Logger.
+func (l logger) Infof(format string, args ...any) {
+	l.log.Debug("store", "text", fmt.Sprintf(format, args...))
+}
+
+// Errorf implements pebble.Logger.
+func (l logger) Errorf(format string, args ...any) {
+	l.log.Error("store", "text", fmt.Sprintf(format, args...))
+}
+
+// Fatalf implements pebble.Logger. Pebble calls it when going on would damage
+// data, so the process must not go on.
+func (l logger) Fatalf(format string, args ...any) {
+	l.log.Error("store cannot go on", "text", fmt.Sprintf(format, args...))
+	panic("unreachable: the store cannot go on without losing data")
+}
