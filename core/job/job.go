@@ -151,6 +151,7 @@ type Job struct {
 	Attempt          uint32 // 0 before the first dispatch
 	Worker           WorkerID
 	WorkerName       string
+	BootID           string // of the worker's host when the attempt was placed
 	Fence            Fence // of the present attempt
 	Submit           time.Time
 	RequestedBy      string // certificate identity

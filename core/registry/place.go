@@ -1,0 +1,143 @@
+package registry
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/droverhq/drover/core/job"
+)
+
+// Fit says whether a job can run on a worker now, and if not, the first
+// reason in the order in which people look for it.
+func (e *entry) fit(s *job.Spec) string {
+	switch {
+	case e.State == Offline || e.State == Deregistered:
+		return job.ReasonWorkerOffline
+	case e.State == Draining:
+		return job.ReasonWorkerDrained
+	case !e.hasLabels(s.Labels):
+		return job.ReasonNoLabels
+	case !e.serves(s.Command, s.Path):
+		return job.ReasonNoRunner
+	case s.Path != "" && !e.offers(s.Path):
+		return job.ReasonNoScript
+	case e.Running >= e.Slots:
+		return job.ReasonNoSlot
+	default:
+		return ""
+	}
+}
+
+func (e *entry) hasLabels(want map[string]string) bool {
+	for k, v := range want {
+		if got, ok := e.Labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
+
+// nearness orders reasons by how near a worker came to taking the job.
+var nearness = map[string]int{
+	job.ReasonWorkerOffline: 1, job.ReasonWorkerDrained: 2, job.ReasonNoLabels: 3,
+	job.ReasonNoRunner: 4, job.ReasonNoScript: 5, job.ReasonNoSlot: 6,
+}
+
+// Place chooses a worker for a job: the named one, or of all that fit the one
+// with the smallest share of its slots taken, ties by name. Without one it
+// returns the reason of the worker that came nearest; with no worker at all
+// NO_WORKER.
+func (r *Registry) Place(s *job.Spec) (w Worker, reason string) {
+	if s.Worker != "" {
+		named, err := r.Find(s.Worker)
+		if err != nil {
+			return Worker{}, job.ReasonWorkerGone
+		}
+		return named, r.byID[named.ID].fit(s)
+	}
+	var best *entry
+	reason = job.ReasonNoWorker
+	for _, e := range r.byID {
+		why := e.fit(s)
+		if why != "" {
+			if nearness[why] > nearness[reason] && e.State != Deregistered {
+				reason = why
+			}
+			continue
+		}
+		if best == nil || lessLoaded(e, best) {
+			best = e
+		}
+	}
+	if best == nil {
+		if nearness[reason] == nearness[job.ReasonWorkerOffline] {
+			reason = job.ReasonNoWorker
+		}
+		return Worker{}, reason
+	}
+	return best.Worker, ""
+}
+
+func lessLoaded(a, b *entry) bool {
+	if c := cmp.Compare(a.Running*b.Slots, b.Running*a.Slots); c != 0 {
+		return c < 0
+	}
+	return a.Name < b.Name
+}
+
+// Explain is a reason in words, one line, for the job that waits.
+func Explain(reason string, s *job.Spec) string {
+	switch reason {
+	case job.ReasonNoWorker:
+		return "no worker is online"
+	case job.ReasonWorkerOffline:
+		return fmt.Sprintf("the worker %q is offline", s.Worker)
+	case job.ReasonWorkerGone:
+		return fmt.Sprintf("the worker %q is not known any more", s.Worker)
+	case job.ReasonWorkerDrained:
+		return "every worker that fits is draining"
+	case job.ReasonNoLabels:
+		pairs := make([]string, 0, len(s.Labels))
+		for k, v := range s.Labels {
+			pairs = append(pairs, k+"="+v)
+		}
+		slices.Sort(pairs)
+		return "no online worker has the labels " + strings.Join(pairs, ",")
+	case job.ReasonNoRunner:
+		return fmt.Sprintf("no online worker that fits can run the command %q", s.Command)
+	case job.ReasonNoScript:
+		return fmt.Sprintf("no online worker that fits has the script %q", s.Path)
+	case job.ReasonNoSlot:
+		return "every worker that fits is full"
+	default:
+		return ""
+	}
+}
+
+// Commands lists what the online workers can run, for messages.
+func (r *Registry) Commands(path string) []string {
+	seen := map[string]bool{}
+	for _, e := range r.byID {
+		if e.State != Online {
+			continue
+		}
+		for _, c := range e.Commands {
+			seen[c] = true
+		}
+		for _, p := range e.Runners {
+			for _, c := range p.Commands {
+				seen[c] = seen[c] || path != ""
+			}
+		}
+	}
+	var out []string
+	for c, ok := range seen {
+		if ok {
+			out = append(out, c)
+		}
+	}
+	slices.Sort(out)
+	return out
+}

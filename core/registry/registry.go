@@ -1,0 +1,321 @@
+// Package registry knows the workers: identity, lease, capacity, what they
+// offer and whether they take jobs. It is pure: the time is handed in and one
+// goroutine owns it.
+package registry
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+)
+
+// State is a worker's state.
+type State uint8
+
+// The states; zero is no worker.
+const (
+	None State = iota
+	Online
+	Draining
+	Offline
+	Deregistered
+)
+
+// String returns the state in upper case.
+func (s State) String() string {
+	names := [...]string{"NONE", "ONLINE", "DRAINING", "OFFLINE", "DEREGISTERED"}
+	return names[min(int(s), len(names)-1)]
+}
+
+// Worker is what the scheduler knows of one worker. Values that were handed
+// out are never written again.
+type Worker struct {
+	ID          job.WorkerID
+	Name        string
+	Address     string
+	Labels      map[string]string
+	Slots       int
+	BootID      string
+	InstanceID  string
+	Version     string
+	Commands    []string // allowed by its policy without a runner
+	Runners     []job.RunnerInfo
+	Scripts     job.ScriptIndex
+	Conditions  []job.Condition
+	Running     int // attempts that the scheduler has placed there
+	State       State
+	Drain       bool // by an operator
+	DrainReason string
+	Leaving     bool      // by its own word
+	LeaseEnd    time.Time // monotonic; zero: no lease since the scheduler's start
+}
+
+// Registration is how a worker introduces itself.
+type Registration struct {
+	ID         job.WorkerID // zero the first time
+	Name       string       // from its certificate
+	Address    string
+	Labels     map[string]string
+	Slots      int
+	BootID     string
+	InstanceID string
+	Version    string
+	Runners    []job.RunnerInfo
+	Commands   []string
+}
+
+// Registry holds the workers of a cluster.
+type Registry struct {
+	lease  time.Duration
+	byID   map[job.WorkerID]*entry
+	byName map[string]*entry
+}
+
+type entry struct {
+	Worker
+	scripts map[string][]string // path -> folders
+}
+
+// New returns an empty registry whose leases last for lease.
+func New(lease time.Duration) *Registry {
+	return &Registry{lease: lease, byID: map[job.WorkerID]*entry{}, byName: map[string]*entry{}}
+}
+
+// Lease is how long a worker lives without a heartbeat.
+func (r *Registry) Lease() time.Duration { return r.lease }
+
+// Load puts a worker back that was known before a restart of the scheduler. It
+// is OFFLINE until it registers again.
+func (r *Registry) Load(w Worker) {
+	if w.State != Deregistered {
+		w.State = Offline
+	}
+	w.Running, w.LeaseEnd = 0, time.Time{}
+	r.put(&entry{Worker: w})
+}
+
+func (r *Registry) put(e *entry) {
+	e.index()
+	r.byID[e.ID] = e
+	r.byName[e.Name] = e
+}
+
+func (e *entry) index() {
+	e.scripts = make(map[string][]string, len(e.Scripts.Scripts))
+	for _, s := range e.Scripts.Scripts {
+		e.scripts[s.Path] = append(e.scripts[s.Path], s.Folder)
+	}
+}
+
+// Register makes or renews a worker. fresh is the UUID of a new one. A second
+// process with the same name is refused while the lease of the first lasts,
+// unless it shows the UUID: then it is the restarted first.
+func (r *Registry) Register(now time.Time, reg Registration, fresh job.WorkerID) (Worker, error) {
+	const op = "register worker"
+	if reg.Slots < 1 {
+		return Worker{}, errs.Field(op, "slots", "SLOTS", "%d is less than 1", reg.Slots)
+	}
+	if reg.Address == "" {
+		return Worker{}, errs.Field(op, "address", "ADDRESS", "it is empty")
+	}
+	e := r.byName[reg.Name]
+	known, idKnown := r.byID[reg.ID]
+	if idKnown && known != e {
+		return Worker{}, errs.E(op, errs.Denied, "WORKER_NAME",
+			fmt.Errorf("the id %s belongs to the worker %q, the certificate to %q", reg.ID, known.Name, reg.Name))
+	}
+	if e != nil && !idKnown && e.InstanceID != reg.InstanceID && now.Before(e.LeaseEnd) {
+		return Worker{}, errs.E(op, errs.Exists, "NAME_TAKEN", fmt.Errorf("a worker named %q runs already at %s", reg.Name, e.Address)).
+			WithHint("give each worker a certificate of its own name; if that one is gone, its lease ends soon")
+	}
+	if e == nil {
+		e = &entry{Worker: Worker{ID: fresh, Name: reg.Name}}
+	}
+	e.Address, e.Labels, e.Slots, e.BootID = reg.Address, reg.Labels, reg.Slots, reg.BootID
+	e.InstanceID, e.Version, e.Runners, e.Commands = reg.InstanceID, reg.Version, reg.Runners, reg.Commands
+	e.Leaving = false
+	e.LeaseEnd = now.Add(r.lease)
+	e.State = e.present()
+	r.put(e)
+	return e.Worker, nil
+}
+
+// present is the state of a worker whose lease is valid.
+func (e *entry) present() State {
+	if e.Drain || e.Leaving {
+		return Draining
+	}
+	return Online
+}
+
+// Heartbeat renews a lease. changed tells whether anything but the lease did.
+func (r *Registry) Heartbeat(now time.Time, id job.WorkerID, leaving bool, cs []job.Condition) (w Worker, changed bool, err error) {
+	e := r.byID[id]
+	if e == nil || e.State == Deregistered {
+		return Worker{}, false, unknown("renew lease", id.String())
+	}
+	e.LeaseEnd = now.Add(r.lease)
+	before := e.State
+	e.Leaving = leaving
+	e.State = e.present()
+	changed = before != e.State || !slices.EqualFunc(cs, e.Conditions, func(a, b job.Condition) bool {
+		return a.Type == b.Type && a.Message == b.Message
+	})
+	e.Conditions = cs
+	return e.Worker, changed, nil
+}
+
+func unknown(op, ref string) error {
+	return errs.E(op, errs.NotFound, "WORKER_UNKNOWN", fmt.Errorf("there is no worker %q", ref)).
+		WithHint(`"drover workers" lists them`)
+}
+
+// Deregister ends a membership on purpose.
+func (r *Registry) Deregister(id job.WorkerID) (Worker, error) {
+	e := r.byID[id]
+	if e == nil {
+		return Worker{}, unknown("deregister worker", id.String())
+	}
+	e.State, e.LeaseEnd = Deregistered, time.Time{}
+	return e.Worker, nil
+}
+
+// Expire turns workers whose lease ran out OFFLINE and returns them.
+func (r *Registry) Expire(now time.Time) []Worker {
+	var out []Worker
+	for _, e := range r.sorted() {
+		if (e.State == Online || e.State == Draining) && !now.Before(e.LeaseEnd) {
+			e.State = Offline
+			out = append(out, e.Worker)
+		}
+	}
+	return out
+}
+
+// NextExpiry is when the first lease runs out; zero when none does.
+func (r *Registry) NextExpiry() time.Time {
+	var first time.Time
+	for _, e := range r.byID {
+		if (e.State == Online || e.State == Draining) && (first.IsZero() || e.LeaseEnd.Before(first)) {
+			first = e.LeaseEnd
+		}
+	}
+	return first
+}
+
+// SetDrain changes whether an operator wants the worker drained.
+func (r *Registry) SetDrain(id job.WorkerID, drain bool, reason string) (Worker, error) {
+	e := r.byID[id]
+	if e == nil {
+		return Worker{}, unknown("drain worker", id.String())
+	}
+	e.Drain, e.DrainReason = drain, reason
+	if e.State == Online || e.State == Draining {
+		e.State = e.present()
+	}
+	return e.Worker, nil
+}
+
+// SetScripts replaces what scripts a worker offers.
+func (r *Registry) SetScripts(id job.WorkerID, x job.ScriptIndex) {
+	if e := r.byID[id]; e != nil {
+		e.Scripts = x
+		e.index()
+	}
+}
+
+// SetRunners replaces what runners a worker offers.
+func (r *Registry) SetRunners(id job.WorkerID, rs []job.RunnerInfo) {
+	if e := r.byID[id]; e != nil {
+		e.Runners = rs
+	}
+}
+
+// Occupy adds n attempts to those placed on a worker; n may be negative.
+func (r *Registry) Occupy(id job.WorkerID, n int) {
+	if e := r.byID[id]; e != nil {
+		e.Running += n
+	}
+}
+
+// Remove forgets a worker.
+func (r *Registry) Remove(id job.WorkerID) {
+	if e := r.byID[id]; e != nil {
+		delete(r.byID, id)
+		delete(r.byName, e.Name)
+	}
+}
+
+// Get returns a worker by id.
+func (r *Registry) Get(id job.WorkerID) (Worker, bool) {
+	if e := r.byID[id]; e != nil {
+		return e.Worker, true
+	}
+	return Worker{}, false
+}
+
+// Find returns a worker by id or name.
+func (r *Registry) Find(ref string) (Worker, error) {
+	if e := r.byName[ref]; e != nil {
+		return e.Worker, nil
+	}
+	for _, e := range r.byID {
+		if e.ID.String() == ref {
+			return e.Worker, nil
+		}
+	}
+	return Worker{}, unknown("find worker", ref)
+}
+
+// All returns the workers by name.
+func (r *Registry) All() []Worker {
+	es := r.sorted()
+	out := make([]Worker, len(es))
+	for i, e := range es {
+		out[i] = e.Worker
+	}
+	return out
+}
+
+func (r *Registry) sorted() []*entry {
+	return slices.SortedFunc(maps.Values(r.byID), func(a, b *entry) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// Offers tells whether a worker publishes a script. A path may begin with
+// trailing names of its folder: /srv/worker/scripts holds count.sh as
+// count.sh, scripts/count.sh and worker/scripts/count.sh.
+func (e *entry) offers(path string) bool {
+	if len(e.scripts[path]) > 0 {
+		return true
+	}
+	for i := range len(path) {
+		if path[i] != '/' {
+			continue
+		}
+		prefix, rest := path[:i], path[i+1:]
+		for _, folder := range e.scripts[rest] {
+			if strings.HasSuffix(folder, "/"+prefix) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// serves tells whether a worker can run a command, with or without a script.
+func (e *entry) serves(command, path string) bool {
+	if path != "" {
+		for _, r := range e.Runners {
+			if slices.Contains(r.Commands, command) && r.State == "ready" {
+				return true
+			}
+		}
+	}
+	return slices.Contains(e.Commands, command) || slices.Contains(e.Commands, "*")
+}

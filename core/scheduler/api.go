@@ -1,0 +1,311 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/registry"
+	"github.com/droverhq/drover/core/store"
+)
+
+const (
+	roleSubmitter = "submitter"
+	roleWorker    = "worker"
+)
+
+// StartJob accepts a job durably (P1). The same requestID of the same caller
+// with the same spec returns the same id.
+func (s *Scheduler) StartJob(ctx context.Context, by Caller, spec job.Spec, requestID string) (job.ID, error) {
+	if err := validate(&spec, requestID); err != nil {
+		return job.ID{}, err
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return job.ID{}, errs.E(opSubmit, errs.Internal, "ID", err)
+	}
+	r, err := s.ask(ctx, s.normal, Event{Submit: &Submit{
+		ID: id, Spec: spec, Caller: by, RequestID: requestID, Time: s.config.Now().Round(0).UTC(),
+	}})
+	return r.Job.ID, err
+}
+
+// StopJob makes a stop durable and returns the job; with wait only when it is
+// terminal. A terminal job is returned as it is.
+func (s *Scheduler) StopJob(ctx context.Context, by Caller, ref string, grace *time.Duration, wait bool) (job.Job, error) {
+	const op = "stop job"
+	if grace != nil && *grace < 0 {
+		return job.Job{}, errs.Field(op, "grace", "NEGATIVE", "%v is negative", *grace)
+	}
+	j, err := s.find(ctx, op, by, ref)
+	if err != nil || j.State.Terminal() {
+		return j, err
+	}
+	if _, err := s.ask(ctx, s.urgent, Event{Stop: &Stop{ID: j.ID, Grace: grace, Reason: job.ReasonUser}}); err != nil {
+		return job.Job{}, err
+	}
+	if wait {
+		return s.await(ctx, op, j.ID)
+	}
+	return s.read(ctx, op, j.ID)
+}
+
+// Job returns one job; with wait only when it is terminal.
+func (s *Scheduler) Job(ctx context.Context, by Caller, ref string, wait bool) (job.Job, error) {
+	const op = "get job"
+	j, err := s.find(ctx, op, by, ref)
+	if err != nil || !wait || j.State.Terminal() {
+		return j, err
+	}
+	return s.await(ctx, op, j.ID)
+}
+
+// Locate returns a job and the worker of its newest attempt, for reads of its
+// output.
+func (s *Scheduler) Locate(ctx context.Context, by Caller, ref string) (job.Job, registry.Worker, error) {
+	const op = "read output"
+	j, err := s.find(ctx, op, by, ref)
+	if err != nil {
+		return job.Job{}, registry.Worker{}, err
+	}
+	if j.Worker == uuid.Nil {
+		return j, registry.Worker{}, nil
+	}
+	w, ok := s.workerByID(j.Worker)
+	if !ok {
+		return j, registry.Worker{}, errs.E(op, errs.NotFound, "WORKER_GONE", fmt.Errorf("the worker %q that ran it was removed", j.WorkerName))
+	}
+	return j, w, nil
+}
+
+// AwaitAttempt waits until a job has an attempt on a worker or is terminal.
+func (s *Scheduler) AwaitAttempt(ctx context.Context, id job.ID) (job.Job, error) {
+	var found job.Job
+	stop := errors.New("found")
+	check := func(c Change) error {
+		if c.Job != nil && (c.Job.Worker != uuid.Nil || c.Job.State.Terminal()) {
+			found = *c.Job
+			return stop
+		}
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if j, live := s.hub.job(id); !live {
+		return s.read(ctx, "read output", id)
+	} else if err := check(Change{Job: &j}); err != nil {
+		return found, nil
+	}
+	err := s.hub.watch(ctx, id, true, check)
+	if errors.Is(err, stop) {
+		return found, nil
+	}
+	return job.Job{}, err
+}
+
+func (s *Scheduler) await(ctx context.Context, op string, id job.ID) (job.Job, error) {
+	done, live := s.hub.await(id)
+	if !live {
+		return s.read(ctx, op, id)
+	}
+	select {
+	case j := <-done:
+		return j, nil
+	case <-ctx.Done():
+		s.hub.forget(id, done)
+		return job.Job{}, ctx.Err()
+	}
+}
+
+// read returns the committed state of a job.
+func (s *Scheduler) read(ctx context.Context, op string, id job.ID) (job.Job, error) {
+	if j, live := s.hub.job(id); live {
+		return j, nil
+	}
+	j, err := s.records.job(ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return job.Job{}, jobUnknown(op, id.String())
+	}
+	if err != nil {
+		return job.Job{}, errs.E(op, errs.Internal, "STORE", err)
+	}
+	return j, nil
+}
+
+func jobUnknown(op, ref string) error {
+	return errs.E(op, errs.NotFound, "JOB_UNKNOWN", fmt.Errorf("there is no job %q", ref)).WithHint(`"drover jobs" lists them`)
+}
+
+// find resolves a reference and checks that the caller may see the job.
+func (s *Scheduler) find(ctx context.Context, op string, by Caller, ref string) (job.Job, error) {
+	id, err := s.resolve(ctx, op, ref)
+	if err != nil {
+		return job.Job{}, err
+	}
+	j, err := s.read(ctx, op, id)
+	if err != nil {
+		return job.Job{}, err
+	}
+	if by.Role == roleSubmitter && j.RequestedBy != by.Name {
+		// Not DENIED: that would tell that the job exists.
+		return job.Job{}, jobUnknown(op, ref)
+	}
+	return j, nil
+}
+
+// RemoveJobs forgets terminal jobs. Nothing is removed when one is not terminal.
+func (s *Scheduler) RemoveJobs(ctx context.Context, by Caller, refs []string) error {
+	const op = "remove jobs"
+	var effects []Effect
+	forget := map[job.WorkerID][]job.Key{}
+	for _, ref := range refs {
+		j, err := s.find(ctx, op, by, ref)
+		if err != nil {
+			return err
+		}
+		if !j.State.Terminal() {
+			return errs.E(op, errs.Precondition, "JOB_LIVE", fmt.Errorf("job %s is %s", j.ID, j.State)).WithHint("stop it first")
+		}
+		effects = append(effects, Effect{Delete: &j})
+		for n := uint32(1); n <= j.Attempt; n++ {
+			forget[j.Worker] = append(forget[j.Worker], job.Key{Job: j.ID, Attempt: n})
+		}
+	}
+	var b store.Batch
+	for i := range effects {
+		if err := putEffect(&b, &effects[i]); err != nil {
+			return errs.E(op, errs.Internal, "STORE", err)
+		}
+	}
+	if err := s.config.Store.Apply(ctx, &b); err != nil {
+		return errs.E(op, errs.Internal, "STORE", err)
+	}
+	for id, keys := range forget {
+		s.links.send(id, Down{Forgets: keys})
+	}
+	return nil
+}
+
+// Registered is the answer to a registration.
+type Registered struct {
+	Worker    registry.Worker
+	Term      uint64
+	Lease     time.Duration
+	Heartbeat time.Duration
+}
+
+// Register introduces a worker. Its name is the caller's.
+func (s *Scheduler) Register(ctx context.Context, by Caller, reg registry.Registration) (Registered, error) {
+	const op = "register worker"
+	if by.Role != roleWorker {
+		return Registered{}, errs.E(op, errs.Denied, "ROLE", fmt.Errorf("%s %q is no worker", by.Role, by.Name))
+	}
+	reg.Name = by.Name
+	if err := checkLabels(reg.Labels); err != nil {
+		return Registered{}, err
+	}
+	fresh, err := uuid.NewV7()
+	if err != nil {
+		return Registered{}, errs.E(op, errs.Internal, "ID", err)
+	}
+	r, err := s.ask(ctx, s.urgent, Event{Register: &Register{Registration: reg, Fresh: fresh}})
+	return Registered{r.Worker, s.term, s.config.Lease, s.config.Heartbeat}, err
+}
+
+// Heartbeat renews the lease of the caller's own worker.
+func (s *Scheduler) Heartbeat(ctx context.Context, by Caller, h Heartbeat) (Registered, error) {
+	if err := s.own("renew lease", by, h.ID); err != nil {
+		return Registered{}, err
+	}
+	r, err := s.ask(ctx, s.urgent, Event{Heartbeat: &h})
+	return Registered{r.Worker, s.term, s.config.Lease, s.config.Heartbeat}, err
+}
+
+// Deregister ends the membership of the caller's own worker.
+func (s *Scheduler) Deregister(ctx context.Context, by Caller, id job.WorkerID) error {
+	if err := s.own("deregister worker", by, id); err != nil {
+		return err
+	}
+	_, err := s.ask(ctx, s.urgent, Event{Deregister: &id})
+	return err
+}
+
+// own makes sure that a worker acts on nobody but itself.
+func (s *Scheduler) own(op string, by Caller, id job.WorkerID) error {
+	w, ok := s.workerByID(id)
+	if !ok {
+		return errs.E(op, errs.NotFound, "WORKER_UNKNOWN", fmt.Errorf("there is no worker %s", id))
+	}
+	if by.Role != roleWorker || by.Name != w.Name {
+		return errs.E(op, errs.Denied, "WORKER_NAME", fmt.Errorf("%s %q may not act as the worker %q", by.Role, by.Name, w.Name))
+	}
+	return nil
+}
+
+func (s *Scheduler) workerByID(id job.WorkerID) (registry.Worker, bool) {
+	for _, w := range s.hub.allWorkers() {
+		if w.ID == id {
+			return w, true
+		}
+	}
+	return registry.Worker{}, false
+}
+
+// Worker returns a worker by id or name.
+func (s *Scheduler) Worker(_ context.Context, ref string) (registry.Worker, error) {
+	for _, w := range s.hub.allWorkers() {
+		if w.Name == ref || w.ID.String() == ref {
+			return w, nil
+		}
+	}
+	return registry.Worker{}, errs.E("find worker", errs.NotFound, "WORKER_UNKNOWN", fmt.Errorf("there is no worker %q", ref)).
+		WithHint(`"drover workers" lists them`)
+}
+
+// Drain stops or resumes placing jobs on a worker. With a deadline jobs that
+// still run after it are stopped by the caller of Drain.
+func (s *Scheduler) Drain(ctx context.Context, ref string, drain bool, reason string) (registry.Worker, error) {
+	w, err := s.Worker(ctx, ref)
+	if err != nil {
+		return registry.Worker{}, err
+	}
+	r, err := s.ask(ctx, s.urgent, Event{Drain: &Drain{ID: w.ID, Drain: drain, Reason: reason}})
+	return r.Worker, err
+}
+
+// RemoveWorker forgets a worker that is gone.
+func (s *Scheduler) RemoveWorker(ctx context.Context, by Caller, ref string) error {
+	w, err := s.Worker(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if _, err := s.ask(ctx, s.urgent, Event{Remove: &w.ID}); err != nil {
+		return err
+	}
+	s.config.Log.Info("worker removed", "worker", w.Name, "by", by.Name)
+	return nil
+}
+
+// Watch calls yield with every change until ctx ends or yield returns an
+// error. A submitter sees its own jobs only.
+func (s *Scheduler) Watch(ctx context.Context, by Caller, ref string, snapshot bool, yield func(Change) error) error {
+	var id job.ID
+	if ref != "" {
+		j, err := s.find(ctx, "watch job", by, ref)
+		if err != nil {
+			return err
+		}
+		id = j.ID
+	}
+	return s.hub.watch(ctx, id, snapshot, func(c Change) error {
+		if by.Role == roleSubmitter && (c.Job == nil || c.Job.RequestedBy != by.Name) && c.Missed == 0 {
+			return nil
+		}
+		return yield(c)
+	})
+}

@@ -1,0 +1,271 @@
+package scheduler
+
+import (
+	"container/heap"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/registry"
+)
+
+const opSubmit = "start job"
+
+// submit accepts a job (P1): place it at once if a worker fits, else queue it.
+func (m *Machine) submit(to uint64, s *Submit) {
+	key := ""
+	hash := specHash(&s.Spec)
+	if s.RequestID != "" {
+		key = requestKey(s.Caller.Name, s.RequestID)
+		earlier, known := m.requests[key]
+		if !known && s.Earlier != nil {
+			earlier, known = *s.Earlier, true
+		}
+		if known {
+			m.reply(to, repeated(earlier, hash, s.RequestID))
+			return
+		}
+	}
+	spec := s.Spec
+	if spec.Command == "" {
+		spec.Command = defaultCommand(spec.Path)
+	}
+	w, reason := m.workers.Place(&spec)
+	if err := m.refuse(&spec, reason); err != nil {
+		m.reply(to, Result{Err: err})
+		return
+	}
+	e := &entry{key: key, hash: hash, Job: job.Job{
+		ID: s.ID, Spec: spec, State: job.Queued, Submit: s.Time, RequestedBy: s.Caller.Name, RequestID: s.RequestID,
+	}}
+	m.jobs[e.ID] = e
+	if key != "" {
+		m.requests[key] = Accepted{e.ID, hash}
+	}
+	m.enqueue(e)
+	switch {
+	case reason != "":
+		m.wait(e.class, reason)
+	case e.class.jobs[0] == e: // nobody of its kind waits before it
+		heap.Pop(e.class)
+		m.queue.left(e)
+		m.dispatch(e, w)
+	}
+	j := e.Job
+	m.effect(Effect{Put: &j, New: true})
+	m.reply(to, Result{Job: j})
+}
+
+// repeated answers a request id that was seen before.
+func repeated(a Accepted, hash [32]byte, id string) Result {
+	if a.Hash == hash {
+		return Result{Job: job.Job{ID: a.Job}}
+	}
+	return Result{Err: errs.E(opSubmit, errs.Exists, "REQUEST_ID_REUSED",
+		fmt.Errorf("request_id %q was used for another request, job %s", id, a.Job)).WithHint("choose a new request_id")}
+}
+
+// refuse turns reasons that waiting will hardly mend into an error at submit,
+// unless the caller asked to wait with a queue timeout.
+func (m *Machine) refuse(s *job.Spec, reason string) error {
+	if reason == job.ReasonWorkerGone {
+		_, err := m.workers.Find(s.Worker)
+		return fmt.Errorf("%s: worker_id: %w", opSubmit, err)
+	}
+	if s.QueueTimeout > 0 {
+		return nil
+	}
+	wait := "give --queue-timeout to wait for it"
+	switch {
+	case reason == job.ReasonWorkerOffline && s.Worker != "":
+		return errs.E(opSubmit, errs.Precondition, "WORKER_OFFLINE", fmt.Errorf("the worker %q is offline", s.Worker)).WithHint("%s", wait)
+	case reason == job.ReasonWorkerDrained && s.Worker != "":
+		return errs.E(opSubmit, errs.Precondition, "WORKER_DRAINED", fmt.Errorf("the worker %q is draining", s.Worker)).WithHint("%s", wait)
+	case reason == job.ReasonNoScript:
+		e := errs.Field(opSubmit, "path", "SCRIPT_NOT_FOUND", "%s", registry.Explain(reason, s))
+		e.Kind = errs.NotFound
+		return e.WithHint(`"drover scripts" lists what there is; paths are relative to a script folder`)
+	case reason == job.ReasonNoRunner:
+		return errs.Field(opSubmit, "command", "COMMAND_UNKNOWN", "%s", registry.Explain(reason, s)).
+			WithHint("it can run: %s", strings.Join(m.workers.Commands(s.Path), ", "))
+	case reason == job.ReasonNoLabels && s.Worker != "":
+		return errs.Field(opSubmit, "labels", "LABELS", "the worker %q does not have them", s.Worker)
+	default:
+		return nil
+	}
+}
+
+// defaultCommand is the runner of a script whose request names none.
+func defaultCommand(p string) string {
+	switch path.Ext(p) {
+	case ".sh":
+		return "bash"
+	case ".py":
+		return "python"
+	default:
+		return ""
+	}
+}
+
+func requestKey(caller, id string) string { return caller + "\x00" + id }
+
+// specHash tells equal requests from others. JSON of a struct is canonical
+// here: fields in order, map keys sorted.
+func specHash(s *job.Spec) [32]byte {
+	data, err := json.Marshal(s)
+	if err != nil {
+		panic("unreachable: a spec holds only strings, numbers, lists and maps")
+	}
+	return sha256.Sum256(data)
+}
+
+// enqueue puts a job into the queue and starts the clock of its wait.
+func (m *Machine) enqueue(e *entry) {
+	if c := m.queue.add(e); c.reason != "" {
+		e.Reason, e.Message = c.reason, registry.Explain(c.reason, &e.Spec)
+	}
+	if e.Spec.QueueTimeout > 0 {
+		m.setDeadline(e, m.now.Add(e.Spec.QueueTimeout))
+	}
+}
+
+// wait notes why a class waits, on each of its jobs.
+func (m *Machine) wait(c *class, reason string) {
+	c.reason = reason
+	for _, e := range c.jobs {
+		if e.Reason != reason {
+			e.Reason, e.Message = reason, registry.Explain(reason, &e.Spec)
+			j := e.Job
+			m.effect(Effect{Put: &j})
+		}
+	}
+}
+
+// placeQueued places what fits now, in the order of the queue over all classes.
+func (m *Machine) placeQueued() {
+	h := make(heads, 0, len(m.queue.classes))
+	for _, c := range m.queue.classes {
+		h = append(h, c)
+	}
+	heap.Init(&h)
+	for h.Len() > 0 {
+		c := h[0]
+		e := c.jobs[0]
+		w, reason := m.workers.Place(&e.Spec)
+		if reason != "" {
+			m.wait(c, reason)
+			heap.Pop(&h)
+			continue
+		}
+		heap.Pop(c)
+		m.queue.left(e)
+		m.dispatch(e, w)
+		m.put(e)
+		if c.Len() == 0 {
+			heap.Pop(&h)
+		} else {
+			heap.Fix(&h, 0)
+		}
+	}
+}
+
+// dispatch gives a job to a worker. The caller records it: the order leaves
+// only after the commit of the same round.
+func (m *Machine) dispatch(e *entry, w registry.Worker) {
+	m.counter++
+	e.State, e.Reason, e.Message = job.Dispatched, "", ""
+	e.Attempt++
+	e.Worker, e.WorkerName, e.BootID = w.ID, w.Name, w.BootID
+	e.Fence = job.Fence{Term: m.term, Counter: m.counter}
+	e.Result = job.Report{}
+	e.deadline = time.Time{}
+	m.workers.Occupy(w.ID, 1)
+	m.send(w.ID, Down{Starts: []job.StartOrder{{Key: e.attempt(), Fence: e.Fence, Spec: e.Spec}}})
+}
+
+// send orders something when the worker listens; otherwise the reconciliation
+// after its next hello orders it.
+func (m *Machine) send(w job.WorkerID, d Down) {
+	if l := m.links[w]; l != nil && l.complete {
+		m.effect(Effect{Send: &Send{w, d}})
+	}
+}
+
+// stopJob makes a stop durable (P9). Stopping what has ended changes nothing.
+func (m *Machine) stopJob(to uint64, s *Stop) {
+	e := m.jobs[s.ID]
+	if e == nil {
+		m.reply(to, Result{Job: job.Job{ID: s.ID}})
+		return
+	}
+	switch e.State {
+	case job.Queued:
+		m.queue.remove(e)
+		e.State, e.Reason, e.Message = job.Stopped, s.Reason, "it was stopped while it waited"
+		m.put(e)
+	case job.Stopping: // a second stop may shorten the grace
+		e.stop.Grace = s.Grace
+		m.send(e.Worker, Down{Stops: []job.StopOrder{e.stop}})
+	default:
+		m.counter++
+		e.State, e.Reason = job.Stopping, s.Reason
+		e.Message = "stop requested"
+		e.stop = job.StopOrder{
+			Key: e.attempt(), Fence: job.Fence{Term: m.term, Counter: m.counter}, Grace: s.Grace, Reason: s.Reason,
+		}
+		m.put(e)
+		m.send(e.Worker, Down{Stops: []job.StopOrder{e.stop}})
+	}
+	m.reply(to, Result{Job: e.Job})
+}
+
+// finish ends an attempt; a retry policy may take the job back to the queue (P5).
+func (m *Machine) finish(e *entry, s job.State, reason, message string) {
+	m.workers.Occupy(e.Worker, -1)
+	m.dirty = true
+	if e.State != job.Stopping && retries(&e.Job, s) {
+		m.retry(e, s, reason)
+		return
+	}
+	e.State, e.Reason, e.Message = s, reason, message
+	e.UnreachableSince = time.Time{}
+	// What is secret is kept no longer than it is needed.
+	e.Spec.Secrets, e.Spec.Stdin = nil, nil
+	m.put(e)
+}
+
+// retries tells whether the policy asks for one more attempt.
+func retries(j *job.Job, s job.State) bool {
+	r := &j.Spec.Retry
+	if j.Attempt > r.Max {
+		return false
+	}
+	switch s {
+	case job.Lost, job.Rejected:
+		return r.OnLost
+	case job.Failed:
+		if !r.OnFailure {
+			return false
+		}
+		code := j.Result.ExitCode
+		return len(r.ExitCodes) == 0 || code != nil && slices.Contains(r.ExitCodes, *code)
+	default:
+		return false
+	}
+}
+
+func (m *Machine) retry(e *entry, s job.State, reason string) {
+	wait := e.Spec.Retry.Backoff << min(e.Attempt-1, 10)
+	e.State, e.Reason = job.Queued, "RETRY"
+	e.Message = fmt.Sprintf("attempt %d ended %s (%s); the next is made in %v", e.Attempt, s, reason, wait)
+	e.Worker, e.WorkerName, e.UnreachableSince = job.WorkerID{}, "", time.Time{}
+	e.delayed = true
+	m.setDeadline(e, m.now.Add(wait))
+	m.put(e)
+}

@@ -1,0 +1,142 @@
+package scheduler
+
+import (
+	"time"
+
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/registry"
+)
+
+// Event is one thing that happened. Exactly one field beside Reply is set.
+type Event struct {
+	// Reply numbers the caller that waits for a Result; 0 is nobody.
+	Reply uint64
+
+	Submit     *Submit
+	Stop       *Stop
+	Register   *Register
+	Heartbeat  *Heartbeat
+	Deregister *job.WorkerID
+	Drain      *Drain
+	Forget     []job.ID      // terminal jobs to remove
+	Remove     *job.WorkerID // worker to remove
+	Up         *UpEvent
+	Tick       bool
+}
+
+// Submit asks for a job. ID and Submit time are made outside, so that a step
+// is a function of its event.
+type Submit struct {
+	ID        job.ID
+	Spec      job.Spec
+	Caller    Caller
+	RequestID string
+	Time      time.Time
+	Earlier   *Accepted // what the store knows of the request id
+}
+
+// Accepted is what is remembered of a request id (P1).
+type Accepted struct {
+	Job  job.ID
+	Hash [32]byte
+}
+
+// Stop asks for the end of a job.
+type Stop struct {
+	ID     job.ID
+	Grace  *time.Duration
+	Reason string
+}
+
+// Register introduces a worker.
+type Register struct {
+	registry.Registration
+	Fresh job.WorkerID
+}
+
+// Heartbeat renews a lease.
+type Heartbeat struct {
+	ID         job.WorkerID
+	Leaving    bool
+	Conditions []job.Condition
+}
+
+// Drain changes whether a worker takes jobs.
+type Drain struct {
+	ID     job.WorkerID
+	Drain  bool
+	Reason string
+}
+
+// UpEvent is a frame of a worker, or the state of the link to it.
+type UpEvent struct {
+	Worker job.WorkerID
+	Link   uint64 // number of the link; frames of an older one are dropped
+	Opened bool
+	Closed bool
+	Up     Up
+}
+
+// Effect is one thing to do after the step, in order: records are committed
+// first, as one batch for all steps of a round; then the rest happens.
+type Effect struct {
+	Put        *job.Job // write the job's record
+	New        bool     // with Put: also its request id and indexes
+	Drop       bool     // with Put: it is terminal and leaves memory
+	Delete     *job.Job // remove its record
+	Worker     *registry.Worker
+	Gone       *job.WorkerID // remove a worker's record
+	Send       *Send
+	Dial       *registry.Worker // keep a link to this worker
+	Hang       *job.WorkerID    // end the link to this worker
+	Result     *Result
+	Unexpected string // for the log: a report that the state machine refuses
+}
+
+// Send is an order for a worker.
+type Send struct {
+	Worker job.WorkerID
+	Down   Down
+}
+
+// Result answers the caller of an event.
+type Result struct {
+	To     uint64
+	Err    error
+	Job    job.Job
+	Worker registry.Worker
+}
+
+// Down is a frame for a worker.
+type Down struct {
+	Starts  []job.StartOrder
+	Stops   []job.StopOrder
+	Acks    []job.Key
+	Forgets []job.Key
+}
+
+// Empty tells whether there is nothing in the frame.
+func (d *Down) Empty() bool {
+	return len(d.Starts)+len(d.Stops)+len(d.Acks)+len(d.Forgets) == 0
+}
+
+// Up is a frame of a worker.
+type Up struct {
+	Hello   *Hello
+	Reports []job.Report
+	Scripts *job.ScriptIndex
+	Runners []job.RunnerInfo // nil: unchanged
+}
+
+// Hello is what a worker says first on a link.
+type Hello struct {
+	BootID     string
+	InstanceID string
+	Complete   bool // no older report is missing after this frame
+}
+
+// Caller is who asks, as the certificate says.
+type Caller struct {
+	Name string
+	Role string
+}

@@ -1,0 +1,204 @@
+package scheduler
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/registry"
+)
+
+// watchBuffer is how far a watcher may fall behind before it misses changes.
+const watchBuffer = 1024
+
+// Change is one durable change; exactly one field beside Missed is set, or
+// Missed alone.
+type Change struct {
+	Job    *job.Job
+	Worker *registry.Worker
+	Missed uint64 // changes that were dropped before this one
+}
+
+// hub hands committed state to readers: views of live jobs and workers, and
+// changes to watchers. A slow watcher misses changes; it never slows the loop.
+type hub struct {
+	mu       sync.RWMutex // guards the fields below
+	jobs     map[job.ID]*job.Job
+	workers  map[job.WorkerID]*registry.Worker
+	watchers map[*watcher]struct{}
+	waiters  map[job.ID][]chan job.Job
+}
+
+type watcher struct {
+	job    job.ID // zero: everything
+	out    chan Change
+	missed atomic.Uint64
+}
+
+func newHub() *hub {
+	return &hub{
+		jobs: map[job.ID]*job.Job{}, workers: map[job.WorkerID]*registry.Worker{},
+		watchers: map[*watcher]struct{}{}, waiters: map[job.ID][]chan job.Job{},
+	}
+}
+
+// publish makes committed effects visible.
+func (h *hub) publish(effects []Effect) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := range effects {
+		switch e := &effects[i]; {
+		case e.Put != nil:
+			h.jobs[e.Put.ID] = e.Put
+			if e.Drop {
+				delete(h.jobs, e.Put.ID)
+				for _, w := range h.waiters[e.Put.ID] {
+					w <- *e.Put // has room for its one value
+				}
+				delete(h.waiters, e.Put.ID)
+			}
+			h.tell(e.Put.ID, Change{Job: e.Put})
+		case e.Worker != nil:
+			h.workers[e.Worker.ID] = e.Worker
+			h.tell(job.ID{}, Change{Worker: e.Worker})
+		case e.Gone != nil:
+			delete(h.workers, *e.Gone)
+		}
+	}
+}
+
+// tell offers a change to the watchers; h.mu is held.
+func (h *hub) tell(id job.ID, c Change) {
+	for w := range h.watchers {
+		if w.job != (job.ID{}) && w.job != id {
+			continue
+		}
+		select {
+		case w.out <- c:
+		default:
+			w.missed.Add(1)
+		}
+	}
+}
+
+func (h *hub) job(id job.ID) (job.Job, bool) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if j := h.jobs[id]; j != nil {
+		return *j, true
+	}
+	return job.Job{}, false
+}
+
+// await returns a channel that gets the job once it is terminal; ok is false
+// when the job is not live.
+func (h *hub) await(id job.ID) (done chan job.Job, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.jobs[id] == nil {
+		return nil, false
+	}
+	done = make(chan job.Job, 1)
+	h.waiters[id] = append(h.waiters[id], done)
+	return done, true
+}
+
+// forget takes a waiter back that gave up.
+func (h *hub) forget(id job.ID, done chan job.Job) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	kept := h.waiters[id][:0]
+	for _, w := range h.waiters[id] {
+		if w != done {
+			kept = append(kept, w)
+		}
+	}
+	if len(kept) == 0 {
+		delete(h.waiters, id)
+		return
+	}
+	h.waiters[id] = kept
+}
+
+func (h *hub) allWorkers() []registry.Worker {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	running := map[job.WorkerID]int{}
+	for _, j := range h.jobs {
+		if j.State.Live() {
+			running[j.Worker]++
+		}
+	}
+	out := make([]registry.Worker, 0, len(h.workers))
+	for _, w := range h.workers {
+		c := *w
+		c.Running = running[c.ID]
+		out = append(out, c)
+	}
+	return out
+}
+
+func (h *hub) liveJobs() []job.Job {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	out := make([]job.Job, 0, len(h.jobs))
+	for _, j := range h.jobs {
+		out = append(out, *j)
+	}
+	return out
+}
+
+// watch registers a watcher until the context ends; with a snapshot the
+// present state comes first.
+func (h *hub) watch(ctx context.Context, id job.ID, snapshot bool, yield func(Change) error) error {
+	w := &watcher{job: id, out: make(chan Change, watchBuffer)}
+	h.mu.Lock()
+	h.watchers[w] = struct{}{}
+	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		delete(h.watchers, w)
+		h.mu.Unlock()
+	}()
+	if snapshot {
+		if err := h.snapshot(id, yield); err != nil {
+			return err
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case c := <-w.out:
+			if n := w.missed.Swap(0); n > 0 {
+				if err := yield(Change{Missed: n}); err != nil {
+					return err
+				}
+			}
+			if err := yield(c); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (h *hub) snapshot(id job.ID, yield func(Change) error) error {
+	for _, j := range h.liveJobs() {
+		if id != (job.ID{}) && id != j.ID {
+			continue
+		}
+		if err := yield(Change{Job: &j}); err != nil {
+			return err
+		}
+	}
+	if id != (job.ID{}) {
+		return nil
+	}
+	for _, w := range h.allWorkers() {
+		if err := yield(Change{Worker: &w}); err != nil {
+			return err
+		}
+	}
+	return nil
+}

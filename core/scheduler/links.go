@@ -1,0 +1,208 @@
+package scheduler
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/registry"
+)
+
+// Connector opens links to workers; core/rpc implements it over the Session
+// stream.
+type Connector interface {
+	Connect(ctx context.Context, w registry.Worker, term uint64) (Link, error)
+}
+
+// Link carries frames to and from one worker. Send and Recv are called by one
+// goroutine each; Close makes both return.
+type Link interface {
+	Send(Down) error
+	Recv() (Up, error)
+	Close() error
+}
+
+// links keeps one link to every worker that should have one.
+type links struct {
+	connector Connector
+	term      uint64
+	log       *slog.Logger
+	deliver   func(context.Context, Event)
+
+	mu     sync.Mutex // guards the fields below
+	byID   map[job.WorkerID]*connection
+	number uint64
+	closed bool
+	wait   sync.WaitGroup
+}
+
+// connection is the keeper of one worker's link.
+type connection struct {
+	worker registry.Worker
+	cancel context.CancelFunc
+	out    *outbox
+}
+
+// outbox gathers what waits to be sent to one worker.
+type outbox struct {
+	mu   sync.Mutex // guards down
+	down Down
+	wake chan struct{}
+}
+
+func newLinks(c Connector, term uint64, log *slog.Logger, deliver func(context.Context, Event)) *links {
+	return &links{connector: c, term: term, log: log, deliver: deliver, byID: map[job.WorkerID]*connection{}}
+}
+
+// dial makes sure that a link to the worker's present process is kept.
+func (l *links) dial(w registry.Worker) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	if c := l.byID[w.ID]; c != nil {
+		if c.worker.Address == w.Address && c.worker.InstanceID == w.InstanceID {
+			return
+		}
+		c.cancel()
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &connection{worker: w, cancel: cancel, out: &outbox{wake: make(chan struct{}, 1)}}
+	l.byID[w.ID] = c
+	l.wait.Go(func() { l.keep(ctx, c) })
+}
+
+func (l *links) hang(id job.WorkerID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c := l.byID[id]; c != nil {
+		c.cancel()
+		delete(l.byID, id)
+	}
+}
+
+// send queues a frame. What is queued while the link is down is dropped with
+// it: the reconciliation after the next hello orders it again.
+func (l *links) send(id job.WorkerID, d Down) {
+	l.mu.Lock()
+	c := l.byID[id]
+	l.mu.Unlock()
+	if c != nil {
+		c.out.add(d)
+	}
+}
+
+func (l *links) closeAll() {
+	l.mu.Lock()
+	l.closed = true
+	for _, c := range l.byID {
+		c.cancel()
+	}
+	l.mu.Unlock()
+	l.wait.Wait()
+}
+
+// Backoff of a link that breaks.
+const (
+	minBackoff = 50 * time.Millisecond
+	maxBackoff = 2 * time.Second
+)
+
+// keep connects again and again until ctx ends.
+func (l *links) keep(ctx context.Context, c *connection) {
+	backoff := minBackoff
+	failing := false
+	for ctx.Err() == nil {
+		link, err := l.connector.Connect(ctx, c.worker, l.term)
+		if err == nil {
+			if failing {
+				l.log.Info("worker link is back", "worker", c.worker.Name)
+			}
+			failing, backoff = false, minBackoff
+			l.use(ctx, c, link)
+		} else if !failing && ctx.Err() == nil {
+			failing = true
+			l.log.Warn("worker cannot be reached, trying on", "worker", c.worker.Name, "address", c.worker.Address, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(backoff/2 + rand.N(backoff)):
+			backoff = min(2*backoff, maxBackoff)
+		}
+	}
+}
+
+// use carries frames until the link breaks or ctx ends.
+func (l *links) use(ctx context.Context, c *connection, link Link) {
+	l.mu.Lock()
+	l.number++
+	number := l.number
+	l.mu.Unlock()
+	id := c.worker.ID
+	c.out.take()
+	l.deliver(ctx, Event{Up: &UpEvent{Worker: id, Link: number, Opened: true}})
+	both, cancel := context.WithCancel(ctx)
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		<-both.Done()
+		_ = link.Close() // makes Recv below and Send in carry return
+	})
+	wait.Go(func() {
+		defer cancel()
+		c.out.carry(both, link)
+	})
+	for {
+		up, err := link.Recv()
+		if err != nil {
+			break
+		}
+		l.deliver(ctx, Event{Up: &UpEvent{Worker: id, Link: number, Up: up}})
+	}
+	cancel()
+	wait.Wait()
+	// When ctx has ended, a newer link, or nobody, wants to know.
+	l.deliver(ctx, Event{Up: &UpEvent{Worker: id, Link: number, Closed: true}})
+}
+
+func (o *outbox) add(d Down) {
+	o.mu.Lock()
+	o.down.Starts = append(o.down.Starts, d.Starts...)
+	o.down.Stops = append(o.down.Stops, d.Stops...)
+	o.down.Acks = append(o.down.Acks, d.Acks...)
+	o.down.Forgets = append(o.down.Forgets, d.Forgets...)
+	o.mu.Unlock()
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outbox) take() Down {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	d := o.down
+	o.down = Down{}
+	return d
+}
+
+// carry sends what gathers; while one frame is sent the next one fills.
+func (o *outbox) carry(ctx context.Context, link Link) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-o.wake:
+		}
+		d := o.take()
+		if d.Empty() {
+			continue
+		}
+		if err := link.Send(d); err != nil {
+			return
+		}
+	}
+}

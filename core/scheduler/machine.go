@@ -1,0 +1,313 @@
+package scheduler
+
+import (
+	"cmp"
+	"container/heap"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/registry"
+)
+
+// Machine decides. It is pure: Step(now, event) changes its state and returns
+// effects; it has no clock, no randomness and does no I/O, so a run of it can
+// be replayed. One goroutine owns it.
+type Machine struct {
+	term     uint64
+	counter  uint64
+	workers  *registry.Registry
+	jobs     map[job.ID]*entry // live ones: QUEUED to STOPPING
+	requests map[string]Accepted
+	queue    *queue
+	timers   deadlines
+	links    map[job.WorkerID]*link
+	now      time.Time
+	out      []Effect
+	// dirty is set when a worker may have become able to take a queued job.
+	dirty bool
+}
+
+// entry is a live job with what only the machine knows of it.
+type entry struct {
+	job.Job
+	key      string // of the request id, "" without one
+	hash     [32]byte
+	class    *class        // while queued
+	deadline time.Time     // of the queue, or of the retry; zero without one
+	delayed  bool          // a retry waits for its backoff
+	stop     job.StopOrder // while STOPPING
+}
+
+// link is the connection to one worker.
+type link struct {
+	number   uint64
+	open     bool
+	complete bool // the worker has told all it has
+	seen     map[job.Key]bool
+	hello    Hello
+}
+
+// NewMachine returns the machine of one scheduler life. term must be higher
+// than that of any life before (P3).
+func NewMachine(term uint64, lease time.Duration) *Machine {
+	return &Machine{
+		term: term, workers: registry.New(lease), jobs: map[job.ID]*entry{}, requests: map[string]Accepted{},
+		queue: newQueue(), links: map[job.WorkerID]*link{},
+	}
+}
+
+// LoadWorker puts a worker of the store back.
+func (m *Machine) LoadWorker(w registry.Worker) { m.workers.Load(w) }
+
+// LoadJob puts a live job of the store back (P15). Its worker is unreachable
+// until it registers again.
+func (m *Machine) LoadJob(now time.Time, j job.Job) {
+	e := &entry{Job: j}
+	if j.RequestID != "" {
+		e.key, e.hash = requestKey(j.RequestedBy, j.RequestID), specHash(&j.Spec)
+		m.requests[e.key] = Accepted{j.ID, e.hash}
+	}
+	m.jobs[j.ID] = e
+	switch {
+	case j.State == job.Queued:
+		m.now = now
+		m.enqueue(e)
+	default:
+		m.workers.Occupy(j.Worker, 1)
+		e.stop = job.StopOrder{Key: e.attempt(), Fence: j.Fence, Reason: j.Reason}
+	}
+}
+
+func (e *entry) attempt() job.Key { return job.Key{Job: e.ID, Attempt: e.Attempt} }
+
+// Step takes one event. Effects are valid until the next call.
+func (m *Machine) Step(now time.Time, ev *Event) []Effect {
+	m.now, m.out = now, m.out[:0]
+	m.expire()
+	switch {
+	case ev.Submit != nil:
+		m.submit(ev.Reply, ev.Submit)
+	case ev.Stop != nil:
+		m.stopJob(ev.Reply, ev.Stop)
+	case ev.Register != nil:
+		m.register(ev.Reply, ev.Register)
+	case ev.Heartbeat != nil:
+		m.heartbeat(ev.Reply, ev.Heartbeat)
+	case ev.Deregister != nil:
+		m.deregister(ev.Reply, *ev.Deregister)
+	case ev.Drain != nil:
+		m.drain(ev.Reply, ev.Drain)
+	case ev.Remove != nil:
+		m.removeWorker(ev.Reply, *ev.Remove)
+	case ev.Up != nil:
+		m.up(ev.Up)
+	}
+	if m.dirty {
+		m.dirty = false
+		m.placeQueued()
+	}
+	return m.out
+}
+
+func (m *Machine) effect(e Effect) { m.out = append(m.out, e) }
+
+func (m *Machine) reply(to uint64, r Result) {
+	if to != 0 {
+		r.To = to
+		m.effect(Effect{Result: &r})
+	}
+}
+
+// put records a job; terminal ones leave memory.
+func (m *Machine) put(e *entry) {
+	j := e.Job
+	m.effect(Effect{Put: &j, Drop: j.State.Terminal()})
+	if j.State.Terminal() {
+		delete(m.jobs, j.ID)
+		delete(m.requests, e.key)
+	}
+}
+
+// NextDeadline is when Tick has work; zero is never.
+func (m *Machine) NextDeadline() time.Time {
+	next := m.workers.NextExpiry()
+	if len(m.timers) > 0 && (next.IsZero() || m.timers[0].at.Before(next)) {
+		next = m.timers[0].at
+	}
+	return next
+}
+
+// expire lets deadlines and leases run out.
+func (m *Machine) expire() {
+	for len(m.timers) > 0 && !m.now.Before(m.timers[0].at) {
+		t := heap.Pop(&m.timers).(timer)
+		e := m.jobs[t.job]
+		if e == nil || e.State != job.Queued || !e.deadline.Equal(t.at) {
+			continue
+		}
+		m.queueDeadline(e)
+	}
+	if next := m.workers.NextExpiry(); next.IsZero() || m.now.Before(next) {
+		return
+	}
+	for _, w := range m.workers.Expire(m.now) {
+		m.effect(Effect{Worker: &w})
+		m.setReachable(w.ID, false)
+		m.dirty = true
+	}
+}
+
+// queueDeadline ends the wait of a queued job: a delayed retry becomes
+// placeable, a job that waited too long is rejected.
+func (m *Machine) queueDeadline(e *entry) {
+	if e.delayed {
+		e.delayed = false
+		m.enqueue(e)
+		m.dirty = true
+		return
+	}
+	m.queue.remove(e)
+	why := e.Message
+	e.State, e.Reason = job.Rejected, job.ReasonQueueTimeout
+	e.Message = fmt.Sprintf("it waited %v for a worker: %s", e.Spec.QueueTimeout, why)
+	m.put(e)
+}
+
+func (m *Machine) setDeadline(e *entry, at time.Time) {
+	e.deadline = at
+	heap.Push(&m.timers, timer{at, e.ID})
+}
+
+// setReachable marks the live jobs of a worker. Wall time is for people only.
+func (m *Machine) setReachable(id job.WorkerID, reachable bool) {
+	for _, e := range m.onWorker(id) {
+		switch {
+		case reachable && !e.UnreachableSince.IsZero():
+			e.UnreachableSince = time.Time{}
+		case !reachable && e.UnreachableSince.IsZero():
+			e.UnreachableSince = m.now.Round(0)
+		default:
+			continue
+		}
+		m.put(e)
+	}
+}
+
+// onWorker returns the live jobs of a worker in the order of their ids.
+func (m *Machine) onWorker(id job.WorkerID) []*entry {
+	var out []*entry
+	for _, e := range m.jobs {
+		if e.Worker == id && e.State.Live() {
+			out = append(out, e)
+		}
+	}
+	slices.SortFunc(out, func(a, b *entry) int { return slices.Compare(a.ID[:], b.ID[:]) })
+	return out
+}
+
+func (m *Machine) register(to uint64, ev *Register) {
+	w, err := m.workers.Register(m.now, ev.Registration, ev.Fresh)
+	if err != nil {
+		m.reply(to, Result{Err: err})
+		return
+	}
+	m.effect(Effect{Worker: &w})
+	m.effect(Effect{Dial: &w})
+	m.reply(to, Result{Worker: w})
+	m.dirty = true
+}
+
+func (m *Machine) heartbeat(to uint64, ev *Heartbeat) {
+	before, _ := m.workers.Get(ev.ID)
+	w, changed, err := m.workers.Heartbeat(m.now, ev.ID, ev.Leaving, ev.Conditions)
+	if err != nil {
+		m.reply(to, Result{Err: err})
+		return
+	}
+	if changed {
+		m.effect(Effect{Worker: &w})
+	}
+	if before.State == registry.Offline {
+		m.setReachable(w.ID, true)
+		m.effect(Effect{Dial: &w})
+		m.dirty = true
+	}
+	m.reply(to, Result{Worker: w})
+}
+
+func (m *Machine) deregister(to uint64, id job.WorkerID) {
+	w, err := m.workers.Deregister(id)
+	if err != nil {
+		m.reply(to, Result{Err: err})
+		return
+	}
+	m.effect(Effect{Worker: &w})
+	m.effect(Effect{Hang: &id})
+	m.setReachable(id, false)
+	delete(m.links, id)
+	m.dirty = true
+	m.reply(to, Result{Worker: w})
+}
+
+func (m *Machine) drain(to uint64, ev *Drain) {
+	w, err := m.workers.SetDrain(ev.ID, ev.Drain, ev.Reason)
+	if err == nil {
+		m.effect(Effect{Worker: &w})
+		m.dirty = true
+	}
+	m.reply(to, Result{Worker: w, Err: err})
+}
+
+// removeWorker forgets a worker that is gone; jobs that are still unreachable
+// there become LOST by the operator's word (P4 d).
+func (m *Machine) removeWorker(to uint64, id job.WorkerID) {
+	w, ok := m.workers.Get(id)
+	if !ok {
+		m.reply(to, Result{Err: errs.E("remove worker", errs.NotFound, "WORKER_UNKNOWN", fmt.Errorf("there is no worker %s", id))})
+		return
+	}
+	if w.State == registry.Online || w.State == registry.Draining {
+		m.reply(to, Result{Err: errs.E("remove worker", errs.Precondition, "WORKER_ONLINE", fmt.Errorf("%q is %s", w.Name, w.State)).
+			WithHint("stop the worker first; it deregisters by itself")})
+		return
+	}
+	for _, e := range m.onWorker(id) {
+		m.finish(e, job.Lost, job.ReasonWorkerGone, "an operator removed its worker "+w.Name)
+	}
+	m.workers.Remove(id)
+	delete(m.links, id)
+	m.effect(Effect{Gone: &id})
+	m.effect(Effect{Hang: &id})
+	m.reply(to, Result{Worker: w})
+}
+
+// Live returns the ids of live jobs in order, for views.
+func (m *Machine) Live() []job.ID {
+	return slices.SortedFunc(maps.Keys(m.jobs), func(a, b job.ID) int { return slices.Compare(a[:], b[:]) })
+}
+
+// timer is one deadline; deadlines is a heap of them, ties in the order of ids
+// so that a replay takes the same way.
+type timer struct {
+	at  time.Time
+	job job.ID
+}
+
+type deadlines []timer
+
+func (d deadlines) Len() int      { return len(d) }
+func (d deadlines) Swap(i, j int) { d[i], d[j] = d[j], d[i] }
+func (d deadlines) Less(i, j int) bool {
+	return cmp.Or(d[i].at.Compare(d[j].at), slices.Compare(d[i].job[:], d[j].job[:])) < 0
+}
+func (d *deadlines) Push(x any) { *d = append(*d, x.(timer)) }
+func (d *deadlines) Pop() any {
+	old := *d
+	last := old[len(old)-1]
+	*d = old[:len(old)-1]
+	return last
+}

@@ -1,0 +1,170 @@
+package scheduler
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/registry"
+	"github.com/droverhq/drover/core/store"
+)
+
+// Keys of the store, by their first byte:
+//
+//	j<id>            record of every job, JSON
+//	l<id>            marks a live job
+//	r<caller>\0<id>  what a request id was used for (P1)
+//	s<hex of id, reversed>  finds jobs by the end of their id
+//	w<id>            record of every worker, JSON
+//	m/term           the term of the newest scheduler life
+const (
+	prefixJob     = 'j'
+	prefixLive    = 'l'
+	prefixRequest = 'r'
+	prefixSuffix  = 's'
+	prefixWorker  = 'w'
+)
+
+func idKey(prefix byte, id [16]byte) []byte { return append([]byte{prefix}, id[:]...) }
+
+func requestRecord(key string) []byte { return append([]byte{prefixRequest}, key...) }
+
+func suffixKey(id job.ID) []byte {
+	digits := []byte(hex.EncodeToString(id[:]))
+	slices.Reverse(digits)
+	return append([]byte{prefixSuffix}, digits...)
+}
+
+func termKey() []byte { return []byte("m/term") }
+
+// records is the scheduler's view of its store.
+type records struct {
+	store store.Store
+}
+
+// raiseTerm makes a term that is higher than any before, durably (P3).
+func (r records) raiseTerm(ctx context.Context) (uint64, error) {
+	var term uint64
+	v, err := r.store.Get(ctx, termKey())
+	switch {
+	case err == nil && len(v) == 8:
+		term = binary.BigEndian.Uint64(v)
+	case err == nil:
+		return 0, fmt.Errorf("read the term: %d bytes instead of 8", len(v))
+	case !errors.Is(err, store.ErrNotFound):
+		return 0, fmt.Errorf("read the term: %w", err)
+	}
+	term++
+	var b store.Batch
+	b.Put(termKey(), binary.BigEndian.AppendUint64(nil, term))
+	if err := r.store.Apply(ctx, &b); err != nil {
+		return 0, fmt.Errorf("raise the term: %w", err)
+	}
+	return term, nil
+}
+
+// load calls the functions for every worker and every live job.
+func (r records) load(ctx context.Context, worker func(registry.Worker), live func(job.Job)) error {
+	for p, err := range r.store.Scan(ctx, store.Prefix([]byte{prefixWorker})) {
+		if err != nil {
+			return fmt.Errorf("load workers: %w", err)
+		}
+		var w registry.Worker
+		if err := json.Unmarshal(p.Value, &w); err != nil {
+			return fmt.Errorf("load worker %x: %w", p.Key[1:], err)
+		}
+		worker(w)
+	}
+	for p, err := range r.store.Scan(ctx, store.Prefix([]byte{prefixLive})) {
+		if err != nil {
+			return fmt.Errorf("load live jobs: %w", err)
+		}
+		j, err := r.job(ctx, job.ID(p.Key[1:]))
+		if err != nil {
+			return err
+		}
+		live(j)
+	}
+	return nil
+}
+
+func (r records) job(ctx context.Context, id job.ID) (job.Job, error) {
+	v, err := r.store.Get(ctx, idKey(prefixJob, id))
+	if err != nil {
+		return job.Job{}, fmt.Errorf("read job %s: %w", id, err)
+	}
+	return decodeJob(v)
+}
+
+func decodeJob(v []byte) (job.Job, error) {
+	var j job.Job
+	if err := json.Unmarshal(v, &j); err != nil {
+		return job.Job{}, fmt.Errorf("decode a job: %w", err)
+	}
+	return j, nil
+}
+
+func (r records) accepted(ctx context.Context, key string) (*Accepted, error) {
+	v, err := r.store.Get(ctx, requestRecord(key))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil //nolint:nilnil // no request is a fine answer
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up the request id: %w", err)
+	}
+	if len(v) != 48 {
+		return nil, fmt.Errorf("look up the request id: a record of %d bytes instead of 48", len(v))
+	}
+	return &Accepted{Job: job.ID(v[:16]), Hash: [32]byte(v[16:])}, nil
+}
+
+// put adds one effect's record changes to a batch.
+func putEffect(b *store.Batch, e *Effect) error {
+	switch {
+	case e.Put != nil:
+		return putJob(b, e)
+	case e.Delete != nil:
+		b.Delete(idKey(prefixJob, e.Delete.ID))
+		b.Delete(suffixKey(e.Delete.ID))
+		if e.Delete.RequestID != "" {
+			b.Delete(requestRecord(requestKey(e.Delete.RequestedBy, e.Delete.RequestID)))
+		}
+	case e.Worker != nil:
+		w := *e.Worker
+		w.Scripts, w.Running = job.ScriptIndex{}, 0 // the worker tells them anew
+		v, err := json.Marshal(&w)
+		if err != nil {
+			return fmt.Errorf("encode worker %s: %w", w.ID, err)
+		}
+		b.Put(idKey(prefixWorker, w.ID), v)
+	case e.Gone != nil:
+		b.Delete(idKey(prefixWorker, *e.Gone))
+	}
+	return nil
+}
+
+func putJob(b *store.Batch, e *Effect) error {
+	j := e.Put
+	v, err := json.Marshal(j)
+	if err != nil {
+		return fmt.Errorf("encode job %s: %w", j.ID, err)
+	}
+	b.Put(idKey(prefixJob, j.ID), v)
+	if e.New {
+		b.Put(idKey(prefixLive, j.ID), nil)
+		b.Put(suffixKey(j.ID), j.ID[:])
+		if j.RequestID != "" {
+			hash := specHash(&j.Spec)
+			b.Put(requestRecord(requestKey(j.RequestedBy, j.RequestID)), append(j.ID[:], hash[:]...))
+		}
+	}
+	if e.Drop {
+		b.Delete(idKey(prefixLive, j.ID))
+	}
+	return nil
+}

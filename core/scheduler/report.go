@@ -1,0 +1,121 @@
+package scheduler
+
+import (
+	"fmt"
+
+	"github.com/droverhq/drover/core/job"
+)
+
+// up takes a frame of a worker, or the news that its link opened or closed.
+func (m *Machine) up(ev *UpEvent) {
+	if ev.Opened {
+		m.links[ev.Worker] = &link{number: ev.Link, open: true, seen: map[job.Key]bool{}}
+		return
+	}
+	l := m.links[ev.Worker]
+	if l == nil || l.number != ev.Link {
+		return
+	}
+	if ev.Closed {
+		delete(m.links, ev.Worker)
+		return
+	}
+	if ev.Up.Hello != nil {
+		l.hello = *ev.Up.Hello
+	}
+	if ev.Up.Scripts != nil {
+		m.workers.SetScripts(ev.Worker, *ev.Up.Scripts)
+		m.changed(ev.Worker)
+	}
+	if ev.Up.Runners != nil {
+		m.workers.SetRunners(ev.Worker, ev.Up.Runners)
+		m.changed(ev.Worker)
+	}
+	var acks []job.Key
+	for i := range ev.Up.Reports {
+		r := &ev.Up.Reports[i]
+		if !l.complete {
+			l.seen[r.Key] = true
+		}
+		m.report(ev.Worker, r)
+		if r.State.Terminal() {
+			acks = append(acks, r.Key)
+		}
+	}
+	if l.hello.Complete && !l.complete {
+		l.complete = true
+		m.reconcile(ev.Worker, l)
+		l.seen = nil
+	}
+	if len(acks) > 0 {
+		// The ack leaves after the commit of this round: the worker may then forget.
+		m.effect(Effect{Send: &Send{ev.Worker, Down{Acks: acks}}})
+	}
+}
+
+func (m *Machine) changed(id job.WorkerID) {
+	if w, ok := m.workers.Get(id); ok {
+		m.effect(Effect{Worker: &w})
+		m.dirty = true
+	}
+}
+
+// report applies what a worker says of an attempt.
+func (m *Machine) report(from job.WorkerID, r *job.Report) {
+	e := m.jobs[r.Job]
+	if e == nil || e.Attempt != r.Attempt || e.Worker != from || !e.State.Live() {
+		return // history: an attempt that was settled before
+	}
+	if r.Sequence <= e.Result.Sequence {
+		return
+	}
+	e.Result = *r
+	next := r.State
+	if e.State == job.Stopping && next == job.Rejected {
+		next = job.Stopped // the tombstone of our own stop refused the start: nothing ran
+	}
+	switch {
+	case next == e.State, e.State == job.Stopping && next.Live():
+		m.put(e)
+	case next == job.Dispatched: // accepted, not started yet
+		m.put(e)
+	case !e.State.CanBecome(next):
+		m.effect(Effect{Unexpected: fmt.Sprintf("job %s: %s -> %s", e.ID, e.State, next)})
+	case next.Terminal():
+		m.finish(e, next, r.Reason, r.Message)
+	default:
+		e.State, e.Reason, e.Message = next, r.Reason, r.Message
+		if next == job.Stopping { // the worker began it: a timeout, a limit
+			e.stop = job.StopOrder{Key: e.attempt(), Fence: e.Fence, Reason: r.Reason}
+		}
+		m.put(e)
+	}
+}
+
+// reconcile settles every live job of a worker after it has told all it has:
+// the worker knows it, or never got it, or it is gone (P4, P15).
+func (m *Machine) reconcile(id job.WorkerID, l *link) {
+	for _, e := range m.onWorker(id) {
+		known := l.seen[e.attempt()]
+		switch {
+		case e.State == job.Stopping:
+			// Known or not: a stop of an unknown attempt leaves a tombstone.
+			m.send(id, Down{Stops: []job.StopOrder{e.stop}})
+		case known:
+		case e.State == job.Dispatched && e.Result.Sequence == 0:
+			// Never confirmed: the same order again is harmless (P2).
+			m.send(id, Down{Starts: []job.StartOrder{{Key: e.attempt(), Fence: e.Fence, Spec: e.Spec}}})
+		default:
+			m.lose(e, l)
+		}
+	}
+}
+
+// lose settles an attempt that its worker had and does not know any more.
+func (m *Machine) lose(e *entry, l *link) {
+	if l.hello.BootID != e.BootID {
+		m.finish(e, job.Lost, job.ReasonReboot, "its worker's host was rebooted")
+		return
+	}
+	m.finish(e, job.Lost, job.ReasonNoProcess, "its worker has no record and no process of it")
+}

@@ -1,0 +1,294 @@
+// Package scheduler accepts jobs durably, places them on workers, forwards
+// stops, and records what became of them. Machine decides, the loop of
+// Scheduler commits and acts, core/rpc speaks.
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/registry"
+	"github.com/droverhq/drover/core/store"
+)
+
+// Bounds of the loop's inbox (P16): submits are refused before heartbeats,
+// stops and reports are.
+const (
+	inboxUrgent = 4096
+	inboxNormal = 4096
+	maxRound    = 1024 // events per commit
+)
+
+// Defaults of Config.
+const (
+	DefaultLease     = 10 * time.Second
+	DefaultHeartbeat = 2 * time.Second
+)
+
+// Config configures a Scheduler.
+type Config struct {
+	Store     store.Store
+	Connector Connector
+	Lease     time.Duration // 0: DefaultLease
+	Heartbeat time.Duration // 0: DefaultHeartbeat
+	Log       *slog.Logger
+	Now       func() time.Time // nil: time.Now, whose readings are monotonic (P14)
+}
+
+// Scheduler is the running scheduler. Its methods may be called concurrently
+// while Run runs.
+type Scheduler struct {
+	config  Config
+	records records
+	machine *Machine // owned by Run once it runs
+	hub     *hub
+	term    uint64
+	urgent  chan Event
+	normal  chan Event
+	links   *links
+
+	mu      sync.Mutex // guards waiting and next
+	waiting map[uint64]chan Result
+	next    uint64
+}
+
+// New raises the term and loads what the store knows (P3, P15).
+func New(ctx context.Context, c Config) (*Scheduler, error) {
+	if c.Lease == 0 {
+		c.Lease = DefaultLease
+	}
+	if c.Heartbeat == 0 {
+		c.Heartbeat = DefaultHeartbeat
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	s := &Scheduler{
+		config: c, records: records{c.Store}, hub: newHub(),
+		urgent: make(chan Event, inboxUrgent), normal: make(chan Event, inboxNormal), waiting: map[uint64]chan Result{},
+	}
+	var err error
+	if s.term, err = s.records.raiseTerm(ctx); err != nil {
+		return nil, errs.E("start the scheduler", errs.Internal, "STORE", err)
+	}
+	s.machine = NewMachine(s.term, c.Lease)
+	s.links = newLinks(c.Connector, s.term, c.Log, s.deliver)
+	if err := s.load(ctx); err != nil {
+		return nil, errs.E("start the scheduler", errs.Internal, "STORE", err)
+	}
+	return s, nil
+}
+
+func (s *Scheduler) load(ctx context.Context) error {
+	now := s.config.Now()
+	var effects []Effect
+	err := s.records.load(ctx, func(w registry.Worker) {
+		s.machine.LoadWorker(w)
+		loaded, _ := s.machine.workers.Get(w.ID)
+		effects = append(effects, Effect{Worker: &loaded})
+	}, func(j job.Job) {
+		if j.State.Live() && j.UnreachableSince.IsZero() {
+			j.UnreachableSince = now.Round(0)
+		}
+		s.machine.LoadJob(now, j)
+		effects = append(effects, Effect{Put: &j})
+	})
+	s.hub.publish(effects)
+	return err
+}
+
+// Term is the term of this scheduler life.
+func (s *Scheduler) Term() uint64 { return s.term }
+
+// Run is the loop; it returns when ctx ends. Events that are waiting then are
+// answered with an error.
+func (s *Scheduler) Run(ctx context.Context) error {
+	defer s.links.closeAll()
+	defer s.abandon()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	var round []Event
+	for {
+		s.arm(timer)
+		round = s.gather(ctx, timer.C, round[:0])
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err := s.turn(ctx, round); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+func (s *Scheduler) arm(t *time.Timer) {
+	d := time.Hour
+	if next := s.machine.NextDeadline(); !next.IsZero() {
+		d = max(0, next.Sub(s.config.Now()))
+	}
+	t.Reset(d)
+}
+
+// gather waits for one event and takes all that are there with it: what came
+// while the last round was committed makes one round, so batches grow with the
+// load and an idle scheduler answers at once.
+func (s *Scheduler) gather(ctx context.Context, tick <-chan time.Time, round []Event) []Event {
+	select {
+	case <-ctx.Done():
+		return round
+	case ev := <-s.urgent:
+		round = append(round, ev)
+	case ev := <-s.normal:
+		round = append(round, ev)
+	case <-tick:
+		round = append(round, Event{Tick: true})
+	}
+	for len(round) < maxRound {
+		select {
+		case ev := <-s.urgent:
+			round = append(round, ev)
+			continue
+		default:
+		}
+		select {
+		case ev := <-s.urgent:
+			round = append(round, ev)
+		case ev := <-s.normal:
+			round = append(round, ev)
+		default:
+			return round
+		}
+	}
+	return round
+}
+
+// turn steps the events of a round, commits once, then acts.
+func (s *Scheduler) turn(ctx context.Context, round []Event) error {
+	now := s.config.Now()
+	var (
+		batch   store.Batch
+		effects []Effect
+	)
+	for i := range round {
+		ev := &round[i]
+		if err := s.lookUp(ctx, ev); err != nil {
+			s.answer(Result{To: ev.Reply, Err: errs.E(opSubmit, errs.Internal, "STORE", err)})
+			continue
+		}
+		effects = append(effects, s.machine.Step(now, ev)...)
+	}
+	for i := range effects {
+		if err := putEffect(&batch, &effects[i]); err != nil {
+			return err
+		}
+	}
+	if len(batch.Ops) > 0 {
+		if err := s.config.Store.Apply(ctx, &batch); err != nil {
+			return fmt.Errorf("commit: %w", err)
+		}
+	}
+	s.hub.publish(effects)
+	s.act(effects)
+	return nil
+}
+
+// lookUp reads what the store knows of a submit's request id. Jobs that live
+// are in the machine's own table, so a step decides on both.
+func (s *Scheduler) lookUp(ctx context.Context, ev *Event) error {
+	if ev.Submit == nil || ev.Submit.RequestID == "" {
+		return nil
+	}
+	var err error
+	ev.Submit.Earlier, err = s.records.accepted(ctx, requestKey(ev.Submit.Caller.Name, ev.Submit.RequestID))
+	return err
+}
+
+func (s *Scheduler) act(effects []Effect) {
+	for i := range effects {
+		switch e := &effects[i]; {
+		case e.Send != nil:
+			s.links.send(e.Send.Worker, e.Send.Down)
+		case e.Dial != nil:
+			s.links.dial(*e.Dial)
+		case e.Hang != nil:
+			s.links.hang(*e.Hang)
+		case e.Result != nil:
+			s.answer(*e.Result)
+		case e.Unexpected != "":
+			s.config.Log.Warn("report refused by the state machine", "step", e.Unexpected)
+		}
+	}
+}
+
+func (s *Scheduler) answer(r Result) {
+	s.mu.Lock()
+	c := s.waiting[r.To]
+	delete(s.waiting, r.To)
+	s.mu.Unlock()
+	if c != nil {
+		c <- r // has room for its one value
+	}
+}
+
+// abandon answers whoever still waits when the loop ends.
+func (s *Scheduler) abandon() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for to, c := range s.waiting {
+		c <- Result{To: to, Err: shuttingDown()}
+		delete(s.waiting, to)
+	}
+	s.waiting = nil
+}
+
+func shuttingDown() error {
+	return errs.E("ask the scheduler", errs.Unavailable, "SHUTTING_DOWN", errors.New("it is shutting down"))
+}
+
+// deliver puts an event of a link into the inbox; it waits for room.
+func (s *Scheduler) deliver(ctx context.Context, ev Event) {
+	select {
+	case s.urgent <- ev:
+	case <-ctx.Done():
+	}
+}
+
+// ask sends an event through the loop and waits for its result. A full inbox
+// is EXHAUSTED (P16).
+func (s *Scheduler) ask(ctx context.Context, inbox chan Event, ev Event) (Result, error) {
+	done := make(chan Result, 1)
+	s.mu.Lock()
+	if s.waiting == nil {
+		s.mu.Unlock()
+		return Result{}, shuttingDown()
+	}
+	s.next++
+	ev.Reply = s.next
+	s.waiting[ev.Reply] = done
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.waiting, ev.Reply)
+		s.mu.Unlock()
+	}()
+	select {
+	case inbox <- ev:
+	default:
+		return Result{}, errs.E("ask the scheduler", errs.Exhausted, "OVERLOADED", errors.New("too many requests are waiting")).
+			WithHint("try again in a second")
+	}
+	select {
+	case r := <-done:
+		return r, r.Err
+	case <-ctx.Done():
+		return Result{}, ctx.Err()
+	}
+}

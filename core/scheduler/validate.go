@@ -1,0 +1,197 @@
+package scheduler
+
+import (
+	"path"
+	"regexp"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+)
+
+// Bounds of a request.
+const (
+	maxArgs      = 4096
+	maxBytes     = 1 << 20 // arguments and environment together, below the kernel's ARG_MAX
+	maxLabels    = 64
+	maxName      = 128
+	maxRequestID = 128
+	maxPriority  = 100
+	maxRetries   = 1000
+)
+
+var (
+	labelPattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,126}[a-zA-Z0-9])?$`)
+	envPattern   = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
+)
+
+func invalid(field, reason, format string, args ...any) error {
+	return errs.Field(opSubmit, field, reason, format, args...)
+}
+
+// validate refuses a request that cannot be right anywhere, naming the field.
+// Nothing is accepted, stored or started when it does.
+func validate(s *job.Spec, requestID string) error {
+	if s.Command == "" && s.Path == "" {
+		return invalid("command", "COMMAND_MISSING", "command and path are both empty")
+	}
+	if s.Command == "" && defaultCommand(s.Path) == "" {
+		return invalid("command", "COMMAND_MISSING", "it is empty and %q has no extension that tells the runner (.sh, .py)", s.Path)
+	}
+	checks := []error{
+		text("command", s.Command), checkPath(s.Path), checkArgs(s), checkEnv(s), checkLabels(s.Labels),
+		checkDurations(s), text("workdir", s.Workdir), text("user", s.User), text("name", s.Name),
+	}
+	for _, err := range checks {
+		if err != nil {
+			return err
+		}
+	}
+	switch {
+	case s.Workdir != "" && !path.IsAbs(s.Workdir):
+		return invalid("workdir", "WORKDIR", "%q is not absolute", s.Workdir)
+	case len(s.Name) > maxName:
+		return invalid("name", "TOO_LONG", "it has %d bytes, at most %d", len(s.Name), maxName)
+	case len(requestID) > maxRequestID:
+		return invalid("request_id", "TOO_LONG", "it has %d bytes, at most %d", len(requestID), maxRequestID)
+	case len(s.Stdin) > job.MaxStdin:
+		return invalid("stdin", "TOO_LONG", "it has %d bytes, at most %d", len(s.Stdin), job.MaxStdin)
+	case s.Priority < -maxPriority || s.Priority > maxPriority:
+		return invalid("priority", "OUT_OF_RANGE", "%d is not between -%d and %d", s.Priority, maxPriority, maxPriority)
+	case s.Retry.Max > maxRetries:
+		return invalid("retry", "OUT_OF_RANGE", "%d retries, at most %d", s.Retry.Max, maxRetries)
+	}
+	return nil
+}
+
+func text(field, s string) error {
+	if strings.ContainsRune(s, 0) {
+		return invalid(field, "NUL", "it holds a NUL byte")
+	}
+	if !utf8.ValidString(s) {
+		return invalid(field, "NOT_UTF8", "it is not valid UTF-8")
+	}
+	return nil
+}
+
+// checkPath refuses what can never name a script; whether it does is the
+// worker's to say, on the file system (P13).
+func checkPath(p string) error {
+	if p == "" {
+		return nil
+	}
+	if strings.ContainsRune(p, 0) {
+		return invalid("path", "PATH_REFUSED", "it holds a NUL byte")
+	}
+	why := ""
+	switch {
+	case path.IsAbs(p):
+		why = "is absolute; paths are relative to a script folder"
+	case strings.HasSuffix(p, "/"):
+		why = "ends with a slash; it must name a file"
+	case len(p) > 4095:
+		why = "is too long"
+	}
+	for seg := range strings.SplitSeq(p, "/") {
+		switch {
+		case why != "":
+		case seg == "..":
+			why = "leads out of the script folder with .."
+		case seg == "" || seg == ".":
+			why = "has an empty segment or a dot segment"
+		}
+	}
+	if why != "" {
+		return invalid("path", "PATH_REFUSED", "%q %s", p, why)
+	}
+	return text("path", p)
+}
+
+func checkArgs(s *job.Spec) error {
+	if len(s.Args) > maxArgs {
+		return invalid("args", "TOO_MANY", "%d arguments, at most %d", len(s.Args), maxArgs)
+	}
+	size := 0
+	for _, a := range s.Args {
+		if err := text("args", a); err != nil {
+			return err
+		}
+		size += len(a) + 1
+	}
+	for k, v := range s.Env {
+		size += len(k) + len(v) + 2
+	}
+	if size > maxBytes {
+		return invalid("args", "TOO_LONG", "arguments and environment have %d bytes, at most %d", size, maxBytes)
+	}
+	return nil
+}
+
+func checkEnv(s *job.Spec) error {
+	for k, v := range s.Env {
+		if !envPattern.MatchString(k) {
+			return invalid("env", "ENV_NAME", "%q is not a name of letters, digits and underscores", k)
+		}
+		if RefusedEnv(k) {
+			return invalid("env", "ENV_REFUSED", "%s changes how programs load code and is not taken from requests", k)
+		}
+		if err := text("env", v); err != nil {
+			return err
+		}
+	}
+	for name := range s.Secrets {
+		if !envPattern.MatchString(name) {
+			return invalid("secrets", "SECRET_NAME", "%q is not a name of letters, digits and underscores", name)
+		}
+	}
+	return nil
+}
+
+// RefusedEnv tells whether a request may never set the variable, whatever a
+// worker's policy says: it would change what code is loaded.
+func RefusedEnv(name string) bool {
+	for _, prefix := range []string{"LD_", "PYTHON", "PERL5", "DROVER_"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	switch name {
+	case "BASH_ENV", "ENV", "NODE_OPTIONS", "RUBYOPT", "SHELLOPTS", "BASHOPTS":
+		return true
+	default:
+		return false
+	}
+}
+
+func checkLabels(labels map[string]string) error {
+	if len(labels) > maxLabels {
+		return invalid("labels", "TOO_MANY", "%d labels, at most %d", len(labels), maxLabels)
+	}
+	for k, v := range labels {
+		if !labelPattern.MatchString(k) || v != "" && !labelPattern.MatchString(v) {
+			return invalid("labels", "LABEL", "%q=%q is not made of letters, digits, dots, dashes, slashes, underscores", k, v)
+		}
+	}
+	return nil
+}
+
+func checkDurations(s *job.Spec) error {
+	for _, d := range []struct {
+		field string
+		value time.Duration
+	}{
+		{"timeout", s.Timeout},
+		{"idle_timeout", s.IdleTimeout},
+		{"queue_timeout", s.QueueTimeout},
+		{"grace", s.Grace},
+		{"linger", s.Linger},
+		{"retry", s.Retry.Backoff},
+	} {
+		if d.value < 0 {
+			return invalid(d.field, "NEGATIVE", "%v is negative", d.value)
+		}
+	}
+	return nil
+}
