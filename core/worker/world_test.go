@@ -138,7 +138,7 @@ func (p *proc) begin() {
 	if reason, ok := p.args["spawn"]; ok {
 		p.exit = &ProcessExit{SpawnReason: reason, SpawnError: "no such file", Evidence: job.Wait}
 		w.mu.Unlock()
-		w.feed.Push([]ProcessEvent{{ID: p.id, Exit: p.exit}})
+		w.push([]ProcessEvent{{ID: p.id, Exit: p.exit}})
 		return
 	}
 	w.starts[p.id]++
@@ -156,7 +156,7 @@ func (p *proc) begin() {
 		p.writeEvery(mustDuration(d))
 	}
 	w.mu.Unlock()
-	w.feed.Push([]ProcessEvent{{ID: p.id, Started: &journal.Started{PID: p.pid, Wall: time.Now()}}})
+	w.push([]ProcessEvent{{ID: p.id, Started: &journal.Started{PID: p.pid, Wall: time.Now()}}})
 }
 
 func (p *proc) writeEvery(d time.Duration) {
@@ -209,7 +209,7 @@ func (p *proc) tell() {
 	x, hidden := p.exit, p.hidden
 	p.w.mu.Unlock()
 	if !hidden && x != nil {
-		p.w.feed.Push([]ProcessEvent{{ID: p.id, Exit: x}})
+		p.w.push([]ProcessEvent{{ID: p.id, Exit: x}})
 	}
 }
 
@@ -244,6 +244,14 @@ func (p *proc) kill(sig syscall.Signal) (ended uint32) {
 	return ended + 1
 }
 
+// push hands news to the feed of the life that runs now.
+func (w *world) push(news []ProcessEvent) {
+	w.mu.Lock()
+	feed := w.feed
+	w.mu.Unlock()
+	feed.Push(news)
+}
+
 func (w *world) proc(id string) *proc {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -275,9 +283,8 @@ func (w *world) Resume(_ context.Context, held []Held) error {
 			news = append(news, ProcessEvent{ID: h.ID, Exit: &x})
 		}
 	}
-	feed := w.feed
 	w.mu.Unlock()
-	feed.Push(news)
+	w.push(news)
 	return nil
 }
 
@@ -590,6 +597,7 @@ func begin(t *testing.T, w *world, data string, opts ...option) *bench {
 	}
 	w.mu.Lock()
 	w.feed = NewFeed()
+	w.pins = 0 // they die with their process
 	c := Config{
 		Name: "w1", Data: data, Slots: 4, Policy: Policy{Commands: []string{"true"}},
 		Journal: j, State: st, Output: worldOutput{w}, Scripts: worldScripts{w}, Groups: worldGroups{w}, Runners: w, Feed: w.feed,

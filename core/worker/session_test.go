@@ -1,0 +1,319 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+)
+
+// peer is the scheduler's end of a session: it keeps the newest report of each
+// attempt, as a scheduler does.
+type peer struct {
+	mu       sync.Mutex
+	latest   map[job.Key]job.Report
+	hellos   []Hello
+	frames   []Up
+	largest  int
+	complete bool
+	scripts  int
+	runners  int
+	down     chan Down
+	over     chan error
+	cancel   context.CancelFunc
+	stall    chan struct{} // non-nil: up blocks until it is closed
+	broken   error
+}
+
+func testWorkerID() job.WorkerID { return uuid.UUID{0: 9} }
+
+func (b *bench) connect(term uint64, changes ...func(*peer)) *peer {
+	b.t.Helper()
+	<-b.ready
+	if err := b.identity.set(testWorkerID()); err != nil {
+		b.t.Fatal(err)
+	}
+	p := &peer{latest: map[job.Key]job.Report{}, down: make(chan Down), over: make(chan error, 1)}
+	for _, c := range changes {
+		c(p)
+	}
+	ctx, cancel := context.WithCancel(b.t.Context())
+	p.cancel = cancel
+	go func() {
+		p.over <- b.Session(ctx, SessionHello{Term: term, WorkerID: testWorkerID()}, p.down, p.up)
+		cancel()
+	}()
+	return p
+}
+
+func (p *peer) up(f Up) error {
+	p.mu.Lock()
+	stall := p.stall
+	p.mu.Unlock()
+	if stall != nil {
+		<-stall
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.broken != nil {
+		return p.broken
+	}
+	p.frames = append(p.frames, f)
+	p.largest = max(p.largest, len(f.Reports))
+	if f.Hello != nil {
+		p.hellos = append(p.hellos, *f.Hello)
+		p.complete = p.complete || f.Hello.Complete
+	}
+	if f.Scripts != nil {
+		p.scripts++
+	}
+	if f.Runners != nil {
+		p.runners++
+	}
+	for _, r := range f.Reports {
+		if p.latest[r.Key].Sequence < r.Sequence {
+			p.latest[r.Key] = r
+		}
+	}
+	return nil
+}
+
+func (p *peer) state(n byte) job.State {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.latest[testKey(n)].State
+}
+
+func (p *peer) report(n byte) job.Report {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.latest[testKey(n)]
+}
+
+func (p *peer) close(t *testing.T) {
+	t.Helper()
+	p.cancel()
+	if err := <-p.over; err != nil {
+		t.Errorf("session ended with %v", err)
+	}
+}
+
+func TestSessionCarriesAJobThroughItsLife(t *testing.T) {
+	story(t, func(t *testing.T, b *bench) {
+		p := b.connect(1)
+		p.down <- Down{Starts: []job.StartOrder{order(2, "run=5s"), order(1, "run=1s")}}
+		time.Sleep(500 * time.Millisecond)
+		if p.state(1) != job.Running || p.state(2) != job.Running {
+			t.Errorf("states %s %s: fences of one frame may come in any order", p.state(1), p.state(2))
+		}
+		p.down <- Down{Stops: []job.StopOrder{stopOrder(2, time.Second)}}
+		time.Sleep(time.Second)
+		if p.state(1) != job.Succeeded || p.state(2) != job.Stopped {
+			t.Errorf("states %s %s", p.state(1), p.state(2))
+		}
+		if h := p.hellos[0]; !h.Complete || h.BootID != "boot-1" || h.InstanceID != b.InstanceID() {
+			t.Errorf("hello %+v", h)
+		}
+		if p.scripts != 1 || p.runners != 1 {
+			t.Errorf("%d script and %d runner indexes", p.scripts, p.runners)
+		}
+		p.close(t)
+		b.clean()
+	})
+}
+
+func TestWhatIsNotAcknowledgedIsSentAgain(t *testing.T) {
+	story(t, func(t *testing.T, b *bench) {
+		p := b.connect(1)
+		p.down <- Down{Starts: []job.StartOrder{order(1, "run=1s"), order(2, "run=1s"), order(3)}}
+		time.Sleep(2 * time.Second)
+		p.down <- Down{Acks: []job.Key{testKey(1), testKey(3), testKey(99)}}
+		synctest.Wait()
+		p.close(t)
+
+		p = b.connect(1)
+		synctest.Wait()
+		if p.state(1) != job.None || p.state(2) != job.Succeeded || p.state(3) != job.Running {
+			t.Errorf("states %s %s %s", p.state(1), p.state(2), p.state(3))
+		}
+		// A live attempt cannot be acknowledged or forgotten.
+		p.down <- Down{Acks: []job.Key{testKey(2)}, Forgets: []job.Key{testKey(2), testKey(3)}}
+		synctest.Wait()
+		if _, err := b.Attempt(t.Context(), testKey(2)); errs.KindOf(err) != errs.NotFound {
+			t.Errorf("forgotten attempt: %v", err)
+		}
+		if _, left := b.w.outputs[testKey(2)]; left {
+			t.Error("its output is kept")
+		}
+		b.wait(3, job.Running)
+		p.down <- Down{Starts: []job.StartOrder{order(2, "run=1s")}}
+		synctest.Wait()
+		if r := p.report(2); r.State == job.Running || b.w.starts[attemptID(testKey(2))] != 1 {
+			t.Errorf("P2: a forgotten attempt was started again: %+v", r)
+		}
+		p.down <- Down{Stops: []job.StopOrder{stopOrder(3, 0)}}
+		time.Sleep(time.Second)
+		p.close(t)
+		b.clean()
+	})
+}
+
+func TestASlowSchedulerMissesNoLastState(t *testing.T) {
+	story(t, func(t *testing.T, b *bench) {
+		stall := make(chan struct{})
+		p := b.connect(1, func(p *peer) { p.stall = stall })
+		p.down <- Down{Starts: []job.StartOrder{order(1, "run=1s"), order(2, "run=1s", "code=2")}}
+		time.Sleep(time.Minute)
+		close(stall)
+		synctest.Wait()
+		if p.state(1) != job.Succeeded || p.state(2) != job.Failed {
+			t.Errorf("states %s %s", p.state(1), p.state(2))
+		}
+		p.mu.Lock()
+		sent := 0
+		for _, f := range p.frames {
+			sent += len(f.Reports)
+		}
+		p.mu.Unlock()
+		if sent > 4 {
+			t.Errorf("%d reports queued up while it stalled", sent)
+		}
+		p.close(t)
+	})
+}
+
+func TestManyReportsGoInBoundedFrames(t *testing.T) {
+	story(t, func(t *testing.T, b *bench) {
+		p := b.connect(1)
+		var f Down
+		for i := range 1100 {
+			o := order(1, "spawn=NOT_FOUND")
+			o.Job = uuid.UUID{0: 2, 1: byte(i >> 8), 2: byte(i)}
+			f.Starts = append(f.Starts, o)
+		}
+		p.down <- f
+		time.Sleep(time.Second)
+		p.close(t)
+		p = b.connect(1)
+		synctest.Wait()
+		if len(p.latest) != 1100 || p.largest > reportsPerFrame || len(p.hellos) != 3 {
+			t.Errorf("%d reports, %d in the largest frame, %d hellos", len(p.latest), p.largest, len(p.hellos))
+		}
+		for i, h := range p.hellos {
+			if h.Complete != (i == 2) {
+				t.Errorf("hello %d: complete %v", i, h.Complete)
+			}
+		}
+		p.close(t)
+	}, func(c *Config) { c.Overshoot = 2000 })
+}
+
+func TestANewSessionEndsTheOneBefore(t *testing.T) {
+	story(t, func(t *testing.T, b *bench) {
+		first := b.connect(3)
+		synctest.Wait()
+		second := b.connect(3)
+		if err := <-first.over; errs.ReasonOf(err) != "SESSION_REPLACED" {
+			t.Errorf("first session ended with %v", err)
+		}
+		synctest.Wait()
+		if !second.complete {
+			t.Error("second session got no hello")
+		}
+		third := b.connect(4)
+		<-second.over
+		stale := b.connect(3)
+		if err := <-stale.over; errs.ReasonOf(err) != job.ReasonFenced || errs.KindOf(err) != errs.Precondition {
+			t.Errorf("P3: a session of a lower term ended with %v", err)
+		}
+		third.down <- Down{Starts: []job.StartOrder{order(1)}} // of term 1
+		synctest.Wait()
+		if r := third.report(1); r.State != job.Rejected || r.Reason != job.ReasonFenced {
+			t.Errorf("P3: an order of a lower term: %+v", r)
+		}
+		third.close(t)
+	})
+}
+
+func TestSessionsForAnotherWorkerAreRefused(t *testing.T) {
+	story(t, func(t *testing.T, b *bench) {
+		err := b.Session(t.Context(), SessionHello{Term: 1, WorkerID: uuid.UUID{0: 8}}, nil, nil)
+		if errs.ReasonOf(err) != "WRONG_WORKER" {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+func TestABrokenOrClosedStreamEndsTheSession(t *testing.T) {
+	story(t, func(t *testing.T, b *bench) {
+		p := b.connect(1, func(p *peer) { p.broken = errors.New("connection reset") })
+		if err := <-p.over; errs.KindOf(err) != errs.Unavailable {
+			t.Errorf("broken stream: %v", err)
+		}
+		p = b.connect(1)
+		close(p.down)
+		if err := <-p.over; err != nil {
+			t.Errorf("closed stream: %v", err)
+		}
+	})
+}
+
+func TestIndexesAreSentWhenTheyChange(t *testing.T) {
+	story(t, func(t *testing.T, b *bench) {
+		p := b.connect(1)
+		synctest.Wait()
+		for range 3 {
+			b.w.changed <- struct{}{}
+			synctest.Wait()
+		}
+		if p.scripts != 4 || p.runners != 4 {
+			t.Errorf("%d script and %d runner indexes", p.scripts, p.runners)
+		}
+		p.close(t)
+		b.w.changed <- struct{}{}
+		synctest.Wait()
+		p = b.connect(1)
+		synctest.Wait()
+		if p.scripts != 1 {
+			t.Errorf("a new session got %d indexes", p.scripts)
+		}
+		p.close(t)
+	})
+}
+
+func TestOrdersOfASessionThatFindNoRoomAreRejectedForGood(t *testing.T) {
+	story(t, func(t *testing.T, b *bench) {
+		p := b.connect(1)
+		p.down <- Down{Starts: []job.StartOrder{order(1), order(2, "run=1s"), order(3, "run=1s")}}
+		synctest.Wait()
+		if r := p.report(3); r.State != job.Rejected || r.Reason != job.ReasonNoSlot {
+			t.Errorf("third order: %+v", r)
+		}
+		if r := p.report(2); r.State != job.Dispatched || r.Reason != job.ReasonNoSlot {
+			t.Errorf("second order: %+v", r)
+		}
+		p.down <- Down{Stops: []job.StopOrder{stopOrder(1, 0)}}
+		time.Sleep(5 * time.Second)
+		p.down <- Down{Starts: []job.StartOrder{order(3, "run=1s")}}
+		time.Sleep(5 * time.Second)
+		if p.state(2) != job.Succeeded || p.state(3) != job.Rejected {
+			t.Errorf("states %s %s", p.state(2), p.state(3))
+		}
+		p.close(t)
+	}, func(c *Config) { c.Slots, c.Overshoot = 1, 1 })
+}
+
+func TestOrdersWithoutAKeyAreLeftOut(t *testing.T) {
+	t.Parallel()
+	f := Down{Starts: []job.StartOrder{{}, order(1)}, Stops: []job.StopOrder{{}}}
+	if evs := f.events(); len(evs) != 1 {
+		t.Errorf("%d events", len(evs))
+	}
+}
