@@ -93,6 +93,16 @@ type Attempt struct {
 	Acked   bool
 }
 
+// Replay returns what records add up to, as Open does for those of a file. It
+// is for simulations and tests that keep records in memory.
+func Replay(records []Record) *State {
+	f := newFold()
+	for i := range records {
+		f.add(&records[i])
+	}
+	return f.state()
+}
+
 // fold sums up records in order.
 type fold struct {
 	st       State

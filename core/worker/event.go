@@ -77,6 +77,10 @@ type ProcessExited struct {
 // ProcessGone says that the process is gone and nobody saw how.
 type ProcessGone struct{ Key job.Key }
 
+// ProcessUnknown says that the plugin of an earlier life lives and never got
+// the start: nothing was started, and the start may be sent again.
+type ProcessUnknown struct{ Key job.Key }
+
 // Settled ends a Settle: the main process is gone, and this is what is left.
 type Settled struct {
 	Key      job.Key
@@ -137,6 +141,7 @@ func (LaunchRefused) event()  {}
 func (ProcessStarted) event() {}
 func (ProcessExited) event()  {}
 func (ProcessGone) event()    {}
+func (ProcessUnknown) event() {}
 func (Settled) event()        {}
 func (Finished) event()       {}
 func (Emptied) event()        {}

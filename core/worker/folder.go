@@ -53,6 +53,18 @@ func (f attemptFolders) make(id string, spec *job.Spec, u *account) (stdin, secr
 	return stdin, secrets, nil
 }
 
+// existing returns what make has written for an attempt of an earlier life.
+func (f attemptFolders) existing(id string) (stdin, secrets string) {
+	stdin, secrets = filepath.Join(f.path(id), stdinFile), filepath.Join(f.path(id), secretsFolder)
+	if _, err := os.Stat(stdin); err != nil {
+		stdin = ""
+	}
+	if _, err := os.Stat(secrets); err != nil {
+		secrets = ""
+	}
+	return stdin, secrets
+}
+
 // remove deletes an attempt's folder; secrets do not outlive the attempt.
 func (f attemptFolders) remove(id string) error { return os.RemoveAll(f.path(id)) }
 

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math"
 	"sync"
@@ -83,6 +84,8 @@ func (h *hands) startProcess(e StartProcess) {
 	}
 	p := x.takeStart()
 	if p == nil {
+		h.post(LaunchRefused{Key: e.Key, Err: errs.E("start again", errs.Precondition, job.ReasonRunnerFailed,
+			errors.New("it was never started, and what it needs is not there any more"))})
 		return
 	}
 	if err := h.runners.Start(p.runner, p.launch); err != nil {
@@ -307,6 +310,9 @@ func (h *hands) reopen(r Holding, boot string) {
 		} else {
 			x.pin = &pin
 		}
+	}
+	if r.Alive && r.Held.PID == 0 {
+		x.start = h.preparer.rebuild(r, x)
 	}
 	h.set(x)
 }

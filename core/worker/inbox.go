@@ -62,6 +62,8 @@ func (f *Feed) Push(news []ProcessEvent) {
 			evs = append(evs, ProcessStarted{Key: key, Started: *n.Started})
 		case n.Exit != nil:
 			evs = append(evs, ProcessExited{Key: key, PID: n.Exit.PID, Exit: n.Exit.record()})
+		case n.Unknown:
+			evs = append(evs, ProcessUnknown{Key: key})
 		case n.Gone:
 			evs = append(evs, ProcessGone{Key: key})
 		}

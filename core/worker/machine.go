@@ -104,6 +104,8 @@ func (m *Machine) news(ev Event) {
 		m.exited(e)
 	case ProcessGone:
 		m.with(e.Key, m.gone)
+	case ProcessUnknown:
+		m.with(e.Key, m.unknown)
 	case Settled:
 		m.with(e.Key, func(a *attempt) { m.settled(a, e) })
 	case Finished:

@@ -162,6 +162,7 @@ type ProcessEvent struct {
 	Started *journal.Started // Boot is filled in by the worker
 	Exit    *ProcessExit
 	Gone    bool // proved to be gone, without a result
+	Unknown bool // the plugin lives and was never told: nothing was started
 }
 
 // ProcessExit is how a process ended, or why it never came to be.

@@ -93,18 +93,6 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 	if err != nil {
 		return nil, wrapRefusal("stdin and secrets", reasonNoSpace, err)
 	}
-	h.launch = Launch{
-		ID: id, Command: command, Args: spec.Args, Workdir: workdir, Stdin: stdin, Lanes: lanes,
-		Cgroup: h.group.Dir(), CgroupTasks: h.group.Tasks(),
-	}
-	source := ""
-	if h.pin != nil {
-		h.launch.Script, source = h.pin.Path, h.pin.Source
-	}
-	if u != nil {
-		h.launch.User = &u.cred
-	}
-	h.launch.Env = jobEnviron(p.base, u, spec, ownEnviron(key, p.worker, id, source, secrets))
 	h.intent = journal.Intent{
 		BootID: p.boot, Spec: *spec, Folder: stdin != "" || secrets != "", Mark: id,
 		Stdout: lanes.Stdout, Stderr: lanes.Stderr, Cgroup: h.group.Name(), Runner: runner,
@@ -113,7 +101,54 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 	if h.pin != nil {
 		h.intent.Script = h.pin.Script
 	}
+	h.assemble(key, command, workdir, lanes, stdin, u)
+	h.launch.Env = jobEnviron(p.base, u, spec, ownEnviron(key, p.worker, id, h.source(), secrets))
 	return h, nil
+}
+
+// rebuild makes the launch of an attempt again from its intent, in case its
+// plugin never got it. Without one the attempt can only be refused: nil.
+func (p *preparer) rebuild(r Holding, x *holding) *prepared {
+	in := r.Intent
+	h := &prepared{runner: in.Runner, group: x.group, pin: x.pin, intent: in}
+	_, command, err := p.resolve(&in.Spec)
+	if err != nil || in.Script.Name != "" && x.pin == nil {
+		return nil
+	}
+	u, err := p.user(in.Spec.User)
+	if err != nil {
+		return nil
+	}
+	workdir, err := p.workdir(h, &in.Spec)
+	if err != nil {
+		return nil
+	}
+	stdin, secrets := p.folders.existing(r.Held.ID)
+	h.assemble(r.Key, command, workdir, Lanes{in.Stdout, in.Stderr}, stdin, u)
+	h.launch.Env = jobEnviron(p.base, u, &in.Spec, ownEnviron(r.Key, p.worker, in.Mark, h.source(), secrets))
+	return h
+}
+
+// assemble fills the launch with what is known of the attempt.
+func (h *prepared) assemble(key job.Key, command, workdir string, lanes Lanes, stdin string, u *account) {
+	h.launch = Launch{
+		ID: attemptID(key), Command: command, Args: h.intent.Spec.Args, Workdir: workdir, Stdin: stdin, Lanes: lanes,
+		Cgroup: h.group.Dir(), CgroupTasks: h.group.Tasks(),
+	}
+	if h.pin != nil {
+		h.launch.Script = h.pin.Path
+	}
+	if u != nil {
+		h.launch.User = &u.cred
+	}
+}
+
+// source is where the script came from; "" without one.
+func (h *prepared) source() string {
+	if h.pin == nil {
+		return ""
+	}
+	return h.pin.Source
 }
 
 // undoer gives back in reverse what was taken.

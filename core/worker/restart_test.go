@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/journal"
@@ -142,6 +144,43 @@ func TestP4GoneWithoutAWordIsLostOnlyWhenNothingIsLeft(t *testing.T) {
 		if w.procs[attemptID(testKey(1))].main {
 			t.Error("LOST, and its process lives")
 		}
+		b.crash()
+	})
+}
+
+func TestP7AStartThatNeverReachedItsPluginIsSentAgain(t *testing.T) {
+	lives(t, func(t *testing.T, w *world, next func(...option) *bench) {
+		b := next()
+		w.deafness = true
+		o := order(1, "run=1s")
+		o.Spec.Stdin = []byte("x")
+		o.Spec.Secrets = map[string][]byte{"s": nil}
+		b.start(o)
+		b.start(order(2, "run=1s"))
+		if _, err := b.Stop(t.Context(), stopOrder(2, 0), false); err != nil {
+			t.Fatal(err)
+		}
+		gone := order(3, "run=1s")
+		gone.Spec.Workdir = t.TempDir()
+		b.start(gone)
+		b.crash()
+		if err := os.RemoveAll(gone.Spec.Workdir); err != nil {
+			t.Fatal(err)
+		}
+		w.deafness = false
+		b = next()
+		b.wait(1, job.Succeeded)
+		if r := b.wait(2, job.Stopped); r.StopProof.Method != neverStartedProof {
+			t.Errorf("%+v", r.StopProof)
+		}
+		if r := b.wait(3, job.Rejected); r.Reason != job.ReasonRunnerFailed {
+			t.Errorf("%+v", r)
+		}
+		first, again := w.launched[0], w.launched[3]
+		if diff := cmp.Diff(first, again); diff != "" {
+			t.Errorf("the second launch differs:\n%s", diff)
+		}
+		b.clean()
 		b.crash()
 	})
 }

@@ -199,6 +199,21 @@ func (m *Machine) gone(a *attempt) {
 	}
 }
 
+// unknown sends a start again that died with an earlier life of the worker,
+// between its intent and the plugin (P7). It is safe: a plugin starts an id once,
+// also when the first frame is still on its way to it.
+func (m *Machine) unknown(a *attempt) {
+	if a.phase != phaseLaunching || a.exit != nil || a.mainGone {
+		return
+	}
+	if a.stopping() {
+		a.noProcess = true
+		m.finish(a)
+		return
+	}
+	m.emit(StartProcess{Key: a.key})
+}
+
 // settled goes on after the linger.
 func (m *Machine) settled(a *attempt, e Settled) {
 	if e.Finished != nil {

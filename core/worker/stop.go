@@ -84,6 +84,10 @@ func (m *Machine) end(a *attempt, reason string, grace time.Duration) {
 		}
 		return
 	}
+	if a.phase == phaseFinishing {
+		// No process is left and the result is known: there is nothing to stop.
+		return
+	}
 	a.stopReason, a.stopBy = reason, by
 	a.stopFirst = a.exit == nil && !a.mainGone
 	m.schedule(a, dueTimeout, 0)
@@ -101,6 +105,7 @@ func (m *Machine) end(a *attempt, reason string, grace time.Duration) {
 		// What is on its way arrives first: a process that appears after the
 		// cgroup was found empty would escape.
 	case phaseStopping, phaseFinishing, phaseDone:
+		// Already on its way out.
 	}
 }
 
@@ -131,7 +136,7 @@ func (m *Machine) groupStopped(a *attempt, e GroupStopped) {
 	if e.Err != nil {
 		// P9: it stays STOPPING and says why; the worker goes on trying.
 		a.unkillable = errs.ReasonOf(e.Err) == reasonUnkillable
-		m.report(a, func(r *job.Report) { r.State, r.Message = job.Stopping, e.Err.Error() })
+		m.report(a, func(r *job.Report) { r.Message = e.Err.Error() })
 		m.schedule(a, dueRetry, m.now.Boot+retryStop)
 		return
 	}

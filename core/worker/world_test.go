@@ -45,6 +45,7 @@ type world struct {
 	pins     int             // held
 	launched []Launch
 	refusal  error // Launcher.Start answers it
+	deafness bool  // Launcher.Start loses what it gets
 	resumed  []Held
 	amnesia  bool // Resume: every process is gone
 	lookups  map[string]error
@@ -106,6 +107,9 @@ func (w *world) Start(_ journal.Runner, l Launch) error {
 	w.launched = append(w.launched, l)
 	if w.refusal != nil {
 		return w.refusal
+	}
+	if w.deafness {
+		return nil
 	}
 	p := &proc{w: w, id: l.ID, cgroup: l.Cgroup, args: map[string]string{}}
 	for _, a := range l.Args {
@@ -273,7 +277,9 @@ func (w *world) Resume(_ context.Context, held []Held) error {
 	for _, h := range held {
 		p := w.procs[h.ID]
 		switch {
-		case p == nil || w.amnesia:
+		case p == nil:
+			news = append(news, ProcessEvent{ID: h.ID, Unknown: true})
+		case w.amnesia:
 			news = append(news, ProcessEvent{ID: h.ID, Gone: true})
 		case p.main:
 			news = append(news, ProcessEvent{ID: h.ID, Started: &journal.Started{PID: p.pid, Wall: time.Now()}})

@@ -1,0 +1,209 @@
+package worker
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+)
+
+func newPreparer(t *testing.T, w *world, p Policy) *preparer {
+	t.Helper()
+	data := t.TempDir()
+	return &preparer{
+		log: slog.New(slog.DiscardHandler), worker: "w1", boot: "b", policy: p, scratch: data, base: baseEnviron([]string{"TMPDIR=/x", "HOME=/root"}),
+		folders: attemptFolders{data}, runners: w, scripts: worldScripts{w}, groups: worldGroups{w}, output: worldOutput{w},
+		find: lookPath, account: func(name string) (*account, error) {
+			return &account{name: name, home: "/home/" + name, cred: Credential{UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Groups: []uint32{4}}}, nil
+		},
+	}
+}
+
+func TestUsers(t *testing.T) {
+	t.Parallel()
+	p := newPreparer(t, newWorld(), Policy{Users: []string{"ann"}})
+	o := order(1)
+	o.Spec.User = "ann"
+	o.Spec.Secrets = map[string][]byte{"s": nil}
+	h, err := p.prepare(t.Context(), o.Key, &o.Spec)
+	if os.Geteuid() != 0 {
+		if errs.ReasonOf(err) != job.ReasonPolicy || !strings.Contains(err.Error(), "root") {
+			t.Fatalf("without root: %v", err)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.launch.User == nil || !slices.Equal(h.launch.User.Groups, []uint32{4}) {
+		t.Errorf("%+v", h.launch.User)
+	}
+	for _, want := range []string{"HOME=/home/ann", "USER=ann", "LOGNAME=ann"} {
+		if !slices.Contains(h.launch.Env, want) {
+			t.Errorf("no %s in %q", want, h.launch.Env)
+		}
+	}
+	if slices.Contains(h.launch.Env, "TMPDIR=/x") {
+		t.Error("TMPDIR of the worker's user")
+	}
+}
+
+func TestAccountsAreLookedUp(t *testing.T) {
+	t.Parallel()
+	a, err := findAccount("root")
+	if err != nil || a.cred.UID != 0 || a.home == "" {
+		t.Errorf("%+v, %v", a, err)
+	}
+	if _, err := findAccount("drover-no-such-user"); errs.ReasonOf(err) != job.ReasonPolicy {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestAFailedPreparationHoldsNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	p := newPreparer(t, w, Policy{})
+	o := order(1)
+	o.Spec.Stdin = []byte("x")
+	p.folders.root = "/proc/no-such-folder"
+	if _, err := p.prepare(t.Context(), o.Key, &o.Spec); errs.ReasonOf(err) != reasonNoSpace {
+		t.Fatalf("%v", err)
+	}
+	if len(w.groups) != 0 || w.pins != 0 || !w.outputs[o.Key].finished {
+		t.Errorf("held: %d groups, %d pins, output %+v", len(w.groups), w.pins, w.outputs[o.Key])
+	}
+}
+
+func TestInterpretersOfThePolicyRunScripts(t *testing.T) {
+	t.Parallel()
+	p := newPreparer(t, newWorld(), Policy{Commands: []string{"sh", "rel/x"}})
+	o := order(1)
+	o.Spec.Command = "sh"
+	h, err := p.prepare(t.Context(), o.Key, &o.Spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.runner.Name != binaryRunner || !filepath.IsAbs(h.launch.Command) || h.launch.Script != "/gen/7/count.sh" {
+		t.Errorf("%s %+v", h.runner.Name, h.launch)
+	}
+	o.Spec.Command = "rel/x"
+	if _, err := p.prepare(t.Context(), o.Key, &o.Spec); errs.ReasonOf(err) != job.ReasonPath {
+		t.Errorf("relative command: %v", err)
+	}
+}
+
+func TestARunnerInTroubleIsNotNoRunner(t *testing.T) {
+	t.Parallel()
+	w := newWorld()
+	w.lookups["bash"] = errors.New("it keeps dying")
+	w.lookups["binary"] = errors.New("it keeps dying, too")
+	p := newPreparer(t, w, Policy{Commands: []string{"*"}})
+	o := order(1)
+	if _, err := p.prepare(t.Context(), o.Key, &o.Spec); errs.ReasonOf(err) != job.ReasonRunnerFailed {
+		t.Errorf("%v", err)
+	}
+	o.Spec.Path = ""
+	if _, err := p.prepare(t.Context(), o.Key, &o.Spec); errs.ReasonOf(err) != job.ReasonRunnerFailed {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestAttemptFoldersAreMadeOnlyWhenNeeded(t *testing.T) {
+	t.Parallel()
+	f := attemptFolders{t.TempDir()}
+	if _, _, err := f.make("a", &job.Spec{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if all, _ := os.ReadDir(f.root); len(all) != 0 {
+		t.Errorf("made %v", all)
+	}
+	// What a crash left is not trusted.
+	if err := os.MkdirAll(filepath.Join(f.root, "b", "secrets", "old"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, secrets, err := f.make("b", &job.Spec{Secrets: map[string][]byte{"new": []byte("1")}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all, _ := os.ReadDir(secrets); len(all) != 1 || all[0].Name() != "new" {
+		t.Errorf("secrets %v", all)
+	}
+	if err := f.sweep(map[string]bool{"b": true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(secrets); err != nil {
+		t.Error("a live attempt's folder was swept")
+	}
+	if err := (attemptFolders{filepath.Join(f.root, "none")}).sweep(nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSecretNames(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]bool{"a": true, "a.b": true, "": false, ".": false, "..": false, "a/b": false, "\x00": false, strings.Repeat("x", 256): false} {
+		if secretName(name) != want {
+			t.Errorf("%q: %v", name, !want)
+		}
+	}
+}
+
+func TestAttemptIDs(t *testing.T) {
+	t.Parallel()
+	k := testKey(3)
+	k.Attempt = 12
+	if got, err := parseAttemptID(attemptID(k)); err != nil || got != k {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, bad := range []string{"", "x", "x.1", k.Job.String(), k.Job.String() + ".x", k.Job.String() + ".5000000000"} {
+		if _, err := parseAttemptID(bad); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+func TestFeedTranslatesNews(t *testing.T) {
+	t.Parallel()
+	f := NewFeed()
+	id := attemptID(testKey(1))
+	f.Push([]ProcessEvent{
+		{ID: "not ours", Gone: true},
+		{ID: id, Exit: &ProcessExit{PID: 4, Signal: syscall.SIGKILL, Code: 9, Evidence: job.PidFD}},
+		{ID: id, Exit: &ProcessExit{SpawnReason: "NOT_FOUND", SpawnError: "ruby"}},
+		{ID: id, Gone: true},
+		{ID: id},
+	})
+	evs := f.in.take(nil)
+	if len(evs) != 3 {
+		t.Fatalf("%d events", len(evs))
+	}
+	if x := evs[0].(ProcessExited); x.Exit.Signal != "SIGKILL" || x.Exit.Code != 0 || x.PID != 4 {
+		t.Errorf("%+v", x)
+	}
+	if x := evs[1].(ProcessExited); x.Exit.SpawnError != "NOT_FOUND: ruby" {
+		t.Errorf("%+v", x)
+	}
+	if signalName(syscall.Signal(40)) != "SIG40" {
+		t.Errorf("real-time signal: %s", signalName(40))
+	}
+}
+
+func TestHostClockGoesForward(t *testing.T) {
+	t.Parallel()
+	a := hostInstant()
+	b := hostInstant()
+	if a.Boot <= 0 || b.Boot < a.Boot || time.Since(b.Wall) > time.Minute {
+		t.Errorf("%+v %+v", a, b)
+	}
+	if id, err := BootID(); err != nil || len(id) != 36 {
+		t.Errorf("%q %v", id, err)
+	}
+}
