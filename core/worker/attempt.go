@@ -84,6 +84,11 @@ func (a *attempt) next(change func(*job.Report)) *job.Report {
 	return &r
 }
 
+// whom names the attempt's processes.
+func (a *attempt) whom(grace time.Duration) StopRequest {
+	return StopRequest{PID: a.pid, StartTicks: a.startTicks, Mark: a.mark, Grace: grace}
+}
+
 func (a *attempt) stopping() bool { return a.stopReason != "" }
 
 // report replaces an attempt's report and publishes it.
@@ -140,7 +145,7 @@ func (m *Machine) conclude(a *attempt, open bool, change func(*job.Report)) {
 	}
 	a.enders, a.spec, a.exit, a.proof = nil, nil, nil, nil
 	if open {
-		m.emit(Watch{Key: a.key})
+		m.emit(Watch{Key: a.key, StopRequest: a.whom(0)})
 		return
 	}
 	m.emit(Cleanup{Key: a.key})

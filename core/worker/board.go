@@ -23,7 +23,7 @@ type board struct {
 // posted is a report on the board. Reports are never changed, only replaced.
 type posted struct {
 	report *job.Report
-	acked  bool
+	acked  bool // or not to be sent for another reason
 }
 
 func newBoard() *board {
@@ -38,12 +38,12 @@ func (b *board) publish(e Publish) {
 	defer b.mu.Unlock()
 	key := e.Report.Key
 	if p := b.reports[key]; p != nil {
-		p.report, p.acked = e.Report, e.Acked
+		p.report, p.acked = e.Report, e.Acked || e.Volatile
 	} else {
-		b.reports[key] = &posted{report: e.Report, acked: e.Acked}
+		b.reports[key] = &posted{report: e.Report, acked: e.Acked || e.Volatile}
 		b.newest[key.Job] = max(b.newest[key.Job], key.Attempt)
 	}
-	if b.session && !e.Quiet {
+	if b.session && !e.Quiet && !e.Volatile {
 		b.dirty[key] = struct{}{}
 		b.ring()
 	}

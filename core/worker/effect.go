@@ -15,11 +15,15 @@ type Effect interface{ effect() }
 type Record struct{ journal.Record }
 
 // Publish makes a report the present one. A quiet one is not sent by itself:
-// the scheduler knows it already, but a new session must hear of it.
+// the scheduler knows it already, but a new session must hear of it. A volatile
+// one is never sent: nothing of the attempt is on disk yet, so a scheduler that
+// had heard of it would take a crash of the worker for the loss of the attempt,
+// instead of sending the order again.
 type Publish struct {
-	Report *job.Report // never changed afterwards
-	Acked  bool
-	Quiet  bool
+	Report   *job.Report // never changed afterwards
+	Acked    bool
+	Quiet    bool
+	Volatile bool
 }
 
 // Announce sends a report once without keeping it: the answer to an order that
@@ -41,7 +45,8 @@ type StartProcess struct{ Key job.Key }
 // Settle waits until no process is left and nobody writes, at the most Linger;
 // answered by Settled.
 type Settle struct {
-	Key    job.Key
+	Key job.Key
+	StopRequest
 	Linger time.Duration
 	Detach bool
 	OOM    bool // look whether the kernel killed for want of memory
@@ -62,7 +67,10 @@ type Finish struct {
 }
 
 // Watch waits for the end of detached processes; answered by Emptied.
-type Watch struct{ Key job.Key }
+type Watch struct {
+	Key job.Key
+	StopRequest
+}
 
 // ProbeIdle asks how long an attempt has been silent; answered by Quiet.
 type ProbeIdle struct{ Key job.Key }

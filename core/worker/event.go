@@ -20,20 +20,22 @@ type Ticket uint64
 // Event is something that happened. The machine knows no other input.
 type Event interface{ event() }
 
-// StartAsked is an order to start. Strict orders come one by one from anybody
-// and must have a fence above all before; orders of a session may be a resend
-// after a lost frame, so only their term and the forgotten fences count.
+// StartAsked is an order to start. Orders of a session are fenced by the term
+// that the session was opened with: they may be a resend, after a lost frame or
+// a restart of the scheduler, and need not come in the order of their counters.
+// Orders from elsewhere must have a fence above all before.
 type StartAsked struct {
-	Order  job.StartOrder
-	Strict bool
-	Ticket Ticket
+	Order   job.StartOrder
+	Session uint64 // term of the session; 0: not of a session
+	Ticket  Ticket
 }
 
 // StopAsked is an order to stop. With Wait the ticket is answered at the end.
 type StopAsked struct {
-	Order  job.StopOrder
-	Wait   bool
-	Ticket Ticket
+	Order   job.StopOrder
+	Session uint64 // term of the session; 0: not of a session
+	Wait    bool
+	Ticket  Ticket
 }
 
 // Acked says that final reports are durable at the scheduler.

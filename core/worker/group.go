@@ -11,12 +11,12 @@ import (
 // removed only when no process is in it (cgroups(7)), so it is empty.
 type noGroup struct{}
 
-func (noGroup) Name() string               { return "" }
-func (noGroup) Dir() string                { return "" }
-func (noGroup) Tasks() []string            { return nil }
-func (noGroup) Empty(string) (bool, error) { return true, nil }
-func (noGroup) OOMKills() (uint64, error)  { return 0, nil }
-func (noGroup) Release() error             { return nil }
+func (noGroup) Name() string                    { return "" }
+func (noGroup) Dir() string                     { return "" }
+func (noGroup) Tasks() []string                 { return nil }
+func (noGroup) Empty(StopRequest) (bool, error) { return true, nil }
+func (noGroup) OOMKills() (uint64, error)       { return 0, nil }
+func (noGroup) Release() error                  { return nil }
 func (noGroup) Stop(context.Context, StopRequest) (job.StopProof, error) {
 	return job.StopProof{Method: neverStartedProof}, nil
 }
@@ -29,12 +29,12 @@ type shutGroup struct {
 }
 
 // Empty is an error until the group can be opened.
-func (s shutGroup) Empty(mark string) (bool, error) {
+func (s shutGroup) Empty(r StopRequest) (bool, error) {
 	g, err := s.open()
 	if err != nil {
 		return false, fmt.Errorf("reopen cgroup: %w", err)
 	}
-	return g.Empty(mark)
+	return g.Empty(r)
 }
 
 // Stop is an error until the group can be opened.

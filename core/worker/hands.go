@@ -98,7 +98,7 @@ func (h *hands) settle(ctx context.Context, e Settle) {
 	h.do(ctx, e.Key, false, func(ctx context.Context, x *holding) {
 		linger := time.NewTimer(e.Linger)
 		defer linger.Stop()
-		drained, empty := h.await(ctx, x, linger.C)
+		drained, empty := h.await(ctx, x, e.StopRequest, linger.C)
 		switch {
 		case ctx.Err() != nil:
 			// A stop took over, or the worker ends.
@@ -122,7 +122,7 @@ func (h *hands) settle(ctx context.Context, e Settle) {
 
 // await waits until nobody writes and no process is left, or until the time is
 // up; nil waits for ever.
-func (h *hands) await(ctx context.Context, x *holding, until <-chan time.Time) (drained, empty bool) {
+func (h *hands) await(ctx context.Context, x *holding, whom StopRequest, until <-chan time.Time) (drained, empty bool) {
 	if _, _, sealed := x.streams(); !sealed {
 		select {
 		case <-h.output.Drained(x.key):
@@ -137,7 +137,7 @@ func (h *hands) await(ctx context.Context, x *holding, until <-chan time.Time) (
 		longest = watchLongest
 	}
 	for wait := pollFirst; ; wait = min(2*wait, longest) {
-		empty, err := x.group.Empty(attemptID(x.key))
+		empty, err := x.group.Empty(whom)
 		if err == nil && empty {
 			return true, true
 		}
@@ -222,7 +222,7 @@ func (h *hands) watch(ctx context.Context, e Watch) {
 			f := h.sealed(ctx, x, false)
 			stdout, stderr = f.Stdout, f.Stderr
 		}
-		if _, empty := h.await(ctx, x, nil); empty {
+		if _, empty := h.await(ctx, x, e.StopRequest, nil); empty {
 			h.tell(ctx, Emptied{Key: e.Key, Stdout: stdout, Stderr: stderr})
 		}
 	})

@@ -39,7 +39,20 @@ func (w *Worker) resume(ctx context.Context) error {
 		}
 	}
 	w.cfg.State = nil
+	w.prune()
 	return nil
+}
+
+// prune removes the groups that earlier lives left. One with processes in it
+// belongs to no attempt that is known: it is told, and left alone.
+func (w *Worker) prune() {
+	alive, err := w.cfg.Groups.Prune()
+	if err != nil {
+		w.log.Warn("old cgroups not removed", "error", err)
+	}
+	for _, dir := range alive {
+		w.log.Warn("old cgroup still has processes", "cgroup", dir)
+	}
 }
 
 // dropStrayOutput removes output of attempts that the journal does not know:

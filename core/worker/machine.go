@@ -173,11 +173,11 @@ func (m *Machine) start(e StartAsked) {
 		m.repeat(a, e)
 		return
 	}
-	if err := m.fenced(o.Fence, e.Strict); err != nil {
+	if err := m.fenced(o.Fence, e.Session); err != nil {
 		m.refuseFence(e, err)
 		return
 	}
-	if err := m.full(e.Strict); err != nil && e.Strict {
+	if err := m.full(e.Session == 0); err != nil && e.Session == 0 {
 		// The caller hears it and may come again: nothing is remembered.
 		m.reply(e.Ticket, nil, err)
 		return
@@ -192,10 +192,11 @@ func (m *Machine) start(e StartAsked) {
 	if m.used >= m.slots {
 		m.waiting = append(m.waiting, a)
 		a.phase = phaseWaiting
-		m.report(a, func(r *job.Report) {
+		a.report = a.next(func(r *job.Report) {
 			r.Reason = job.ReasonNoSlot
 			r.Message = fmt.Sprintf("all %d slots of the worker are in use", m.slots)
 		})
+		m.emit(Publish{Report: a.report, Volatile: true})
 		return
 	}
 	m.prepare(a)
@@ -215,12 +216,15 @@ func (m *Machine) full(strict bool) error {
 }
 
 // fenced refuses commands that are older than what the worker remembers (P3).
-func (m *Machine) fenced(f job.Fence, strict bool) error {
-	limit := m.fence
-	if !strict && f.Term == limit.Term {
-		limit = f
+//
+// A session of an old term cannot be opened, and one that is open ends when a
+// newer term appears, so what is checked here is what it sent before it ended.
+func (m *Machine) fenced(f job.Fence, session uint64) error {
+	old := f.Less(m.fence)
+	if session != 0 {
+		old = session < m.fence.Term
 	}
-	if !f.Less(limit) && (m.floor.Less(f) || m.floor == (job.Fence{})) {
+	if !old && (m.floor.Less(f) || m.floor == (job.Fence{})) {
 		return nil
 	}
 	return errs.E("check fence", errs.Precondition, job.ReasonFenced,
@@ -232,7 +236,7 @@ func (m *Machine) fenced(f job.Fence, strict bool) error {
 // the same order again.
 func (m *Machine) refuseFence(e StartAsked, err error) {
 	m.reply(e.Ticket, nil, err)
-	if !e.Strict {
+	if e.Session != 0 {
 		m.emit(Announce{&job.Report{Key: e.Order.Key, Sequence: 1, State: job.Rejected, Reason: job.ReasonFenced, Message: err.Error()}})
 	}
 }
@@ -293,9 +297,8 @@ func (m *Machine) prepare(a *attempt) {
 	a.phase = phasePreparing
 	a.slot = true
 	m.used++
-	// Quiet: DISPATCHED is what the scheduler believes anyway.
 	a.report = a.next(func(r *job.Report) { r.Reason, r.Message = "", "" })
-	m.emit(Publish{Report: a.report, Quiet: true})
+	m.emit(Publish{Report: a.report, Volatile: true})
 	m.emit(Prepare{Key: a.key, Spec: a.spec})
 }
 

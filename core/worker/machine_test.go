@@ -45,7 +45,7 @@ func exitOf(n byte, code int32, signal string) ProcessExited {
 func TestStepsOfOneAttempt(t *testing.T) {
 	t.Parallel()
 	k := testKey(1)
-	ask := StartAsked{Order: order(1), Strict: true, Ticket: 1}
+	ask := StartAsked{Order: order(1), Ticket: 1}
 	prepared := Prepared{Key: k, Intent: journal.Intent{BootID: "b", Mark: "m"}}
 	running := ProcessStarted{Key: k, Started: journal.Started{PID: 50}}
 	stop := StopAsked{Order: stopOrder(1, time.Second), Ticket: 2}
@@ -96,6 +96,14 @@ func TestStepsOfOneAttempt(t *testing.T) {
 		},
 		{"tombstone (P2)", []Event{stop}, []string{"fence!", "stop!", "STOPPED", "reply"}},
 		{"start of a tombstone", []Event{stop, ask}, []string{"reply", "STOPPED"}},
+		{"session of a new term", []Event{TermSeen{Term: 2, Ticket: 1}}, []string{"fence!", "reply"}},
+		{"session of an old term (P3)", []Event{TermSeen{Term: 2}, TermSeen{Term: 1, Ticket: 1}}, []string{"reply"}},
+		{"order left over from an old session (P3)", []Event{TermSeen{Term: 2}, StartAsked{Order: order(1), Session: 1}}, []string{"Announce"}},
+		{"stop left over from an old session", []Event{TermSeen{Term: 2}, StopAsked{Order: stopOrder(1, 0), Session: 1}}, nil},
+		{"resend in a new session", []Event{TermSeen{Term: 2}, StartAsked{Order: order(1), Session: 2}}, []string{"DISPATCHED", "Prepare"}},
+		{"unknown to the plugin (P7)", []Event{ask, prepared, ProcessUnknown{Key: k}}, []string{"StartProcess"}},
+		{"unknown to the plugin, and stopped", []Event{ask, prepared, stop, ProcessUnknown{Key: k}}, []string{"Finish"}},
+		{"unknown, yet started", []Event{ask, prepared, running, ProcessUnknown{Key: k}}, nil},
 		{"news of nobody", []Event{running}, nil},
 		{"exit of nobody", []Event{exitOf(1, 0, "")}, []string{"AckExit"}},
 	} {
@@ -172,7 +180,7 @@ func TestSameEventsGiveSameEffects(t *testing.T) {
 		m := NewMachine(MachineConfig{Slots: 3})
 		var all []string
 		for n := range byte(9) {
-			all = append(all, kinds(m.Step(at(1), StartAsked{Order: order(n + 1)}))...)
+			all = append(all, kinds(m.Step(at(1), StartAsked{Order: order(n + 1), Session: 1}))...)
 		}
 		for n := range byte(9) {
 			for _, e := range m.Step(at(2), Prepared{Key: testKey(n + 1)}) {
@@ -381,7 +389,7 @@ func TestMachineKeepsItsPromises(t *testing.T) {
 				o.Fence.Counter = counter
 				o.Spec.Timeout = time.Duration(rapid.IntRange(0, 3).Draw(t, "timeout")) * 10 * time.Second
 				o.Spec.IdleTimeout = time.Duration(rapid.IntRange(0, 1).Draw(t, "idle")) * 5 * time.Second
-				x.step(t, StartAsked{Order: o, Strict: rapid.Bool().Draw(t, "strict"), Ticket: 1})
+				x.step(t, StartAsked{Order: o, Session: rapid.Uint64Range(0, 1).Draw(t, "session"), Ticket: 1})
 			},
 			"stop": func(t *rapid.T) {
 				o := stopOrder(key().Job[15], time.Duration(rapid.IntRange(0, 20).Draw(t, "grace"))*time.Second)
@@ -473,7 +481,7 @@ func TestARunningAttemptIsSmall(t *testing.T) {
 		for range b.N {
 			m = NewMachine(MachineConfig{Slots: n})
 			for _, o := range orders {
-				m.Step(at(1), StartAsked{Order: o})
+				m.Step(at(1), StartAsked{Order: o, Session: 1})
 				m.Step(at(2), Prepared{Key: o.Key})
 				m.Step(at(3), ProcessStarted{Key: o.Key, Started: journal.Started{PID: 1}})
 			}

@@ -94,7 +94,7 @@ type Group interface {
 	Place
 	// Stop ends every process and proves it (P9). It may take a minute.
 	Stop(context.Context, StopRequest) (job.StopProof, error)
-	Empty(mark string) (bool, error)
+	Empty(StopRequest) (bool, error)
 	// OOMKills counts kills for want of memory since the group was made.
 	OOMKills() (uint64, error)
 	Release() error
@@ -105,6 +105,9 @@ type Groups interface {
 	Check(job.Limits) error
 	Acquire(job.Limits) (Group, error)
 	Reopen(name string) (Group, error)
+	// Prune removes what earlier lives left and nobody has reopened; it returns
+	// the groups that cannot go because processes are in them.
+	Prune() ([]string, error)
 }
 
 // Launch is what a runner needs to make one process. All is resolved.

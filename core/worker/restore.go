@@ -51,7 +51,13 @@ func (m *Machine) restoreDone(a *attempt, j *journal.Attempt) {
 	m.emit(Publish{Report: a.report, Acked: a.acked})
 	m.emit(AckExit{Key: a.key})
 	if a.open {
-		m.emit(Watch{Key: a.key})
+		if j.Intent != nil {
+			a.mark = j.Intent.Mark
+		}
+		if j.Started != nil {
+			a.pid, a.startTicks = j.Started.PID, j.Started.StartTicks
+		}
+		m.emit(Watch{Key: a.key, StopRequest: a.whom(0)})
 	}
 }
 

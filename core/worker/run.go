@@ -172,7 +172,7 @@ func (m *Machine) exited(e ProcessExited) {
 
 func (m *Machine) settle(a *attempt) {
 	a.phase = phaseSettling
-	m.emit(Settle{Key: a.key, Linger: a.linger, Detach: a.detach, OOM: a.maybeOOM()})
+	m.emit(Settle{Key: a.key, StopRequest: a.whom(0), Linger: a.linger, Detach: a.detach, OOM: a.maybeOOM()})
 }
 
 // maybeOOM tells whether the end looks like a kill by the kernel.

@@ -68,7 +68,7 @@ func (w *Worker) Session(ctx context.Context, hello SessionHello, down <-chan Do
 	reader := make(chan struct{})
 	go func() {
 		defer close(reader)
-		w.receive(ctx, down, cancel)
+		w.receive(ctx, hello.Term, down, cancel)
 	}()
 	err := w.send(ctx, up)
 	cancel(nil)
@@ -130,7 +130,7 @@ func (w *Worker) end(s *session) {
 
 // receive turns frames into events. It takes the next frame only once the one
 // before is on disk: that bounds what waits (P16).
-func (w *Worker) receive(ctx context.Context, down <-chan Down, cancel context.CancelCauseFunc) {
+func (w *Worker) receive(ctx context.Context, term uint64, down <-chan Down, cancel context.CancelCauseFunc) {
 	for {
 		select {
 		case f, ok := <-down:
@@ -138,7 +138,7 @@ func (w *Worker) receive(ctx context.Context, down <-chan Down, cancel context.C
 				cancel(nil)
 				return
 			}
-			w.inbox.put(f.events()...)
+			w.inbox.put(f.events(term)...)
 			if _, err := w.ask(ctx, "take frame", func(t Ticket) Event { return Sync{Ticket: t} }); err != nil {
 				return
 			}
@@ -148,16 +148,16 @@ func (w *Worker) receive(ctx context.Context, down <-chan Down, cancel context.C
 	}
 }
 
-func (f *Down) events() []Event {
+func (f *Down) events(term uint64) []Event {
 	evs := make([]Event, 0, len(f.Starts)+len(f.Stops)+2)
 	for _, o := range f.Starts {
 		if checkKey("start attempt", o.Key) == nil {
-			evs = append(evs, StartAsked{Order: o})
+			evs = append(evs, StartAsked{Order: o, Session: term})
 		}
 	}
 	for _, o := range f.Stops {
 		if checkKey("stop attempt", o.Key) == nil {
-			evs = append(evs, StopAsked{Order: o})
+			evs = append(evs, StopAsked{Order: o, Session: term})
 		}
 	}
 	if len(f.Acks) > 0 {

@@ -16,12 +16,13 @@ const reasonUnkillable = "UNKILLABLE"
 // stop takes an order to stop.
 func (m *Machine) stop(e StopAsked) {
 	o := e.Order
-	if o.Fence.Term < m.fence.Term {
+	term := max(o.Fence.Term, e.Session)
+	if term < m.fence.Term {
 		m.reply(e.Ticket, nil, errs.E("stop attempt", errs.Precondition, job.ReasonFenced,
-			fmt.Errorf("order of term %d comes after one of term %d", o.Fence.Term, m.fence.Term)))
+			fmt.Errorf("order of term %d comes after one of term %d", term, m.fence.Term)))
 		return
 	}
-	m.raise(o.Fence.Term)
+	m.raise(term)
 	a := m.attempts[o.Key]
 	if a == nil {
 		m.bury(e)
@@ -125,7 +126,7 @@ func (m *Machine) stopGroup(a *attempt) {
 }
 
 func (m *Machine) emitStop(a *attempt, grace time.Duration) {
-	m.emit(StopGroup{Key: a.key, StopRequest: StopRequest{PID: a.pid, StartTicks: a.startTicks, Mark: a.mark, Grace: grace}})
+	m.emit(StopGroup{Key: a.key, StopRequest: a.whom(grace)})
 }
 
 // groupStopped goes on once no process is left, or says why one is.

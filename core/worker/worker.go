@@ -200,7 +200,7 @@ func (w *Worker) Start(ctx context.Context, o job.StartOrder) (job.Report, error
 	if err := checkKey("start attempt", o.Key); err != nil {
 		return job.Report{}, err
 	}
-	return w.ask(ctx, "start attempt", func(t Ticket) Event { return StartAsked{Order: o, Strict: true, Ticket: t} })
+	return w.ask(ctx, "start attempt", func(t Ticket) Event { return StartAsked{Order: o, Ticket: t} })
 }
 
 // Stop ends an attempt. It answers once the stop is on disk, or, with wait, when

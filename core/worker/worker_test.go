@@ -451,7 +451,7 @@ func TestP10DetachedChildrenLive(t *testing.T) {
 		if r.Stdout.SHA256 != "" {
 			t.Errorf("P8: a checksum of an open stream: %+v", r.Stdout)
 		}
-		if empty, _ := (worldGroup{b.w, "group1"}).Empty(""); empty {
+		if empty, _ := (worldGroup{b.w, "group1"}).Empty(StopRequest{}); empty {
 			t.Error("the child was killed")
 		}
 		if b.Counts().Running != 0 {

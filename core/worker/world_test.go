@@ -428,6 +428,8 @@ func (g worldGroups) Reopen(name string) (Group, error) {
 	return worldGroup{g.world, name}, nil
 }
 
+func (g worldGroups) Prune() ([]string, error) { return nil, nil }
+
 type worldGroup struct {
 	w    *world
 	name string
@@ -448,7 +450,7 @@ func (g worldGroup) proc() *proc {
 	return nil
 }
 
-func (g worldGroup) Empty(string) (bool, error) {
+func (g worldGroup) Empty(StopRequest) (bool, error) {
 	p := g.proc()
 	if p == nil {
 		return true, nil
@@ -469,7 +471,7 @@ func (g worldGroup) Stop(ctx context.Context, r StopRequest) (job.StopProof, err
 		grace := time.NewTimer(r.Grace)
 		defer grace.Stop()
 		for look := time.NewTicker(10 * time.Millisecond); ; {
-			if empty, _ := g.Empty(""); empty {
+			if empty, _ := g.Empty(StopRequest{}); empty {
 				look.Stop()
 				return proof, nil
 			}
@@ -486,7 +488,7 @@ func (g worldGroup) Stop(ctx context.Context, r StopRequest) (job.StopProof, err
 		}
 	}
 	proof.Killed = p.kill(syscall.SIGKILL)
-	if empty, _ := g.Empty(""); empty {
+	if empty, _ := g.Empty(StopRequest{}); empty {
 		return proof, nil
 	}
 	wait := time.NewTimer(time.Minute)
