@@ -1,0 +1,208 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// quietPasses is how many looks in a row must find nobody new before the
+	// stopped processes are taken for all there are.
+	quietPasses = 2
+	// stopPatience bounds one round of stopping who forks on and on.
+	stopPatience = 10 * time.Second
+)
+
+// walker finds the processes of an attempt without cgroups: by session, process
+// group, descent and the mark in their environment. A process that left its
+// session, lost its parent and cleared its environment cannot be told from a
+// stranger and is not found: only cgroups hold those.
+type walker struct {
+	scanner  *scanner
+	never    map[int]bool
+	req      StopRequest
+	reopened bool
+	known    map[process]bool // found once is found for ever, whatever it became
+}
+
+func (w *walker) method() string { return MethodWalk }
+
+// members picks the attempt's living processes out of a table. It is pure but
+// for what it adds to known.
+func (w *walker) members(table []entry) []entry {
+	byPid := make(map[int]int, len(table))
+	children := make(map[int][]int, len(table))
+	for i, e := range table {
+		byPid[e.pid] = i
+		children[e.parent] = append(children[e.parent], i)
+	}
+	sessions := w.trustsSessions(table, byPid)
+	var found []entry
+	taken := make([]bool, len(table))
+	var queue []int
+	for i, e := range table {
+		if w.known[e.process] || w.isSeed(e, sessions) {
+			queue = append(queue, i)
+		}
+	}
+	for len(queue) > 0 {
+		i := queue[0]
+		queue = queue[1:]
+		if e := table[i]; taken[i] || w.never[e.pid] || !e.alive() {
+			continue
+		}
+		taken[i] = true
+		w.known[table[i].process] = true
+		found = append(found, table[i])
+		queue = append(queue, children[table[i].pid]...)
+	}
+	return found
+}
+
+// trustsSessions tells whether a session or process group numbered like the main
+// process is the attempt's. A number is not given anew while a session of that
+// number lives (pid_namespaces(7), credentials(7)); but once the main process is
+// gone and nobody watched, its number may have had another life.
+func (w *walker) trustsSessions(table []entry, byPid map[int]int) bool {
+	if w.req.PID <= 1 || w.never[w.req.PID] {
+		return false
+	}
+	if i, ok := byPid[w.req.PID]; ok {
+		return w.req.StartTicks != 0 && table[i].start == w.req.StartTicks
+	}
+	return !w.reopened
+}
+
+func (w *walker) isSeed(e entry, sessions bool) bool {
+	if w.req.Mark != "" && e.mark == w.req.Mark {
+		return true
+	}
+	if e.mark != "" && w.req.Mark != "" {
+		return false // another attempt's
+	}
+	return sessions && (e.session == w.req.PID || e.group == w.req.PID)
+}
+
+func (w *walker) look() ([]entry, error) {
+	table, err := w.scanner.read()
+	if err != nil {
+		return nil, err
+	}
+	return w.members(table), nil
+}
+
+// empty looks twice: a process shows no environment for a moment while it
+// executes a program.
+func (w *walker) empty() (bool, error) {
+	for range quietPasses {
+		if found, err := w.look(); err != nil || len(found) > 0 {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+func (w *walker) processes() ([]process, error) {
+	found, err := w.look()
+	list := make([]process, len(found))
+	for i, e := range found {
+		list[i] = e.process
+	}
+	return list, err
+}
+
+func (w *walker) terminate() (int, error) {
+	seen := map[process]bool{}
+	for range signalPasses {
+		n, err := w.signalNew(seen, unix.SIGTERM, unix.SIGCONT)
+		if err != nil {
+			return len(seen), err
+		}
+		if n == 0 {
+			break
+		}
+	}
+	return len(seen), nil
+}
+
+// kill stops first, because who is stopped forks no more, and looks until two
+// passes found nobody new; only then does it kill.
+func (w *walker) kill(killed map[process]bool) error {
+	stopped := map[process]bool{}
+	deadline := time.Now().Add(stopPatience)
+	for quiet := 0; quiet < quietPasses && time.Now().Before(deadline); {
+		n, err := w.signalNew(stopped, unix.SIGSTOP)
+		if err != nil {
+			return err
+		}
+		quiet++
+		if n > 0 {
+			quiet = 0
+		}
+	}
+	for p := range stopped {
+		sent, err := signalProcess(p, unix.SIGKILL)
+		if err != nil {
+			return err
+		}
+		if sent {
+			killed[p] = true
+		}
+	}
+	return nil
+}
+
+// signalNew signals the members not seen before and counts them.
+func (w *walker) signalNew(seen map[process]bool, signals ...unix.Signal) (int, error) {
+	found, err := w.look()
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, e := range found {
+		if seen[e.process] {
+			continue
+		}
+		sent, err := signalProcess(e.process, signals...)
+		if err != nil {
+			return n, err
+		}
+		if sent {
+			seen[e.process] = true
+			n++
+		}
+	}
+	return n, nil
+}
+
+// signalProcess signals p unless it is gone. The pidfd is opened first and the
+// start read after it: if that is still p's, so is the pidfd.
+func signalProcess(p process, signals ...unix.Signal) (bool, error) {
+	fd, err := unix.PidfdOpen(p.pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open process %d: %w", p.pid, err)
+	}
+	defer unix.Close(fd)
+	e, err := readStat(p.pid)
+	if gone(err) || errors.Is(err, unix.ESRCH) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if e.start != p.start {
+		return false, nil
+	}
+	for _, s := range signals {
+		if err := send(fd, s); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
