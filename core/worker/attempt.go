@@ -40,6 +40,8 @@ type attempt struct {
 	mainGone   bool // proved gone without a result
 	noProcess  bool // it never came to be, or its host was rebooted
 	checkOOM   bool
+	moving     bool  // between a plugin that shuts down and the next
+	moves      uint8 // how often
 
 	report *job.Report // the present one; never changed, only replaced
 	spec   *job.Spec   // until the intent is on disk
@@ -124,6 +126,8 @@ func (m *Machine) inOrder() []*attempt {
 func (m *Machine) conclude(a *attempt, open bool, change func(*job.Report)) {
 	launched := a.phase >= phaseLaunching
 	a.phase = phaseDone
+	m.live--
+	m.withstand(a, false)
 	a.open = open
 	a.report = a.next(change)
 	m.unschedule(a)

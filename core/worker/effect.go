@@ -42,6 +42,13 @@ type Prepare struct {
 // StartProcess hands the prepared attempt to its plugin (P2: after the intent).
 type StartProcess struct{ Key job.Key }
 
+// Underway lets go of what was needed to start: the process exists.
+type Underway struct{ Key job.Key }
+
+// Relaunch looks for a plugin anew, after one that was shutting down refused the
+// start; answered by Prepared or LaunchRefused.
+type Relaunch struct{ Key job.Key }
+
 // Settle waits until no process is left and nobody writes, at the most Linger;
 // answered by Settled.
 type Settle struct {
@@ -97,6 +104,8 @@ func (Announce) effect()     {}
 func (Unpublish) effect()    {}
 func (Prepare) effect()      {}
 func (StartProcess) effect() {}
+func (Underway) effect()     {}
+func (Relaunch) effect()     {}
 func (Settle) effect()       {}
 func (StopGroup) effect()    {}
 func (Finish) effect()       {}

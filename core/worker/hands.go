@@ -71,7 +71,7 @@ func (h *hands) prepare(ctx context.Context, e Prepare) {
 			h.post(Prepared{Key: e.Key, Refusal: err})
 			return
 		}
-		h.set(&holding{key: e.Key, group: p.group, pin: p.pin, oom: p.oom, start: p})
+		h.set(&holding{key: e.Key, group: p.group, pin: p.pin, folder: p.intent.Folder, oom: p.oom, start: p})
 		h.post(Prepared{Key: e.Key, Intent: p.intent})
 	})
 }
@@ -82,7 +82,7 @@ func (h *hands) startProcess(e StartProcess) {
 	if x == nil {
 		return
 	}
-	p := x.takeStart()
+	p := x.launch()
 	if p == nil {
 		h.post(LaunchRefused{Key: e.Key, Err: errs.E("start again", errs.Precondition, job.ReasonRunnerFailed,
 			errors.New("it was never started, and what it needs is not there any more"))})
@@ -91,6 +91,23 @@ func (h *hands) startProcess(e StartProcess) {
 	if err := h.runners.Start(p.runner, p.launch); err != nil {
 		h.post(LaunchRefused{Key: e.Key, Err: err})
 	}
+}
+
+// relaunch finds a plugin again; the rest of the preparation stands.
+func (h *hands) relaunch(ctx context.Context, e Relaunch) {
+	h.do(ctx, e.Key, false, func(ctx context.Context, x *holding) {
+		p := x.launch()
+		if p == nil {
+			return
+		}
+		runner, _, err := h.preparer.resolve(&p.intent.Spec)
+		if err != nil {
+			h.tell(ctx, LaunchRefused{Key: e.Key, Err: err})
+			return
+		}
+		p.runner, p.intent.Runner = runner, runner
+		h.tell(ctx, Prepared{Key: e.Key, Intent: p.intent})
+	})
 }
 
 // settle waits for the children of a main process that is gone (P10).
@@ -250,8 +267,10 @@ func (h *hands) cleanup(ctx context.Context, e Cleanup) {
 		if x.pin != nil {
 			x.pin.Release()
 		}
-		if err := h.preparer.folders.remove(attemptID(e.Key)); err != nil {
-			h.log.Warn("attempt folder not removed", "job", e.Key.Job, "attempt", e.Key.Attempt, "error", err)
+		if x.folder {
+			if err := h.preparer.folders.remove(attemptID(e.Key)); err != nil {
+				h.log.Warn("attempt folder not removed", "job", e.Key.Job, "attempt", e.Key.Attempt, "error", err)
+			}
 		}
 		h.drop(e.Key)
 	})
@@ -284,7 +303,7 @@ func (h *hands) tell(ctx context.Context, ev Event) {
 // be taken up is logged and replaced by something empty: the attempt must come
 // to an end all the same.
 func (h *hands) reopen(r Holding, boot string) {
-	x := &holding{key: r.Key, group: noGroup{}}
+	x := &holding{key: r.Key, group: noGroup{}, folder: r.Intent.Folder}
 	in := r.Intent
 	log := h.log.With("job", r.Key.Job, "attempt", r.Key.Attempt)
 	if err := h.output.Resume(r.Key, Lanes{in.Stdout, in.Stderr}, outputOptions(&in.Spec, nil)); err != nil {

@@ -12,13 +12,14 @@ import (
 // goroutine that lives only while there is something to do: a job that just
 // runs has none. So a group is never given back while it is being killed.
 type holding struct {
-	key   job.Key
-	group Group
-	pin   *Pin
-	oom   uint64
+	key    job.Key
+	group  Group
+	pin    *Pin
+	folder bool   // it has files of its own
+	oom    uint64 // kills of the group before this attempt
 
 	mu     sync.Mutex // guards all below
-	start  *prepared  // until the start is with the plugin
+	start  *prepared  // until the process exists
 	queue  []func(context.Context)
 	active bool               // a goroutine works on the queue
 	cancel context.CancelFunc // of what runs now
@@ -69,13 +70,18 @@ func (h *holding) next(parent context.Context) (func(context.Context), context.C
 	return f, ctx, cancel
 }
 
-// takeStart returns what the plugin needs, once.
-func (h *holding) takeStart() *prepared {
+// launch returns what the plugin needs; nil once the process exists.
+func (h *holding) launch() *prepared {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	p := h.start
+	return h.start
+}
+
+// underway forgets it: arguments and environment are no use any more.
+func (h *holding) underway() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.start = nil
-	return p
 }
 
 // seal remembers the finished streams.

@@ -191,6 +191,12 @@ func (w *Worker) act(ctx context.Context, e Effect) {
 		w.hands.prepare(ctx, e)
 	case StartProcess:
 		w.hands.startProcess(e)
+	case Relaunch:
+		w.hands.relaunch(ctx, e)
+	case Underway:
+		if x := w.hands.get(e.Key); x != nil {
+			x.underway()
+		}
 	case Settle:
 		w.hands.settle(ctx, e)
 	case StopGroup:

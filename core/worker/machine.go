@@ -25,16 +25,19 @@ type Machine struct {
 	slots     int
 	overshoot int
 
-	epoch    uint64    // how many lives this worker had
-	fence    job.Fence // highest seen (P3)
-	floor    job.Fence // highest of a forgotten attempt: below it, "unknown" may mean "forgotten"
-	attempts map[job.Key]*attempt
-	newest   map[job.ID]uint32
-	waiting  []*attempt // for a slot, in the order of arrival
-	used     int        // slots in use
-	due      dueHeap
-	draining bool
-	closed   bool
+	epoch      uint64    // how many lives this worker had
+	fence      job.Fence // highest seen (P3)
+	floor      job.Fence // highest of a forgotten attempt: below it, "unknown" may mean "forgotten"
+	attempts   map[job.Key]*attempt
+	newest     map[job.ID]uint32
+	waiting    []*attempt // for a slot, in the order of arrival
+	used       int        // slots in use
+	live       int        // attempts that are not done
+	confirmed  int        // attempts that are done and acked
+	unkillable int        // attempts that withstand SIGKILL
+	due        dueHeap
+	draining   bool
+	closed     bool
 
 	now Instant
 	out []Effect
@@ -149,21 +152,12 @@ type Counts struct {
 	Draining   bool
 }
 
-// Counts counts. It walks every attempt that is not forgotten.
+// Counts counts, in no time.
 func (m *Machine) Counts() Counts {
-	c := Counts{Running: m.used, Waiting: len(m.waiting), Draining: m.draining}
-	for _, a := range m.attempts {
-		switch {
-		case a.phase != phaseDone:
-			c.Live++
-			if a.unkillable {
-				c.Unkillable++
-			}
-		case !a.acked:
-			c.Unacked++
-		}
+	return Counts{
+		Running: m.used, Waiting: len(m.waiting), Live: m.live, Unacked: len(m.attempts) - m.live - m.confirmed,
+		Unkillable: m.unkillable, Draining: m.draining,
 	}
-	return c
 }
 
 // start takes an order to start.
@@ -276,6 +270,7 @@ func (m *Machine) insert(key job.Key, fence job.Fence) *attempt {
 	a := &attempt{key: key, fence: fence, heapAt: -1}
 	a.report = &job.Report{Key: key, Sequence: m.epoch<<32 + 1, State: job.Dispatched}
 	m.attempts[key] = a
+	m.live++
 	m.newest[key.Job] = max(m.newest[key.Job], key.Attempt)
 	return a
 }
@@ -328,9 +323,35 @@ func (m *Machine) acked(e Acked) {
 		if a == nil || a.phase != phaseDone || a.acked {
 			continue
 		}
-		a.acked = true
+		m.confirm(a, true)
 		m.record(journal.Record{Kind: journal.KindAcked, Key: key})
 		m.emit(Publish{Report: a.report, Acked: true, Quiet: true})
+	}
+}
+
+// confirm notes whether the scheduler has the final report.
+func (m *Machine) confirm(a *attempt, acked bool) {
+	if a.acked == acked {
+		return
+	}
+	a.acked = acked
+	if acked {
+		m.confirmed++
+	} else {
+		m.confirmed--
+	}
+}
+
+// withstand notes whether an attempt has processes that SIGKILL does not end.
+func (m *Machine) withstand(a *attempt, unkillable bool) {
+	if a.unkillable == unkillable {
+		return
+	}
+	a.unkillable = unkillable
+	if unkillable {
+		m.unkillable++
+	} else {
+		m.unkillable--
 	}
 }
 
@@ -343,6 +364,7 @@ func (m *Machine) forgotten(e Forgotten) {
 		if m.floor.Less(a.fence) {
 			m.floor = a.fence
 		}
+		m.confirm(a, false)
 		delete(m.attempts, key)
 		if m.newest[key.Job] == key.Attempt {
 			delete(m.newest, key.Job)

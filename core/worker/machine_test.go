@@ -51,6 +51,7 @@ func TestStepsOfOneAttempt(t *testing.T) {
 	stop := StopAsked{Order: stopOrder(1, time.Second), Ticket: 2}
 	stopped := GroupStopped{Key: k, Proof: job.StopProof{Method: "cgroup-kill", Termed: 1}}
 	finished := Finished{Key: k}
+	busy := ProcessExited{Key: k, Exit: journal.Exit{SpawnError: "SHUTTING_DOWN: later"}}
 	empty := Settled{Key: k, Finished: &finished}
 	for _, c := range []struct {
 		name   string
@@ -59,7 +60,7 @@ func TestStepsOfOneAttempt(t *testing.T) {
 	}{
 		{"order", []Event{ask}, []string{"DISPATCHED", "Prepare"}},
 		{"intent before start (P2)", []Event{ask, prepared}, []string{"intent!", "DISPATCHED", "reply", "StartProcess"}},
-		{"started", []Event{ask, prepared, running}, []string{"started!", "RUNNING"}},
+		{"started", []Event{ask, prepared, running}, []string{"started!", "Underway", "RUNNING"}},
 		{"started twice", []Event{ask, prepared, running, running}, nil},
 		{"exit", []Event{ask, prepared, running, exitOf(1, 0, "")}, []string{"exited!", "Settle"}},
 		{"exit twice", []Event{ask, prepared, running, exitOf(1, 0, ""), exitOf(1, 1, "")}, nil},
@@ -81,9 +82,14 @@ func TestStepsOfOneAttempt(t *testing.T) {
 		{"stop while preparing", []Event{ask, stop}, []string{"stop!", "STOPPING", "reply", "STOPPING"}},
 		{"stop while preparing, prepared", []Event{ask, stop, prepared}, []string{"done!", "STOPPED", "reply", "Cleanup"}},
 		{"stop while launching", []Event{ask, prepared, stop}, []string{"stop!", "STOPPING", "reply", "STOPPING"}},
-		{"stop while launching, started", []Event{ask, prepared, stop, running}, []string{"started!", "STOPPING", "StopGroup"}},
+		{"stop while launching, started", []Event{ask, prepared, stop, running}, []string{"started!", "Underway", "STOPPING", "StopGroup"}},
 		{"refused", []Event{ask, Prepared{Key: k, Refusal: errs.E("x", errs.Invalid, "POLICY", nil)}}, []string{"done!", "REJECTED", "reply", "Cleanup"}},
 		{"no plugin", []Event{ask, prepared, LaunchRefused{Key: k, Err: errors.New("x")}}, []string{"Finish"}},
+		{"a plugin that shuts down (P11)", []Event{ask, prepared, busy}, []string{"AckExit", "Relaunch"}},
+		{"and the next plugin", []Event{ask, prepared, busy, prepared}, []string{"intent!", "DISPATCHED", "StartProcess"}},
+		{"and no other plugin", []Event{ask, prepared, busy, LaunchRefused{Key: k, Err: errors.New("x")}, finished}, []string{"done!", "AckExit", "REJECTED", "Cleanup"}},
+		{"between plugins, and a stop", []Event{ask, prepared, busy, stop, prepared}, []string{"Finish"}},
+		{"a plugin that shuts down, and a stop", []Event{ask, prepared, stop, busy}, []string{"AckExit", "Finish"}},
 		{"gone (P4)", []Event{ask, prepared, running, ProcessGone{Key: k}}, []string{"StopGroup"}},
 		{"gone, and nothing is left", []Event{ask, prepared, running, ProcessGone{Key: k}, stopped, finished}, []string{"done!", "AckExit", "LOST", "Cleanup"}},
 		{"gone while stopping", []Event{ask, prepared, running, stop, ProcessGone{Key: k}, stopped, finished}, []string{"done!", "AckExit", "STOPPED", "Cleanup"}},
@@ -228,6 +234,17 @@ func newModel(slots int) *model {
 func (x *model) step(t *rapid.T, ev Event) {
 	for _, e := range slices.Clone(x.m.Step(at(x.now), ev)) {
 		x.effect(t, e)
+	}
+	live, unacked := 0, 0
+	for _, a := range x.m.attempts {
+		if a.phase != phaseDone {
+			live++
+		} else if !a.acked {
+			unacked++
+		}
+	}
+	if c := x.m.Counts(); c.Live != live || c.Unacked != unacked {
+		t.Fatalf("%+v, but %d are live and %d not acknowledged", c, live, unacked)
 	}
 	if x.m.used > x.m.slots || x.m.used < 0 {
 		t.Fatalf("%d of %d slots in use", x.m.used, x.m.slots)

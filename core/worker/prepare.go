@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
@@ -321,6 +322,13 @@ func (p *preparer) take(ctx context.Context, h *prepared, key job.Key, s *job.Sp
 // giveBack returns lanes that nobody will write to.
 func (p *preparer) giveBack(ctx context.Context, key job.Key) {
 	p.output.NoWriter(key)
+	patience := time.NewTimer(sealPatience)
+	defer patience.Stop()
+	select {
+	case <-p.output.Drained(key):
+	case <-patience.C:
+	case <-ctx.Done():
+	}
 	if _, _, err := p.output.Finish(ctx, key); err != nil {
 		p.log.Warn("lanes not given back", "job", key.Job, "attempt", key.Attempt, "error", err)
 	}

@@ -38,7 +38,7 @@ func (m *Machine) restore(j *journal.Attempt) {
 			reason = cmp.Or(j.Stop.Reason, reason)
 		}
 		m.tombstone(a, reason)
-		a.acked = j.Acked
+		m.confirm(a, j.Acked)
 		m.emit(Publish{Report: a.report, Acked: a.acked})
 	default:
 		m.restoreLive(a, j)
@@ -47,7 +47,9 @@ func (m *Machine) restore(j *journal.Attempt) {
 
 func (m *Machine) restoreDone(a *attempt, j *journal.Attempt) {
 	r := j.Done.Report
-	a.report, a.acked, a.open, a.phase = &r, j.Acked, j.Done.Open, phaseDone
+	a.report, a.open, a.phase = &r, j.Done.Open, phaseDone
+	m.live--
+	m.confirm(a, j.Acked)
 	m.emit(Publish{Report: a.report, Acked: a.acked})
 	m.emit(AckExit{Key: a.key})
 	if a.open {

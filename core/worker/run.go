@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/droverhq/drover/core/errs"
@@ -17,6 +18,13 @@ import (
 // neverStartedProof is the proof of a stop that found nothing to end.
 const neverStartedProof = "never-started"
 
+// reasonShuttingDown is a plugin's word for a start that it did not take, and
+// maxMoves how many plugins in a row may say it.
+const (
+	reasonShuttingDown = "SHUTTING_DOWN"
+	maxMoves           = 8
+)
+
 // ticksPerSecond is USER_HZ, in which /proc/PID/stat counts; it is 100 on
 // every Linux that Go runs on (proc_pid_stat(5), field 22).
 const ticksPerSecond = 100
@@ -24,6 +32,19 @@ const ticksPerSecond = 100
 // prepared goes on with an order once all is taken, or ends it.
 func (m *Machine) prepared(a *attempt, e Prepared) {
 	switch {
+	case a.phase == phaseLaunching && a.moving && e.Refusal == nil:
+		a.moving = false
+		if a.stopping() {
+			a.noProcess = true
+			m.finish(a)
+			return
+		}
+		in := e.Intent
+		m.record(journal.Record{Kind: journal.KindIntent, Key: a.key, Fence: a.fence, Intent: &in})
+		a.report = a.next(func(r *job.Report) { r.Runner, r.RunnerVersion = in.Runner.Name, in.Runner.Version })
+		m.emit(Publish{Report: a.report, Quiet: true})
+		m.emit(StartProcess{Key: a.key})
+		return
 	case a.phase != phasePreparing:
 		return
 	case e.Refusal != nil:
@@ -112,6 +133,7 @@ func (m *Machine) started(a *attempt, e ProcessStarted) {
 		s.Boot = m.now.Boot
 	}
 	m.record(journal.Record{Kind: journal.KindStarted, Key: a.key, Started: &s})
+	m.emit(Underway{Key: a.key})
 	if a.stopping() {
 		m.report(a, func(r *job.Report) { r.PID, r.Start = s.PID, s.Wall })
 		m.stopGroup(a)
@@ -140,10 +162,13 @@ func (m *Machine) exited(e ProcessExited) {
 		m.emit(AckExit{Key: e.Key})
 		return
 	}
-	if a.exit != nil || a.phase < phaseLaunching {
+	if a.exit != nil || a.phase < phaseLaunching || a.moving {
 		return
 	}
 	x := e.Exit
+	if m.move(a, &x) {
+		return
+	}
 	a.exit = &x
 	m.schedule(a, dueTimeout, 0)
 	m.schedule(a, dueIdle, 0)
@@ -168,6 +193,27 @@ func (m *Machine) exited(e ProcessExited) {
 	default:
 		m.settle(a)
 	}
+}
+
+// move takes a start that was refused by a plugin on its way out to the next
+// one (P11). Nothing was started, so nothing is started twice.
+func (m *Machine) move(a *attempt, x *journal.Exit) bool {
+	if a.phase != phaseLaunching || a.pid != 0 || !strings.HasPrefix(x.SpawnError, reasonShuttingDown) {
+		return false
+	}
+	m.emit(AckExit{Key: a.key})
+	switch {
+	case a.stopping():
+		a.noProcess = true
+		m.finish(a)
+	case a.moves >= maxMoves:
+		m.launchRefused(a, LaunchRefused{Key: a.key, Err: errs.E("start attempt", errs.Unavailable, job.ReasonRunnerFailed, errors.New(x.SpawnError))})
+	default:
+		a.moving = true
+		a.moves++
+		m.emit(Relaunch{Key: a.key})
+	}
+	return true
 }
 
 func (m *Machine) settle(a *attempt) {
@@ -345,7 +391,7 @@ func (m *Machine) emptied(e Emptied) {
 	a.report = a.next(func(r *job.Report) { r.Stdout, r.Stderr = e.Stdout, e.Stderr })
 	m.record(journal.Record{Kind: journal.KindDone, Key: a.key, Done: &journal.Done{Report: *a.report}})
 	// Not acked: the scheduler should learn the checksums.
-	a.acked = false
+	m.confirm(a, false)
 	m.emit(Publish{Report: a.report})
 	m.emit(Cleanup{Key: a.key})
 }

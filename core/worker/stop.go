@@ -68,6 +68,7 @@ func (m *Machine) bury(e StopAsked) {
 func (m *Machine) tombstone(a *attempt, reason string) {
 	a.tombstone = true
 	a.phase = phaseDone
+	m.live--
 	a.stopReason = reason
 	a.report = a.next(func(r *job.Report) {
 		r.State, r.Reason, r.Message = job.Stopped, reason, "it was stopped before its start reached the worker"
@@ -136,12 +137,12 @@ func (m *Machine) groupStopped(a *attempt, e GroupStopped) {
 	}
 	if e.Err != nil {
 		// P9: it stays STOPPING and says why; the worker goes on trying.
-		a.unkillable = errs.ReasonOf(e.Err) == reasonUnkillable
+		m.withstand(a, errs.ReasonOf(e.Err) == reasonUnkillable)
 		m.report(a, func(r *job.Report) { r.Message = e.Err.Error() })
 		m.schedule(a, dueRetry, m.now.Boot+retryStop)
 		return
 	}
-	a.unkillable = false
+	m.withstand(a, false)
 	proof := e.Proof
 	a.proof = &proof
 	if a.exit != nil || a.mainGone {

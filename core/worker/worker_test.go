@@ -587,6 +587,20 @@ func TestCallsNameTheirAttempt(t *testing.T) {
 	})
 }
 
+func TestP11APluginThatShutsDownFailsNoJob(t *testing.T) {
+	story(t, func(t *testing.T, b *bench) {
+		b.w.leaving = 3
+		b.start(order(1, "run=1s"))
+		b.wait(1, job.Succeeded)
+		b.w.leaving = 100
+		b.start(order(2, "run=1s"))
+		if r := b.wait(2, job.Rejected); r.Reason != job.ReasonRunnerFailed || !strings.Contains(r.Message, "SHUTTING_DOWN") {
+			t.Errorf("%+v", r)
+		}
+		b.clean()
+	})
+}
+
 func TestABrokenOutputEndsTheAttemptAllTheSame(t *testing.T) {
 	story(t, func(t *testing.T, b *bench) {
 		b.w.finish = errors.New("input/output error")

@@ -46,6 +46,7 @@ type world struct {
 	launched []Launch
 	refusal  error // Launcher.Start answers it
 	deafness bool  // Launcher.Start loses what it gets
+	leaving  int   // so many starts find their plugin shutting down
 	resumed  []Held
 	amnesia  bool // Resume: every process is gone
 	lookups  map[string]error
@@ -139,6 +140,13 @@ func mustDuration(s string) time.Duration {
 func (p *proc) begin() {
 	w := p.w
 	w.mu.Lock()
+	if w.leaving > 0 {
+		w.leaving--
+		delete(w.procs, p.id)
+		w.mu.Unlock()
+		w.push([]ProcessEvent{{ID: p.id, Exit: &ProcessExit{SpawnReason: reasonShuttingDown, SpawnError: "later"}}})
+		return
+	}
 	if reason, ok := p.args["spawn"]; ok {
 		p.exit = &ProcessExit{SpawnReason: reason, SpawnError: "no such file", Evidence: job.Wait}
 		w.mu.Unlock()
