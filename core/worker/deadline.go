@@ -33,8 +33,13 @@ func (d *deadlines) next() time.Duration {
 // not in it: a job that only sleeps costs nothing here.
 type dueHeap []*attempt
 
-func (h dueHeap) Len() int           { return len(h) }
+// Len is for container/heap only.
+func (h dueHeap) Len() int { return len(h) }
+
+// Less is for container/heap only.
 func (h dueHeap) Less(i, j int) bool { return h[i].due.next() < h[j].due.next() }
+
+// Swap is for container/heap only.
 func (h dueHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
 	h[i].heapAt, h[j].heapAt = i, j

@@ -11,12 +11,25 @@ import (
 // removed only when no process is in it (cgroups(7)), so it is empty.
 type noGroup struct{}
 
-func (noGroup) Name() string                    { return "" }
-func (noGroup) Dir() string                     { return "" }
-func (noGroup) Tasks() []string                 { return nil }
+// Name is none.
+func (noGroup) Name() string { return "" }
+
+// Dir is none.
+func (noGroup) Dir() string { return "" }
+
+// Tasks is none.
+func (noGroup) Tasks() []string { return nil }
+
+// Empty is always true.
 func (noGroup) Empty(StopRequest) (bool, error) { return true, nil }
-func (noGroup) OOMKills() (uint64, error)       { return 0, nil }
-func (noGroup) Release() error                  { return nil }
+
+// OOMKills is always 0.
+func (noGroup) OOMKills() (uint64, error) { return 0, nil }
+
+// Release does nothing.
+func (noGroup) Release() error { return nil }
+
+// Stop has nothing to stop.
 func (noGroup) Stop(context.Context, StopRequest) (job.StopProof, error) {
 	return job.StopProof{Method: neverStartedProof}, nil
 }

@@ -53,6 +53,8 @@ type world struct {
 	changed  chan struct{}
 	mercy    bool
 	finish   error
+	shut     error // groups cannot be reopened
+	unpinned error // generations cannot be pinned again
 }
 
 type proc struct {
@@ -430,6 +432,9 @@ func (g worldGroups) Acquire(job.Limits) (Group, error) {
 func (g worldGroups) Reopen(name string) (Group, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.shut != nil {
+		return nil, g.shut
+	}
 	if !g.groups[name] {
 		return nil, errs.E("reopen", errs.NotFound, "", nil)
 	}
@@ -540,10 +545,20 @@ func (s worldScripts) Pin(path string) (Pin, error) {
 	if path == "gone.sh" {
 		return Pin{}, errs.Field("pin script", "path", job.ReasonScriptGone, "there is no script %q", path)
 	}
-	return s.PinGeneration(journal.Script{Generation: 7, Folder: "scripts", Name: path, SHA256: "5ha"})
+	return s.pin(journal.Script{Generation: 7, Folder: "scripts", Name: path, SHA256: "5ha"})
 }
 
 func (s worldScripts) PinGeneration(sc journal.Script) (Pin, error) {
+	s.mu.Lock()
+	err := s.unpinned
+	s.mu.Unlock()
+	if err != nil {
+		return Pin{}, err
+	}
+	return s.pin(sc)
+}
+
+func (s worldScripts) pin(sc journal.Script) (Pin, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pins++
