@@ -33,6 +33,7 @@ type attempt struct {
 	acked  bool
 	detach bool
 	open   bool // done, but detached children live
+	forget bool // and it is to be forgotten at their end
 
 	tombstone  bool // only a stop was ever seen (P2)
 	stopFirst  bool // the stop was durable before the exit was seen

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"log/slog"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -85,4 +86,37 @@ func cpu() time.Duration {
 		return 0
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkKept takes the memory of an attempt that is done and not forgotten.
+func BenchmarkKept(b *testing.B) {
+	const n = 20_000
+	var before, after runtime.MemStats
+	for b.Loop() {
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		m, board := NewMachine(MachineConfig{Slots: 1}), newBoard()
+		step := func(ev Event) {
+			for _, e := range m.Step(at(1), ev) {
+				if p, ok := e.(Publish); ok {
+					board.publish(p)
+				}
+			}
+		}
+		for i := range n {
+			o := order(1, "run=1s")
+			o.Job[1], o.Job[2] = byte(i>>8), byte(i)
+			step(StartAsked{Order: o, Session: 1})
+			step(Prepared{Key: o.Key, Intent: journal.Intent{Spec: o.Spec}})
+			step(ProcessStarted{Key: o.Key, Started: journal.Started{PID: 1}})
+			step(ProcessExited{Key: o.Key, Exit: journal.Exit{Evidence: job.Wait}})
+			step(Settled{Key: o.Key, Finished: &Finished{Key: o.Key}})
+			step(Acked{Keys: []job.Key{o.Key}})
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/n, "B/attempt")
+		runtime.KeepAlive(m)
+		runtime.KeepAlive(board)
+	}
 }

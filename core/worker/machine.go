@@ -357,22 +357,31 @@ func (m *Machine) withstand(a *attempt, unkillable bool) {
 
 func (m *Machine) forgotten(e Forgotten) {
 	for _, key := range e.Keys {
-		a := m.attempts[key]
-		if a == nil || a.phase != phaseDone || a.open {
-			continue
+		if a := m.attempts[key]; a != nil && a.phase == phaseDone {
+			m.forget(a)
 		}
-		if m.floor.Less(a.fence) {
-			m.floor = a.fence
-		}
-		m.confirm(a, false)
-		delete(m.attempts, key)
-		if m.newest[key.Job] == key.Attempt {
-			delete(m.newest, key.Job)
-		}
-		m.record(journal.Record{Kind: journal.KindForgotten, Key: key, Floor: m.floor})
-		m.emit(Unpublish{Key: key})
-		m.emit(RemoveOutput{Key: key})
 	}
+}
+
+// forget drops a terminal attempt, or, while detached children live, makes sure
+// that it is dropped at their end.
+func (m *Machine) forget(a *attempt) {
+	if a.open {
+		a.forget = true
+		return
+	}
+	key := a.key
+	if m.floor.Less(a.fence) {
+		m.floor = a.fence
+	}
+	m.confirm(a, false)
+	delete(m.attempts, key)
+	if m.newest[key.Job] == key.Attempt {
+		delete(m.newest, key.Job)
+	}
+	m.record(journal.Record{Kind: journal.KindForgotten, Key: key, Floor: m.floor})
+	m.emit(Unpublish{Key: key})
+	m.emit(RemoveOutput{Key: key})
 }
 
 func (m *Machine) drain(e DrainAsked) {

@@ -100,6 +100,15 @@ func TestStepsOfOneAttempt(t *testing.T) {
 			"forget", []Event{ask, Prepared{Key: k, Refusal: errors.New("x")}, Forgotten{Keys: []job.Key{k}}},
 			[]string{"forgotten!", "Unpublish", "RemoveOutput"},
 		},
+		{
+			"forget while detached children live",
+			[]Event{ask, prepared, running, exitOf(1, 0, ""), Settled{Key: k, Finished: &Finished{Key: k, Open: true}}, Forgotten{Keys: []job.Key{k}}}, nil,
+		},
+		{
+			"forgotten at their end",
+			[]Event{ask, prepared, running, exitOf(1, 0, ""), Settled{Key: k, Finished: &Finished{Key: k, Open: true}}, Forgotten{Keys: []job.Key{k}}, Emptied{Key: k}},
+			[]string{"done!", "SUCCEEDED", "Cleanup", "forgotten!", "Unpublish", "RemoveOutput"},
+		},
 		{"tombstone (P2)", []Event{stop}, []string{"fence!", "stop!", "STOPPED", "reply"}},
 		{"start of a tombstone", []Event{stop, ask}, []string{"reply", "STOPPED"}},
 		{"session of a new term", []Event{TermSeen{Term: 2, Ticket: 1}}, []string{"fence!", "reply"}},

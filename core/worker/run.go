@@ -394,4 +394,7 @@ func (m *Machine) emptied(e Emptied) {
 	m.confirm(a, false)
 	m.emit(Publish{Report: a.report})
 	m.emit(Cleanup{Key: a.key})
+	if a.forget {
+		m.forget(a)
+	}
 }
