@@ -1,0 +1,122 @@
+package output
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// lane is a reusable pair of named pipes. The store holds only read ends:
+// end-of-file then comes exactly when no process of the job holds the other
+// side any more (P8).
+type lane struct {
+	number int
+	paths  Lanes
+	fds    [2]int // -1 while the lane is free
+	given  bool   // belongs to another user than the worker
+}
+
+func makeLane(dir string, number int) (*lane, error) {
+	base := filepath.Join(dir, strconv.Itoa(number))
+	l := Lanes{Stdout: base + ".out", Stderr: base + ".err"}
+	for _, p := range []string{l.Stdout, l.Stderr} {
+		if err := syscall.Mkfifo(p, 0o600); err != nil && !errors.Is(err, syscall.EEXIST) {
+			return nil, fmt.Errorf("make the pipe %s: %w", p, err)
+		}
+	}
+	return &lane{number: number, paths: l, fds: [2]int{-1, -1}}, nil
+}
+
+func openLane(paths Lanes) (*lane, error) {
+	number, err := strconv.Atoi(strings.TrimSuffix(filepath.Base(paths.Stdout), ".out"))
+	if err != nil {
+		return nil, fmt.Errorf("%s is not a lane: %w", paths.Stdout, err)
+	}
+	l := &lane{number: number, paths: paths, fds: [2]int{-1, -1}}
+	return l, l.open()
+}
+
+// open opens fresh read ends: only a descriptor that was opened after the
+// last writer of the job before has left does not report that one's end.
+func (l *lane) open() error {
+	for i, p := range []string{l.paths.Stdout, l.paths.Stderr} {
+		fd, err := syscall.Open(p, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+		if err != nil {
+			l.close()
+			return fmt.Errorf("open the pipe %s: %w", p, err)
+		}
+		l.fds[i] = fd
+	}
+	return nil
+}
+
+// prepare makes a free lane ready for a job of the given user.
+func (l *lane) prepare(uid, gid int) error {
+	if err := l.give(uid, gid); err != nil {
+		return err
+	}
+	return l.open()
+}
+
+// give hands the pipes to the user that the job runs as, who may reopen them
+// through /dev/stdout and /dev/stderr.
+func (l *lane) give(uid, gid int) error {
+	if uid < 0 && gid < 0 {
+		if !l.given {
+			return nil
+		}
+		uid, gid = os.Getuid(), os.Getgid()
+	}
+	for _, p := range []string{l.paths.Stdout, l.paths.Stderr} {
+		if err := os.Chown(p, uid, gid); err != nil {
+			return fmt.Errorf("change the owner of %s: %w", p, err)
+		}
+	}
+	l.given = uid != os.Getuid() || gid != os.Getgid()
+	return nil
+}
+
+// poke opens and closes the write side of both pipes. When nobody else holds
+// it, the read side sees end-of-file; when somebody does, nothing happens. A
+// reader that opened after the last writer left would wait for ever otherwise
+// (fifo(7): end-of-file is reported only after there was a writer).
+func (l *lane) poke() error {
+	for _, p := range []string{l.paths.Stdout, l.paths.Stderr} {
+		fd, err := syscall.Open(p, syscall.O_WRONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open the pipe %s: %w", p, err)
+		}
+		if err := syscall.Close(fd); err != nil {
+			return fmt.Errorf("close the pipe %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// grow gives a stream that writes much a larger pipe: fewer wake-ups. It is a
+// wish; a user over their share of pipe memory keeps the small one.
+func grow(fd int) {
+	_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, maxMove)
+}
+
+func (l *lane) close() {
+	for i, fd := range l.fds {
+		if fd >= 0 {
+			_ = syscall.Close(fd)
+			l.fds[i] = -1
+		}
+	}
+}
+
+// remove closes the lane and removes its pipes.
+func (l *lane) remove() {
+	l.close()
+	_ = os.Remove(l.paths.Stdout)
+	_ = os.Remove(l.paths.Stderr)
+}

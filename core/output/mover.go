@@ -1,0 +1,279 @@
+package output
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/droverhq/drover/core/job"
+)
+
+// Pace of the mover.
+const (
+	movesPerTurn = 16                     // of one stream before others get their turn
+	retryAfter   = 100 * time.Millisecond // for streams that wait for room
+	extentSpan   = 50 * time.Millisecond  // moves nearer than this share a time
+	maxExtents   = 4096                   // per stream, above which times get coarser
+)
+
+// Run moves bytes until ctx ends, then takes what is in the pipes and returns.
+func (s *Store) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, s.wakeUp)
+	defer stop()
+	events := make([]unix.EpollEvent, 256)
+	ready := map[*stream]bool{} // value: the other side hung up
+	for {
+		if err := s.wait(ctx, events, ready); err != nil {
+			return err
+		}
+		last := ctx.Err() != nil
+		if last {
+			s.everything(ready)
+		}
+		for st, hup := range ready {
+			more, err := s.move(st, hup)
+			if err != nil {
+				return fmt.Errorf("move output: %w", err)
+			}
+			if !more {
+				delete(ready, st)
+			}
+		}
+		if last && len(ready) == 0 {
+			return nil
+		}
+	}
+}
+
+func (s *Store) wakeUp() {
+	one := [8]byte{1}
+	_, _ = unix.Write(s.wake, one[:])
+}
+
+// wait blocks until a lane has news. Streams that have more to move, or wait
+// for room, shorten the wait.
+func (s *Store) wait(ctx context.Context, events []unix.EpollEvent, ready map[*stream]bool) error {
+	timeout := -1
+	s.mu.Lock()
+	if len(s.blocked) > 0 {
+		timeout = int(retryAfter.Milliseconds())
+	}
+	s.mu.Unlock()
+	if len(ready) > 0 || ctx.Err() != nil {
+		timeout = 0
+	}
+	n, err := unix.EpollWait(s.epoll, events, timeout)
+	if err != nil && !errors.Is(err, syscall.EINTR) {
+		return fmt.Errorf("wait for output: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range events[:max(n, 0)] {
+		if e.Fd == wakeToken {
+			var b [8]byte
+			_, _ = unix.Read(s.wake, b[:])
+			continue
+		}
+		if st := s.byToken[e.Fd]; st != nil {
+			ready[st] = ready[st] || e.Events&unix.EPOLLHUP != 0
+		}
+	}
+	if n <= 0 {
+		for st := range s.blocked {
+			ready[st] = ready[st] || hungUp(st.fd)
+		}
+	}
+	return nil
+}
+
+// hungUp asks the pipe itself, for streams whose edge was seen long ago.
+func hungUp(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n == 1 && p[0].Revents&unix.POLLHUP != 0
+}
+
+// everything marks all open streams: the last pass before the end.
+func (s *Store) everything(ready map[*stream]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.byToken {
+		if _, waits := s.blocked[st]; !waits {
+			ready[st] = ready[st] || hungUp(st.fd)
+		}
+	}
+}
+
+// move takes what a pipe holds. more tells that the stream wants another turn.
+func (s *Store) move(st *stream, hup bool) (more bool, err error) {
+	for range movesPerTurn {
+		s.mu.Lock()
+		fd, eof := st.fd, st.eof
+		s.mu.Unlock()
+		if fd < 0 || eof {
+			return false, nil
+		}
+		pending, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+		if err != nil {
+			return false, fmt.Errorf("ask a pipe: %w", err)
+		}
+		if pending == 0 {
+			if hup {
+				s.ended(st)
+			}
+			return false, nil
+		}
+		if why := s.room(st); why != "" {
+			s.block(st, why)
+			return false, nil
+		}
+		switch err := s.moveOnce(fd, st); {
+		case isNoSpace(err):
+			s.block(st, "DISK_FULL")
+			return false, nil
+		case err != nil && !errors.Is(err, syscall.EAGAIN):
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// room tells why a stream must wait, if it must: a Keep stream at the quota.
+func (s *Store) room(st *stream) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Looking for what to give back costs time: again only after a chunk more.
+	if s.total > s.quota && s.total > s.tried+chunkSize {
+		s.reclaim()
+		s.tried = s.total
+	}
+	if s.total <= s.quota {
+		s.tried = 0
+	}
+	if s.total > s.quota && st.owner.opts.Policy == job.Keep {
+		return "QUOTA"
+	}
+	return ""
+}
+
+func (s *Store) block(st *stream, why string) {
+	s.mu.Lock()
+	_, known := s.blocked[st]
+	s.blocked[st] = why
+	s.mu.Unlock()
+	if !known {
+		s.config.Log.Warn("output waits for room", "job", st.owner.key.Job, "condition", why)
+	}
+}
+
+// moveOnce announces and makes one move.
+func (s *Store) moveOnce(fd int, st *stream) error {
+	seg, err := s.target(st)
+	if err != nil {
+		return err
+	}
+	now := s.config.Now()
+	e := entry{time: now, key: st.owner.key, stream: st.id, kind: kindMove, off: st.size, segOff: seg.size}
+	if err := s.announce(seg, &e); err != nil {
+		return err
+	}
+	at := int64(seg.size)
+	n, err := unix.Splice(fd, nil, int(seg.data.Fd()), &at, maxMove, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	seg.size += uint64(n)
+	s.total += n
+	st.add(extent{seg: seg, segOff: e.segOff, off: e.off, length: uint64(n), time: now})
+	st.lastWrite = now
+	delete(s.blocked, st)
+	passed := st.owner.opts.Policy == job.Fail && st.size > st.owner.opts.Limit && !st.exceeded
+	st.exceeded = st.exceeded || passed
+	st.notify()
+	s.mu.Unlock()
+	if passed && s.config.Exceeded != nil {
+		s.config.Exceeded(st.owner.key, st.id)
+	}
+	return nil
+}
+
+// add appends a range, joined to the one before where it continues it.
+func (st *stream) add(e extent) {
+	st.size = max(st.size, e.off+e.length)
+	if n := len(st.extents); n > 0 {
+		last := &st.extents[n-1]
+		near := e.time.Sub(last.time) < extentSpan || n > maxExtents
+		if last.seg == e.seg && last.segOff+last.length == e.segOff && last.off+last.length == e.off && near {
+			last.length += e.length
+			return
+		}
+	}
+	e.seg.refs++
+	st.extents = append(st.extents, e)
+}
+
+// target chooses the segment for the next move of a stream.
+func (s *Store) target(st *stream) (*segment, error) {
+	if st.size < privateFrom {
+		seg, err := s.currentShared()
+		if err != nil || seg.size < sharedSize {
+			return seg, err
+		}
+		s.mu.Lock()
+		s.shared = nil
+		s.unref(seg)
+		s.mu.Unlock()
+		return s.currentShared()
+	}
+	s.mu.Lock()
+	seg := st.private
+	s.mu.Unlock()
+	if seg != nil && seg.size < chunkSize {
+		return seg, nil
+	}
+	seg, err := s.newSegment(true)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	old := st.private
+	st.private = seg
+	s.mu.Unlock()
+	if old == nil {
+		grow(st.fd)
+	} else {
+		s.hashAhead(st)
+		s.mu.Lock()
+		s.unref(old)
+		s.mu.Unlock()
+	}
+	return seg, nil
+}
+
+// ended notes that no process holds a stream any more.
+func (s *Store) ended(st *stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st.eof {
+		return
+	}
+	st.eof = true
+	delete(s.blocked, st)
+	if st.private != nil {
+		s.unref(st.private)
+		st.private = nil
+	}
+	a := st.owner
+	if a.streams[0].eof && a.streams[1].eof {
+		select {
+		case <-a.drained:
+		default:
+			close(a.drained)
+		}
+	}
+}

@@ -1,0 +1,224 @@
+package output
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+)
+
+// chunkBytes is how much one Next returns at the most.
+const chunkBytes = 512 << 10
+
+// Chunk is one piece of a stream: bytes, a declared gap, or the end.
+type Chunk struct {
+	Stream StreamID
+	Offset uint64
+	Time   time.Time
+	Data   []byte // valid until the next call of Next
+	Gap    *Gap
+	End    *job.Stream
+}
+
+// Gap declares bytes that cannot be had any more.
+type Gap struct {
+	To     uint64 // first offset after it
+	Reason string
+}
+
+// Reader reads one stream, or both in the order of writing. It is used by one
+// goroutine; a reader that stands still costs nothing but its buffer.
+type Reader struct {
+	store   *Store
+	cursors []*cursor
+	buf     []byte
+}
+
+type cursor struct {
+	st    *stream
+	off   uint64
+	ended bool
+}
+
+// Read begins at an absolute offset of one stream.
+func (s *Store) Read(key job.Key, id StreamID, from uint64) (*Reader, error) {
+	a, err := s.find(key)
+	if err != nil {
+		return nil, err
+	}
+	if id != Stdout && id != Stderr {
+		return nil, errs.Field("read output", "stream", "STREAM", "%d is neither 1 nor 2", id)
+	}
+	return &Reader{store: s, cursors: []*cursor{{st: a.streams[id-1], off: from}}}, nil
+}
+
+// ReadBoth begins at absolute offsets of both streams.
+func (s *Store) ReadBoth(key job.Key, from [2]uint64) (*Reader, error) {
+	a, err := s.find(key)
+	if err != nil {
+		return nil, err
+	}
+	return &Reader{store: s, cursors: []*cursor{
+		{st: a.streams[0], off: from[0]}, {st: a.streams[1], off: from[1]},
+	}}, nil
+}
+
+func (s *Store) find(key job.Key) (*attempt, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.attempts[key]; a != nil {
+		return a, nil
+	}
+	return nil, errs.E("read output", errs.NotFound, "OUTPUT_GONE",
+		fmt.Errorf("there is no output of attempt %d of job %s", key.Attempt, key.Job))
+}
+
+// Next returns the next piece. When there is none yet it waits if follow is
+// set, else it returns io.EOF. After the last END it returns io.EOF.
+func (r *Reader) Next(ctx context.Context, follow bool) (Chunk, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return Chunk{}, err
+		}
+		c, found, wait := r.pick()
+		if found != nil {
+			return r.fetch(c, found)
+		}
+		if len(wait) == 0 || !follow {
+			return Chunk{}, io.EOF
+		}
+		if len(wait) == 1 {
+			wait = append(wait, nil)
+		}
+		select {
+		case <-ctx.Done():
+			return Chunk{}, ctx.Err()
+		case <-wait[0]:
+		case <-wait[1]:
+		}
+	}
+}
+
+// found is what pick saw at a cursor.
+type found struct {
+	ext extent
+	gap *Gap
+	end *job.Stream
+}
+
+// pick chooses the cursor whose next piece is the oldest. With nothing to give
+// it returns the channels that tell of news.
+func (r *Reader) pick() (*cursor, *found, []<-chan struct{}) {
+	s := r.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var (
+		best  *cursor
+		what  *found
+		waits []<-chan struct{}
+	)
+	for _, c := range r.cursors {
+		if c.ended {
+			continue
+		}
+		f := c.peek()
+		if f == nil {
+			c.st.waiting = true
+			waits = append(waits, c.st.changed)
+			continue
+		}
+		if best == nil || what.end != nil && f.end == nil || f.end == nil && f.ext.time.Before(what.ext.time) {
+			best, what = c, f
+		}
+	}
+	if what != nil && what.ext.seg != nil && what.gap == nil && what.end == nil {
+		what.ext.seg.readers.Add(1)
+	}
+	return best, what, waits
+}
+
+// peek looks at a cursor's next piece; Store.mu is held.
+func (c *cursor) peek() *found {
+	if e, gap, ok := c.st.at(c.off); ok {
+		return &found{ext: e, gap: gap}
+	}
+	if c.st.owner.finished {
+		return &found{end: &job.Stream{Size: c.st.size, SHA256: c.st.sha256}}
+	}
+	return nil
+}
+
+// at finds the range that holds an offset, or the gap before the next one.
+func (st *stream) at(off uint64) (extent, *Gap, bool) {
+	if off >= st.size {
+		return extent{}, nil, false
+	}
+	i, _ := slices.BinarySearchFunc(st.extents, off, func(e extent, o uint64) int {
+		if e.off+e.length <= o {
+			return -1
+		}
+		if e.off > o {
+			return 1
+		}
+		return 0
+	})
+	for ; i < len(st.extents); i++ {
+		e := st.extents[i]
+		if e.length == 0 || e.off+e.length <= off {
+			continue
+		}
+		if e.off > off {
+			return extent{time: e.time}, &Gap{To: e.off, Reason: "RETENTION"}, true
+		}
+		return e, nil, true
+	}
+	return extent{}, &Gap{To: st.size, Reason: "RETENTION"}, true
+}
+
+// lookup is at for callers without the lock; a found segment is held for reading.
+func (s *Store) lookup(st *stream, off uint64) (extent, *Gap, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, gap, ok := st.at(off)
+	if ok && gap == nil {
+		e.seg.readers.Add(1)
+	}
+	return e, gap, ok
+}
+
+// fetch turns what pick saw into a chunk; it reads without the lock.
+func (r *Reader) fetch(c *cursor, f *found) (Chunk, error) {
+	out := Chunk{Stream: c.st.id, Offset: c.off, Time: f.ext.time}
+	switch {
+	case f.end != nil:
+		c.ended = true
+		out.End = f.end
+		return out, nil
+	case f.gap != nil:
+		c.off = f.gap.To
+		out.Gap = f.gap
+		return out, nil
+	}
+	defer f.ext.seg.release()
+	if r.buf == nil {
+		r.buf = make([]byte, min(chunkBytes, max(f.ext.length, 4<<10)))
+	}
+	if want := min(chunkBytes, f.ext.length); uint64(len(r.buf)) < want {
+		r.buf = make([]byte, want)
+	}
+	skip := c.off - f.ext.off
+	n := min(f.ext.length-skip, uint64(len(r.buf)))
+	if _, err := f.ext.seg.data.ReadAt(r.buf[:n], int64(f.ext.segOff+skip)); err != nil {
+		return Chunk{}, errs.E("read output", errs.Internal, "OUTPUT", err)
+	}
+	out.Data = r.buf[:n]
+	c.off += n
+	return out, nil
+}
+
+// Close ends the reader.
+func (r *Reader) Close() { r.buf = nil }

@@ -1,0 +1,487 @@
+// Package output keeps what attempts print: it moves bytes from named pipes
+// (lanes) into segment files without copying them through the process, knows
+// every byte by its absolute offset, and lets any number of readers follow.
+package output
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+)
+
+// StreamID names one of the two streams of an attempt.
+type StreamID uint8
+
+// The streams, by their file descriptors.
+const (
+	Stdout StreamID = 1
+	Stderr StreamID = 2
+)
+
+// Sizes of files. Small outputs share a segment; a stream that outgrows
+// privateFrom goes on in chunks of its own, so that its head can be given back.
+const (
+	sharedSize   = 64 << 20
+	privateFrom  = 256 << 10
+	chunkSize    = 8 << 20
+	maxMove      = 1 << 20 // bytes per splice
+	defaultQuota = 8 << 30
+	lowDisk      = 256 << 20 // free bytes below which people are told
+)
+
+// Config configures a Store.
+type Config struct {
+	Dir   string // lanes and segments lie below it
+	Quota int64  // bytes of all output; 0: 8 GiB, or half of the free space if less
+	Log   *slog.Logger
+	Now   func() time.Time // nil: time.Now
+	// Exceeded is called once per stream with policy Fail that passes its limit.
+	// It must not block.
+	Exceeded func(job.Key, StreamID)
+}
+
+// Store keeps the output of all attempts of a worker. Its methods may be
+// called concurrently; Run is the one mover of bytes.
+type Store struct {
+	config Config
+	quota  int64
+	epoll  int
+	wake   int // eventfd
+
+	mu       sync.Mutex // guards the fields below; never held during I/O on segments
+	attempts map[job.Key]*attempt
+	byToken  map[int32]*stream // by the token that epoll reports
+	token    int32             // newest token; fds are reused, tokens are not
+	free     []*lane
+	lanes    int // number of the newest lane
+	segments map[uint64]*segment
+	number   uint64   // of the newest segment
+	shared   *segment // where small outputs go now
+	total    int64
+	tried    int64              // total when giving back was last tried
+	blocked  map[*stream]string // streams that wait for room, and why
+	since    map[string]time.Time
+	closed   bool
+
+	idxMu sync.Mutex // guards appends to index files
+}
+
+// attempt is the output of one attempt.
+type attempt struct {
+	key      job.Key
+	opts     Options
+	streams  [2]*stream
+	drained  chan struct{}
+	finished bool
+	lane     *lane // nil when no process can write any more
+}
+
+// stream is one of its two streams.
+type stream struct {
+	id        StreamID
+	owner     *attempt
+	fd        int
+	size      uint64 // bytes moved
+	extents   []extent
+	private   *segment // chunk that it goes on in
+	eof       bool
+	exceeded  bool
+	lastWrite time.Time
+	sealed    bool // size and sha256 are final
+	sha256    string
+	token     int32
+	hash      *hasher
+	changed   chan struct{} // closed and replaced when somebody waits and something changes
+	waiting   bool
+}
+
+// extent says where a range of a stream lies.
+type extent struct {
+	seg    *segment
+	segOff uint64
+	off    uint64
+	length uint64
+	time   time.Time
+}
+
+// Options says how the output of one attempt is kept.
+type Options struct {
+	Policy   job.OutputPolicy
+	Limit    uint64 // bytes per stream; 0 is job.DefaultOutputLimit
+	UID, GID int    // owner of the pipes; -1 is the worker's own
+}
+
+// Lanes names the two pipes that a job writes to.
+type Lanes struct{ Stdout, Stderr string }
+
+// wakeToken is the eventfd's token; lanes count from 1.
+const wakeToken = 0
+
+// Open opens the store below config.Dir and recovers what is there.
+func Open(c Config) (*Store, error) {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, d := range []string{"lanes", "segments"} {
+		if err := os.MkdirAll(filepath.Join(c.Dir, d), 0o711); err != nil {
+			return nil, errs.E("open the output store", errs.Internal, "OUTPUT", err)
+		}
+	}
+	s := &Store{
+		config: c, attempts: map[job.Key]*attempt{}, byToken: map[int32]*stream{}, segments: map[uint64]*segment{},
+		blocked: map[*stream]string{}, since: map[string]time.Time{},
+	}
+	var err error
+	if s.quota, err = quota(c); err != nil {
+		return nil, err
+	}
+	if s.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, errs.E("open the output store", errs.Internal, "OUTPUT", err)
+	}
+	if s.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return nil, errs.E("open the output store", errs.Internal, "OUTPUT", err)
+	}
+	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: wakeToken}
+	if err := unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, s.wake, &event); err != nil {
+		return nil, errs.E("open the output store", errs.Internal, "OUTPUT", err)
+	}
+	if err := s.recover(); err != nil {
+		return nil, errs.E("recover the output store", errs.Internal, "OUTPUT", err)
+	}
+	return s, nil
+}
+
+func quota(c Config) (int64, error) {
+	if c.Quota > 0 {
+		return c.Quota, nil
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(c.Dir, &fs); err != nil {
+		return 0, errs.E("open the output store", errs.Internal, "OUTPUT", err)
+	}
+	return min(defaultQuota, int64(fs.Bavail)*fs.Bsize/2), nil
+}
+
+// Close releases descriptors. Run must have returned.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	for _, l := range s.free {
+		l.remove()
+	}
+	for _, a := range s.attempts {
+		if a.lane != nil {
+			a.lane.close() // the pipes stay: a restarted worker resumes them
+		}
+	}
+	for _, seg := range s.segments {
+		seg.close()
+	}
+	return errors.Join(unix.Close(s.epoll), unix.Close(s.wake))
+}
+
+// Take gives an attempt a pair of pipes.
+func (s *Store) Take(key job.Key, o Options) (Lanes, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.attempts[key] != nil {
+		return Lanes{}, errs.E("take lanes", errs.Exists, "OUTPUT", fmt.Errorf("attempt %v has output already", key))
+	}
+	var l *lane
+	if n := len(s.free); n > 0 {
+		l, s.free = s.free[n-1], s.free[:n-1]
+	} else {
+		s.lanes++
+		var err error
+		if l, err = makeLane(filepath.Join(s.config.Dir, "lanes"), s.lanes); err != nil {
+			return Lanes{}, errs.E("make lanes", errs.Internal, "OUTPUT", err)
+		}
+	}
+	if err := l.prepare(o.UID, o.GID); err != nil {
+		s.free = append(s.free, l)
+		return Lanes{}, errs.E("give lanes to the job's user", errs.Internal, "OUTPUT", err)
+	}
+	a := newAttempt(key, o)
+	s.attempts[key] = a
+	return l.paths, s.attach(a, l)
+}
+
+func newAttempt(key job.Key, o Options) *attempt {
+	if o.Limit == 0 {
+		o.Limit = job.DefaultOutputLimit
+	}
+	a := &attempt{key: key, opts: o, drained: make(chan struct{})}
+	for i := range a.streams {
+		a.streams[i] = &stream{id: StreamID(i + 1), owner: a, fd: -1, changed: make(chan struct{}), hash: newHasher()}
+	}
+	return a
+}
+
+// attach lets the mover listen to a pair of pipes; s.mu is held. Edge
+// triggered: an idle lane costs nothing.
+func (s *Store) attach(a *attempt, l *lane) error {
+	a.lane = l
+	for i, st := range a.streams {
+		st.fd = l.fds[i]
+		st.eof = false
+		s.token++
+		st.token = s.token
+		s.byToken[st.token] = st
+		event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLHUP | unix.EPOLLET, Fd: st.token}
+		if err := unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, st.fd, &event); err != nil {
+			return errs.E("listen to a lane", errs.Internal, "OUTPUT", err)
+		}
+	}
+	return nil
+}
+
+// Resume takes up an attempt again after a restart of the worker. What its
+// processes wrote meanwhile waits in the pipes.
+func (s *Store) Resume(key job.Key, lanes Lanes, o Options) error {
+	l, err := openLane(lanes)
+	if err != nil {
+		return errs.E("reopen lanes", errs.Internal, "OUTPUT", err)
+	}
+	s.mu.Lock()
+	a := s.attempts[key]
+	if a == nil {
+		a = newAttempt(key, o)
+		s.attempts[key] = a
+	}
+	if a.finished {
+		s.mu.Unlock()
+		l.close()
+		return nil
+	}
+	if o.Limit == 0 {
+		o.Limit = job.DefaultOutputLimit
+	}
+	a.opts = o
+	s.lanes = max(s.lanes, l.number)
+	err = s.attach(a, l)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return l.poke()
+}
+
+// NoWriter says that nobody ever opened the lanes: the start failed.
+func (s *Store) NoWriter(key job.Key) {
+	s.mu.Lock()
+	a := s.attempts[key]
+	var l *lane
+	if a != nil {
+		l = a.lane
+	}
+	s.mu.Unlock()
+	if l == nil {
+		return
+	}
+	if err := l.poke(); err != nil {
+		s.config.Log.Error("lane not closed", "job", key.Job, "error", err)
+	}
+}
+
+// Drained returns a channel that is closed once no process holds either stream
+// and every byte is in a segment.
+func (s *Store) Drained(key job.Key) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.attempts[key]; a != nil {
+		return a.drained
+	}
+	done := make(chan struct{})
+	close(done)
+	return done
+}
+
+// Sizes tells how much each stream has written; ok is false for an unknown attempt.
+func (s *Store) Sizes(key job.Key) (stdout, stderr uint64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.attempts[key]
+	if a == nil {
+		return 0, 0, false
+	}
+	return a.streams[0].size, a.streams[1].size, true
+}
+
+// LastWrite is when either stream last wrote; zero when never.
+func (s *Store) LastWrite(key job.Key) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.attempts[key]
+	if a == nil {
+		return time.Time{}
+	}
+	if a.streams[0].lastWrite.After(a.streams[1].lastWrite) {
+		return a.streams[0].lastWrite
+	}
+	return a.streams[1].lastWrite
+}
+
+// Finish seals an attempt: sizes and sums are final, END becomes visible, the
+// lanes go back. It hashes what is left and may read the segments for that.
+func (s *Store) Finish(ctx context.Context, key job.Key) (stdout, stderr job.Stream, err error) {
+	s.mu.Lock()
+	a := s.attempts[key]
+	s.mu.Unlock()
+	if a == nil {
+		return stdout, stderr, errs.E("finish output", errs.NotFound, "OUTPUT", fmt.Errorf("attempt %v is unknown", key))
+	}
+	var sums [2]job.Stream
+	for i, st := range a.streams {
+		if sums[i], err = s.seal(ctx, st); err != nil {
+			return stdout, stderr, err
+		}
+	}
+	s.mu.Lock()
+	a.finished = true
+	if l := a.lane; l != nil {
+		a.lane = nil
+		for i, st := range a.streams {
+			delete(s.byToken, st.token)
+			delete(s.blocked, st)
+			_ = unix.Close(l.fds[i])
+			l.fds[i], st.fd = -1, -1
+		}
+		if a.streams[0].eof && a.streams[1].eof {
+			s.free = append(s.free, l)
+		} else {
+			l.remove() // somebody may still hold it: never used again
+		}
+	}
+	for i, st := range a.streams {
+		st.sha256, st.sealed, st.hash = sums[i].SHA256, true, nil
+		st.private = nil
+		st.notify()
+	}
+	s.reclaim()
+	s.mu.Unlock()
+	return sums[0], sums[1], nil
+}
+
+// seal hashes the rest of a stream and writes its END entry.
+func (s *Store) seal(ctx context.Context, st *stream) (job.Stream, error) {
+	s.mu.Lock()
+	done, sum := st.owner.finished, job.Stream{Size: st.size, SHA256: st.sha256}
+	s.mu.Unlock()
+	if done {
+		return sum, nil
+	}
+	digest, err := s.digest(ctx, st, sum.Size)
+	switch {
+	case errors.Is(err, errGap):
+		// A restarted worker sums from the beginning, and a ring may have given
+		// that back: no sum is better than a wrong one.
+		s.config.Log.Warn("output has no sum", "job", st.owner.key.Job, "error", err)
+	case err != nil:
+		return sum, err
+	}
+	sum.SHA256 = digest
+	return sum, s.writeEnd(st, sum)
+}
+
+// Keys lists every attempt that has output.
+func (s *Store) Keys() []job.Key {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]job.Key, 0, len(s.attempts))
+	for k := range s.attempts {
+		out = append(out, k)
+	}
+	return out
+}
+
+// Remove forgets the output of a finished attempt, or of one that was never
+// resumed after a restart.
+func (s *Store) Remove(key job.Key) error {
+	s.mu.Lock()
+	a := s.attempts[key]
+	if a == nil {
+		s.mu.Unlock()
+		return nil
+	}
+	if a.lane != nil {
+		s.mu.Unlock()
+		return errs.E("remove output", errs.Precondition, "OUTPUT_OPEN", fmt.Errorf("attempt %v is not finished", key))
+	}
+	s.drop(a)
+	s.mu.Unlock()
+	return s.writeRemoved(key)
+}
+
+// drop lets go of everything an attempt has; s.mu is held.
+func (s *Store) drop(a *attempt) {
+	delete(s.attempts, a.key)
+	for _, st := range a.streams {
+		for _, e := range st.extents {
+			s.unref(e.seg)
+		}
+		st.extents = nil
+		st.notify()
+	}
+}
+
+// notify wakes the readers of a stream; s.mu is held.
+func (st *stream) notify() {
+	if st.waiting {
+		close(st.changed)
+		st.changed = make(chan struct{})
+		st.waiting = false
+	}
+}
+
+// Conditions tells what people should know: DISK_FULL, DISK_LOW, QUOTA.
+func (s *Store) Conditions() []job.Condition {
+	var fs unix.Statfs_t
+	free := int64(-1)
+	if err := unix.Statfs(s.config.Dir, &fs); err == nil {
+		free = int64(fs.Bavail) * fs.Bsize
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := map[string]string{}
+	for st, why := range s.blocked {
+		now[why] = fmt.Sprintf("output of job %s waits for room", st.owner.key.Job)
+	}
+	if free >= 0 && free < lowDisk {
+		now["DISK_LOW"] = fmt.Sprintf("%d MiB are free in %s", free>>20, s.config.Dir)
+	}
+	var out []job.Condition
+	for _, kind := range []string{"DISK_FULL", "DISK_LOW", "QUOTA"} {
+		text, ok := now[kind]
+		if !ok {
+			delete(s.since, kind)
+			continue
+		}
+		if s.since[kind].IsZero() {
+			s.since[kind] = s.config.Now()
+		}
+		out = append(out, job.Condition{Type: kind, Message: text, Since: s.since[kind]})
+	}
+	return out
+}
+
+func isNoSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
