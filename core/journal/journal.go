@@ -251,9 +251,7 @@ func (j *Journal) rewrite() error {
 		err = os.Rename(next, j.path)
 	}
 	if err != nil {
-		f.Close()
-		os.Remove(next)
-		return errs.E(op, errs.Internal, ReasonWrite, err)
+		return errs.E(op, errs.Internal, ReasonWrite, errors.Join(err, f.Close(), os.Remove(next)))
 	}
 	if err := syncDir(filepath.Dir(j.path)); err != nil {
 		j.log.Warn("journal folder not synced", "path", j.path, "error", err)

@@ -155,7 +155,7 @@ func TestTornTailIsCutAtEveryByte(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for cut := int64(0); cut < end; cut++ {
+	for cut := range end {
 		if err := os.WriteFile(path, data[:cut], 0o600); err != nil {
 			t.Fatal(err)
 		}

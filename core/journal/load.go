@@ -24,8 +24,7 @@ func (j *Journal) load() (*State, error) {
 	j.f = f
 	data, err := os.ReadFile(j.path)
 	if err != nil {
-		f.Close()
-		return nil, errs.E(op, errs.Internal, ReasonCorrupt, err)
+		return nil, errs.E(op, errs.Internal, ReasonCorrupt, errors.Join(err, f.Close()))
 	}
 	state, good, err := j.replay(data)
 	if err == nil && good < int64(len(data)) {
@@ -37,8 +36,8 @@ func (j *Journal) load() (*State, error) {
 		good = int64(len(magic))
 	}
 	if err != nil {
-		f.Close()
-		return nil, errs.E(op, errs.Internal, ReasonCorrupt, fmt.Errorf("%s: %w", j.path, err)).
+		err = errors.Join(fmt.Errorf("%s: %w", j.path, err), f.Close())
+		return nil, errs.E(op, errs.Internal, ReasonCorrupt, err).
 			WithHint("attempts could be started twice without this file; restore it, or remove the worker and its data folder")
 	}
 	j.size, j.reserved = good, good

@@ -72,7 +72,8 @@ func TestStepsOfOneAttempt(t *testing.T) {
 		{"stop (P9)", []Event{ask, prepared, running, stop}, []string{"stop!", "STOPPING", "StopGroup", "reply", "STOPPING"}},
 		{"stop again", []Event{ask, prepared, running, stop, stop}, []string{"reply", "STOPPING"}},
 		{
-			"stop harder", []Event{ask, prepared, running, stop, StopAsked{Order: stopOrder(1, 0), Ticket: 3}},
+			"stop harder",
+			[]Event{ask, prepared, running, stop, StopAsked{Order: stopOrder(1, 0), Ticket: 3}},
 			[]string{"stop!", "StopGroup", "reply", "STOPPING"},
 		},
 		{"proof without exit", []Event{ask, prepared, running, stop, stopped}, nil},
@@ -97,12 +98,14 @@ func TestStepsOfOneAttempt(t *testing.T) {
 		{"ack of a live one", []Event{ask, prepared, running, Acked{Keys: []job.Key{k}}}, nil},
 		{"ack", []Event{ask, Prepared{Key: k, Refusal: errors.New("x")}, Acked{Keys: []job.Key{k}}}, []string{"acked!", "REJECTED"}},
 		{
-			"forget", []Event{ask, Prepared{Key: k, Refusal: errors.New("x")}, Forgotten{Keys: []job.Key{k}}},
+			"forget",
+			[]Event{ask, Prepared{Key: k, Refusal: errors.New("x")}, Forgotten{Keys: []job.Key{k}}},
 			[]string{"forgotten!", "Unpublish", "RemoveOutput"},
 		},
 		{
 			"forget while detached children live",
-			[]Event{ask, prepared, running, exitOf(1, 0, ""), Settled{Key: k, Finished: &Finished{Key: k, Open: true}}, Forgotten{Keys: []job.Key{k}}}, nil,
+			[]Event{ask, prepared, running, exitOf(1, 0, ""), Settled{Key: k, Finished: &Finished{Key: k, Open: true}}, Forgotten{Keys: []job.Key{k}}},
+			nil,
 		},
 		{
 			"forgotten at their end",

@@ -266,12 +266,6 @@ func (w *world) push(news []ProcessEvent) {
 	feed.Push(news)
 }
 
-func (w *world) proc(id string) *proc {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.procs[id]
-}
-
 func (w *world) Ack(ids ...string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
