@@ -9,9 +9,12 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"os"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/store"
@@ -22,29 +25,60 @@ import (
 const (
 	cacheBytes    = 8 << 20
 	memtableBytes = 4 << 20
+	maxFiles      = 256
+	// bloomBits makes look-ups of keys that do not exist (most request ids) cost
+	// no read of a block.
+	bloomBits = 10
 )
+
+const opOpen = "open the store"
 
 // Store implements store.Store.
 type Store struct {
-	db *pebble.DB
+	db   *pebble.DB
+	lock *pebble.Lock
 
 	mu     sync.RWMutex // held for reading by every call, for writing by Close
 	closed bool
 }
 
-// Open opens or makes the store in dir. A second process is refused.
+// Open opens or makes the store in dir. A second process is refused with
+// reason STORE_LOCKED.
 func Open(dir string, log *slog.Logger) (*Store, error) {
-	cache := pebble.NewCache(cacheBytes)
-	defer cache.Unref()
-	db, err := pebble.Open(dir, &pebble.Options{
-		Cache: cache, MemTableSize: memtableBytes, MemTableStopWritesThreshold: 4,
-		MaxOpenFiles: 256, Logger: logger{log}, FormatMajorVersion: pebble.FormatNewest,
-	})
-	if err != nil {
-		e := errs.E("open the store in "+dir, errs.Internal, "STORE", err)
-		return nil, e.WithHint("another scheduler may use this folder, or it belongs to another user; choose one with --data")
+	return open(dir, log, vfs.Default)
+}
+
+func open(dir string, log *slog.Logger, fs vfs.FS) (*Store, error) {
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return nil, errs.E(opOpen, errs.Precondition, "STORE_FOLDER", fmt.Errorf("make its folder: %w", err)).
+			WithHint("choose a folder that this user may write with --data")
 	}
-	return &Store{db: db}, nil
+	lock, err := pebble.LockDirectory(dir, fs)
+	if file := (*os.PathError)(nil); errors.As(err, &file) {
+		return nil, errs.E(opOpen, errs.Precondition, "STORE_FOLDER", fmt.Errorf("use the folder: %w", err)).
+			WithHint("run as the user that owns it, or choose another folder with --data")
+	}
+	if err != nil {
+		return nil, errs.E(opOpen, errs.Precondition, "STORE_LOCKED", fmt.Errorf("%s is used by another scheduler: %w", dir, err)).
+			WithHint("stop that one first, or choose another folder with --data")
+	}
+	db, err := pebble.Open(dir, options(lock, log, fs))
+	if err != nil {
+		return nil, errs.E(opOpen, errs.Internal, "STORE", errors.Join(fmt.Errorf("read %s: %w", dir, err), lock.Close())).
+			WithHint("restore a backup, or begin anew in another folder with --data")
+	}
+	return &Store{db: db, lock: lock}, nil
+}
+
+func options(lock *pebble.Lock, log *slog.Logger, fs vfs.FS) *pebble.Options {
+	o := &pebble.Options{
+		FS: fs, Lock: lock, CacheSize: cacheBytes, MemTableSize: memtableBytes, MemTableStopWritesThreshold: 4,
+		MaxOpenFiles: maxFiles, Logger: logger{log}, FormatMajorVersion: pebble.FormatNewest,
+	}
+	for i := range o.Levels {
+		o.Levels[i].FilterPolicy = bloom.FilterPolicy(bloomBits)
+	}
+	return o
 }
 
 // enter keeps Close away while a call is under way.
@@ -162,7 +196,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closed = true
-	if err := s.db.Close(); err != nil {
+	if err := errors.Join(s.db.Close(), s.lock.Close()); err != nil {
 		return fmt.Errorf("close the store: %w", err)
 	}
 	return nil

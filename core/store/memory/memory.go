@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"iter"
-	"slices"
 	"sync"
 
 	"github.com/droverhq/drover/core/store"
@@ -14,20 +13,16 @@ import (
 
 // Store implements store.Store.
 type Store struct {
-	mu     sync.RWMutex // guards pairs and closed
-	pairs  []store.Pair // by key; pairs and their slices are never written in place
+	mu     sync.RWMutex // guards root and closed; what root points to never changes
+	root   *node
 	closed bool
 }
 
 // New returns an empty store.
 func New() *Store { return &Store{} }
 
-func (s *Store) find(key []byte) (int, bool) {
-	return slices.BinarySearchFunc(s.pairs, key, func(p store.Pair, k []byte) int { return bytes.Compare(p.Key, k) })
-}
-
-// Get implements store.Store.
-func (s *Store) Get(ctx context.Context, key []byte) ([]byte, error) {
+// enter returns the tree as it is now.
+func (s *Store) enter(ctx context.Context) (*node, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -36,43 +31,43 @@ func (s *Store) Get(ctx context.Context, key []byte) ([]byte, error) {
 	if s.closed {
 		return nil, store.ErrClosed
 	}
-	i, ok := s.find(key)
-	if !ok {
-		return nil, store.ErrNotFound
+	return s.root, nil
+}
+
+// Get implements store.Store.
+func (s *Store) Get(ctx context.Context, key []byte) ([]byte, error) {
+	n, err := s.enter(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return bytes.Clone(s.pairs[i].Value), nil
+	for n != nil {
+		switch c := bytes.Compare(key, n.key); {
+		case c < 0:
+			n = n.left
+		case c > 0:
+			n = n.right
+		default:
+			return bytes.Clone(n.value), nil
+		}
+	}
+	return nil, store.ErrNotFound
 }
 
 // Scan implements store.Store.
 func (s *Store) Scan(ctx context.Context, r store.Range) iter.Seq2[store.Pair, error] {
 	return func(yield func(store.Pair, error) bool) {
-		s.mu.RLock()
-		from, to := 0, len(s.pairs)
-		if r.From != nil {
-			from, _ = s.find(r.From)
-		}
-		if r.To != nil {
-			to, _ = s.find(r.To)
-		}
-		picked := slices.Clone(s.pairs[from:max(from, to)])
-		closed := s.closed
-		s.mu.RUnlock()
-		if closed {
-			yield(store.Pair{}, store.ErrClosed)
+		root, err := s.enter(ctx)
+		if err != nil {
+			yield(store.Pair{}, err)
 			return
 		}
-		if r.Reverse {
-			slices.Reverse(picked)
-		}
-		for _, p := range picked {
+		root.walk(r, func(n *node) bool {
 			if err := ctx.Err(); err != nil {
 				yield(store.Pair{}, err)
-				return
+				return false
 			}
-			if !yield(store.Pair{Key: bytes.Clone(p.Key), Value: bytes.Clone(p.Value)}, nil) {
-				return
-			}
-		}
+			return yield(store.Pair{Key: bytes.Clone(n.key), Value: bytes.Clone(n.value)}, nil)
+		})
 	}
 }
 
@@ -87,18 +82,13 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 		return store.ErrClosed
 	}
 	for _, op := range b.Ops {
-		i, found := s.find(op.Key)
 		switch {
 		case op.To != nil:
-			to, _ := s.find(op.To)
-			s.pairs = slices.Delete(s.pairs, i, max(i, to))
-		case op.Delete && found:
-			s.pairs = slices.Delete(s.pairs, i, i+1)
+			s.root = s.root.without(op.Key, op.To)
 		case op.Delete:
-		case found:
-			s.pairs[i] = store.Pair{Key: s.pairs[i].Key, Value: bytes.Clone(op.Value)}
+			s.root = s.root.without(op.Key, after(op.Key))
 		default:
-			s.pairs = slices.Insert(s.pairs, i, store.Pair{Key: bytes.Clone(op.Key), Value: bytes.Clone(op.Value)})
+			s.root = s.root.with(bytes.Clone(op.Key), bytes.Clone(op.Value))
 		}
 	}
 	return nil
@@ -108,6 +98,6 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.closed = true
+	s.closed, s.root = true, nil
 	return nil
 }

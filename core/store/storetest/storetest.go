@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
@@ -37,6 +39,10 @@ func Run(t *testing.T, e Engine) {
 		"closed and cancelled":          closed,
 		"survives a reopen":             reopen,
 		"callers own their slices":      ownership,
+		"readers see whole batches":     wholeBatches,
+		"an ended context ends a scan":  scanEnds,
+		"random batches, like a map":    likeAMap,
+		"keys of any bytes":             anyBytes,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -224,5 +230,118 @@ func ownership(t *testing.T, e Engine) {
 	v[0] = 'y'
 	if v, _ := s.Get(t.Context(), []byte("k")); string(v) != "v" {
 		t.Errorf("the store's value became %q", v)
+	}
+}
+
+// wholeBatches moves a mark between two keys while readers look: they must
+// always find it once.
+func wholeBatches(t *testing.T, e Engine) {
+	s := e.Open(t, t.TempDir())
+	keys := [2][]byte{[]byte("a"), []byte("b")}
+	apply(t, s, func(b *store.Batch) { b.Put(keys[0], nil) })
+	done := make(chan struct{})
+	var readers sync.WaitGroup
+	for range 2 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				n := 0
+				for _, err := range s.Scan(context.Background(), store.Range{}) {
+					if err != nil {
+						t.Error(err)
+					}
+					n++
+				}
+				if n != 1 {
+					t.Errorf("a scan found %d marks", n)
+				}
+			}
+		})
+	}
+	for i := range 100 {
+		apply(t, s, func(b *store.Batch) {
+			b.Delete(keys[i%2])
+			b.Put(keys[1-i%2], nil)
+		})
+	}
+	close(done)
+	readers.Wait()
+}
+
+func scanEnds(t *testing.T, e Engine) {
+	s := e.Open(t, t.TempDir())
+	put(t, s, "a", "b", "c")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var got []string
+	var last error
+	for p, err := range s.Scan(ctx, store.Range{}) {
+		if last = err; err == nil {
+			got = append(got, string(p.Key))
+		}
+		cancel()
+	}
+	if len(got) != 1 || !errors.Is(last, context.Canceled) {
+		t.Errorf("%v, then %v", got, last)
+	}
+	if _, err := s.Get(ctx, []byte("a")); !errors.Is(err, context.Canceled) {
+		t.Errorf("get: %v", err)
+	}
+}
+
+// likeAMap compares an engine with a map and a sort, over random batches.
+func likeAMap(t *testing.T, e Engine) {
+	s := e.Open(t, t.TempDir())
+	random := rand.New(rand.NewPCG(1, 2))
+	key := func() []byte { return fmt.Appendf(nil, "%03d", random.IntN(200)) }
+	model := map[string]string{}
+	for round := range 60 {
+		var b store.Batch
+		for range 1 + random.IntN(20) {
+			k, v := key(), fmt.Appendf(nil, "%d", random.Int())
+			switch random.IntN(8) {
+			case 0:
+				b.Delete(k)
+				delete(model, string(k))
+			case 1:
+				to := key()
+				b.DeleteRange(k, to)
+				maps.DeleteFunc(model, func(key, _ string) bool { return string(k) <= key && key < string(to) })
+			default:
+				b.Put(k, v)
+				model[string(k)] = string(v)
+			}
+		}
+		if err := s.Apply(t.Context(), &b); err != nil {
+			t.Fatal(err)
+		}
+		r := store.Range{From: key(), To: key(), Reverse: round%2 == 1}
+		var expected []string
+		for _, k := range slices.Sorted(maps.Keys(model)) {
+			if string(r.From) <= k && k < string(r.To) {
+				expected = append(expected, k+"="+model[k])
+			}
+		}
+		if r.Reverse {
+			slices.Reverse(expected)
+		}
+		if got := scan(t, s, r); !slices.Equal(got, expected) {
+			t.Fatalf("round %d, %q to %q: got %v, want %v", round, r.From, r.To, got, expected)
+		}
+	}
+}
+
+func anyBytes(t *testing.T, e Engine) {
+	s := e.Open(t, t.TempDir())
+	put(t, s, "\x00", "\x00\x00", "\xff", "\xff\xff", "a\x00b")
+	want(t, scan(t, s, store.Prefix([]byte("\xff"))), "\xff=v\xff", "\xff\xff=v\xff\xff")
+	want(t, scan(t, s, store.Prefix([]byte("\x00"))), "\x00=v\x00", "\x00\x00=v\x00\x00")
+	apply(t, s, func(b *store.Batch) { b.Put([]byte("empty"), nil) })
+	if v, err := s.Get(t.Context(), []byte("empty")); err != nil || len(v) != 0 {
+		t.Errorf("empty value: %q, %v", v, err)
 	}
 }
