@@ -83,12 +83,12 @@ func (s *Scheduler) Locate(ctx context.Context, by Caller, ref string) (job.Job,
 	return j, w, nil
 }
 
-// AwaitAttempt waits until a job has an attempt on a worker or is terminal.
-func (s *Scheduler) AwaitAttempt(ctx context.Context, id job.ID) (job.Job, error) {
+// AwaitStart waits until a job has begun to run, or to stop, or is terminal.
+func (s *Scheduler) AwaitStart(ctx context.Context, id job.ID) (job.Job, error) {
 	var found job.Job
 	stop := errors.New("found")
 	check := func(c Change) error {
-		if c.Job != nil && (c.Job.Worker != uuid.Nil || c.Job.State.Terminal()) {
+		if c.Job != nil && c.Job.State > job.Dispatched {
 			found = *c.Job
 			return stop
 		}
@@ -98,7 +98,7 @@ func (s *Scheduler) AwaitAttempt(ctx context.Context, id job.ID) (job.Job, error
 	defer cancel()
 	if j, live := s.hub.job(id); !live {
 		return s.read(ctx, "read output", id)
-	} else if err := check(Change{Job: &j}); err != nil {
+	} else if check(Change{Job: &j}) != nil {
 		return found, nil
 	}
 	err := s.hub.watch(ctx, id, true, check)
@@ -267,14 +267,14 @@ func (s *Scheduler) Worker(_ context.Context, ref string) (registry.Worker, erro
 		WithHint(`"drover workers" lists them`)
 }
 
-// Drain stops or resumes placing jobs on a worker. With a deadline jobs that
-// still run after it are stopped by the caller of Drain.
-func (s *Scheduler) Drain(ctx context.Context, ref string, drain bool, reason string) (registry.Worker, error) {
+// Drain stops or resumes placing jobs on a worker; ref takes the place of d.ID.
+func (s *Scheduler) Drain(ctx context.Context, ref string, d Drain) (registry.Worker, error) {
 	w, err := s.Worker(ctx, ref)
 	if err != nil {
 		return registry.Worker{}, err
 	}
-	r, err := s.ask(ctx, s.urgent, Event{Drain: &Drain{ID: w.ID, Drain: drain, Reason: reason}})
+	d.ID = w.ID
+	r, err := s.ask(ctx, s.urgent, Event{Drain: &d})
 	return r.Worker, err
 }
 

@@ -66,6 +66,8 @@ type Drain struct {
 	ID     job.WorkerID
 	Drain  bool
 	Reason string
+	// After is when jobs that still run are stopped; 0 lets them finish.
+	After time.Duration
 }
 
 // UpEvent is a frame of a worker, or the state of the link to it.

@@ -24,6 +24,7 @@ type Machine struct {
 	requests map[string]Accepted
 	queue    *queue
 	timers   deadlines
+	drains   map[job.WorkerID]time.Time // when jobs of a draining worker are stopped
 	links    map[job.WorkerID]*link
 	now      time.Time
 	out      []Effect
@@ -56,7 +57,7 @@ type link struct {
 func NewMachine(term uint64, lease time.Duration) *Machine {
 	return &Machine{
 		term: term, workers: registry.New(lease), jobs: map[job.ID]*entry{}, requests: map[string]Accepted{},
-		queue: newQueue(), links: map[job.WorkerID]*link{},
+		queue: newQueue(), links: map[job.WorkerID]*link{}, drains: map[job.WorkerID]time.Time{},
 	}
 }
 
@@ -138,6 +139,11 @@ func (m *Machine) NextDeadline() time.Time {
 	if len(m.timers) > 0 && (next.IsZero() || m.timers[0].at.Before(next)) {
 		next = m.timers[0].at
 	}
+	for _, at := range m.drains {
+		if next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
 	return next
 }
 
@@ -151,6 +157,7 @@ func (m *Machine) expire() {
 		}
 		m.queueDeadline(e)
 	}
+	m.endDrains()
 	if next := m.workers.NextExpiry(); next.IsZero() || m.now.Before(next) {
 		return
 	}
@@ -158,6 +165,20 @@ func (m *Machine) expire() {
 		m.effect(Effect{Worker: &w})
 		m.setReachable(w.ID, false)
 		m.dirty = true
+	}
+}
+
+// endDrains stops what still runs on workers whose drain has had its time.
+func (m *Machine) endDrains() {
+	for _, w := range m.workers.All() {
+		at, ok := m.drains[w.ID]
+		if !ok || m.now.Before(at) {
+			continue
+		}
+		delete(m.drains, w.ID)
+		for _, e := range m.onWorker(w.ID) {
+			m.stopJob(0, &Stop{ID: e.ID, Reason: job.ReasonDrain})
+		}
 	}
 }
 
@@ -258,6 +279,10 @@ func (m *Machine) drain(to uint64, ev *Drain) {
 	if err == nil {
 		m.effect(Effect{Worker: &w})
 		m.dirty = true
+		delete(m.drains, ev.ID)
+		if ev.Drain && ev.After > 0 {
+			m.drains[ev.ID] = m.now.Add(ev.After)
+		}
 	}
 	m.reply(to, Result{Worker: w, Err: err})
 }

@@ -1,0 +1,159 @@
+package rpc
+
+import (
+	"context"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	"github.com/droverhq/drover/certs"
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/registry"
+	"github.com/droverhq/drover/core/scheduler"
+	droverv1 "github.com/droverhq/drover/proto/drover/v1"
+)
+
+// Connector dials workers for a scheduler: one connection per worker carries
+// the session and all reads of output. It may be used concurrently.
+type Connector struct {
+	source *certs.Source
+
+	mu     sync.Mutex // guards byID and closed
+	byID   map[job.WorkerID]*workerConn
+	closed bool
+}
+
+type workerConn struct {
+	address string
+	conn    *grpc.ClientConn
+}
+
+// NewConnector returns a connector that shows the scheduler's certificate.
+func NewConnector(source *certs.Source) *Connector {
+	return &Connector{source: source, byID: map[job.WorkerID]*workerConn{}}
+}
+
+// Close closes every connection.
+func (c *Connector) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for id, w := range c.byID {
+		_ = w.conn.Close()
+		delete(c.byID, id)
+	}
+	return nil
+}
+
+// conn returns the connection to a worker, a new one when its address changed.
+// The server must show the worker's own certificate, by name.
+func (c *Connector) conn(id job.WorkerID, address, name string) (*grpc.ClientConn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, errs.E("dial worker "+name, errs.Unavailable, "SHUTTING_DOWN", nil)
+	}
+	if w := c.byID[id]; w != nil {
+		if w.address == address {
+			return w.conn, nil
+		}
+		_ = w.conn.Close()
+		delete(c.byID, id)
+	}
+	conn, err := Dial(address, c.source.ClientConfig(certs.RoleWorker, name))
+	if err != nil {
+		return nil, err
+	}
+	c.byID[id] = &workerConn{address: address, conn: conn}
+	return conn, nil
+}
+
+// Connect implements scheduler.Connector.
+func (c *Connector) Connect(ctx context.Context, w registry.Worker, term uint64) (scheduler.Link, error) {
+	conn, err := c.conn(w.ID, w.Address, w.Name)
+	if err != nil {
+		return nil, err
+	}
+	// A worker that restarted is there again at once: do not sit out the
+	// back-off of earlier failures.
+	conn.ResetConnectBackoff()
+	ctx, cancel := context.WithCancel(ctx)
+	stream, err := droverv1.NewWorkerServiceClient(conn).Session(ctx)
+	if err == nil {
+		err = stream.Send(&droverv1.SessionRequest{Hello: &droverv1.SessionHello{Term: term, WorkerId: w.ID.String()}})
+	}
+	if err != nil {
+		cancel()
+		return nil, FromStatus("open session with "+w.Name, err)
+	}
+	return &link{stream: stream, cancel: cancel}, nil
+}
+
+// link is one Session stream as the scheduler sees it.
+type link struct {
+	stream grpc.BidiStreamingClient[droverv1.SessionRequest, droverv1.SessionResponse]
+	cancel context.CancelFunc
+}
+
+// Send implements scheduler.Link.
+func (l *link) Send(d scheduler.Down) error {
+	f := &droverv1.SessionRequest{}
+	for i := range d.Starts {
+		f.Starts = append(f.Starts, startToProto(&d.Starts[i]))
+	}
+	for i := range d.Stops {
+		f.Stops = append(f.Stops, stopToProto(&d.Stops[i]))
+	}
+	f.Acks, f.Forgets = keysToProto(d.Acks), keysToProto(d.Forgets)
+	return l.stream.Send(f)
+}
+
+// Recv implements scheduler.Link.
+func (l *link) Recv() (scheduler.Up, error) {
+	f, err := l.stream.Recv()
+	if err != nil {
+		return scheduler.Up{}, FromStatus("read session", err)
+	}
+	up := scheduler.Up{Scripts: indexFromProto(f.GetScripts())}
+	if h := f.GetHello(); h != nil {
+		up.Hello = &scheduler.Hello{BootID: h.GetBootId(), InstanceID: h.GetInstanceId(), Complete: h.GetComplete()}
+	}
+	for _, p := range f.GetReports() {
+		r, err := reportFromProto(p)
+		if err != nil {
+			return scheduler.Up{}, err
+		}
+		up.Reports = append(up.Reports, r)
+	}
+	if x := f.GetRunners(); x != nil {
+		up.Runners = runnersFromProto(x.GetRunners())
+	}
+	return up, nil
+}
+
+// Close implements scheduler.Link.
+func (l *link) Close() error {
+	l.cancel()
+	return nil
+}
+
+func keysToProto(ks []job.Key) []*droverv1.ReportAck {
+	out := make([]*droverv1.ReportAck, len(ks))
+	for i, k := range ks {
+		out[i] = &droverv1.ReportAck{JobId: k.Job.String(), Attempt: k.Attempt}
+	}
+	return out
+}
+
+func keysFromProto(ps []*droverv1.ReportAck) ([]job.Key, error) {
+	out := make([]job.Key, len(ps))
+	for i, p := range ps {
+		k, err := keyFromProto(p.GetJobId(), p.GetAttempt())
+		if err != nil {
+			return nil, err
+		}
+		out[i] = k
+	}
+	return out, nil
+}

@@ -1,0 +1,278 @@
+package rpc
+
+import (
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+	droverv1 "github.com/droverhq/drover/proto/drover/v1"
+)
+
+// timestamp leaves the zero time out of the wire.
+func timestamp(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+func timeOf(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
+}
+
+// duration leaves zero out of the wire: for fields whose zero means "none".
+func duration(d time.Duration) *durationpb.Duration {
+	if d == 0 {
+		return nil
+	}
+	return durationpb.New(d)
+}
+
+func durationOr(d *durationpb.Duration, unset time.Duration) time.Duration {
+	if d == nil {
+		return unset
+	}
+	return d.AsDuration()
+}
+
+// parseID reads a whole job or worker id.
+func parseID(op, field, s string) (uuid.UUID, error) {
+	id, err := uuid.Parse(s)
+	if err != nil {
+		return uuid.UUID{}, errs.Field(op, field, "ID_MALFORMED", "%q is not a UUID", s)
+	}
+	return id, nil
+}
+
+func specToProto(s *job.Spec) *droverv1.JobSpec {
+	return &droverv1.JobSpec{
+		WorkerId: s.Worker, Path: s.Path, Command: s.Command, Args: s.Args, Env: s.Env, Labels: s.Labels,
+		Timeout: duration(s.Timeout), IdleTimeout: duration(s.IdleTimeout), QueueTimeout: duration(s.QueueTimeout),
+		Grace: durationpb.New(s.Grace), Linger: durationpb.New(s.Linger), DetachChildren: s.DetachChildren,
+		Limits: limitsToProto(s.Limits), Stdin: s.Stdin, Workdir: s.Workdir, User: s.User, Name: s.Name,
+		Priority: s.Priority, Retry: retryToProto(&s.Retry), OutputPolicy: droverv1.OutputPolicy(s.OutputPolicy) + 1,
+		OutputLimit: s.OutputLimit, Secrets: s.Secrets,
+	}
+}
+
+// publicSpec is the spec as it is shown: without stdin, and with the names but
+// not the values of secrets.
+func publicSpec(s *job.Spec) *droverv1.JobSpec {
+	p := specToProto(s)
+	p.Stdin = nil
+	p.Secrets = nil
+	if len(s.Secrets) > 0 {
+		p.Secrets = make(map[string][]byte, len(s.Secrets))
+		for name := range maps.Keys(s.Secrets) {
+			p.Secrets[name] = nil
+		}
+	}
+	return p
+}
+
+func specFromProto(p *droverv1.JobSpec) (job.Spec, error) {
+	s := job.Spec{
+		Worker: p.GetWorkerId(), Path: p.GetPath(), Command: p.GetCommand(), Args: p.GetArgs(), Env: p.GetEnv(),
+		Labels: p.GetLabels(), Timeout: p.GetTimeout().AsDuration(), IdleTimeout: p.GetIdleTimeout().AsDuration(),
+		QueueTimeout: p.GetQueueTimeout().AsDuration(), Grace: durationOr(p.GetGrace(), job.DefaultGrace),
+		Linger: durationOr(p.GetLinger(), job.DefaultLinger), DetachChildren: p.GetDetachChildren(),
+		Limits: limitsFromProto(p.GetLimits()), Stdin: p.GetStdin(), Workdir: p.GetWorkdir(), User: p.GetUser(),
+		Name: p.GetName(), Priority: p.GetPriority(), Retry: retryFromProto(p.GetRetry()),
+		OutputLimit: p.GetOutputLimit(), Secrets: p.GetSecrets(),
+	}
+	policy, err := policyFromProto(p.GetOutputPolicy())
+	if err != nil {
+		return job.Spec{}, err
+	}
+	s.OutputPolicy = policy
+	return s, nil
+}
+
+// specFromRequest reads the flat request of clients.
+func specFromRequest(r *droverv1.StartJobRequest) (job.Spec, error) {
+	return specFromProto(&droverv1.JobSpec{
+		WorkerId: r.GetWorkerId(), Path: r.GetPath(), Command: r.GetCommand(), Args: r.GetArgs(), Env: r.GetEnv(),
+		Labels: r.GetLabels(), Timeout: r.GetTimeout(), IdleTimeout: r.GetIdleTimeout(), QueueTimeout: r.GetQueueTimeout(),
+		Grace: r.GetGrace(), Linger: r.GetLinger(), DetachChildren: r.GetDetachChildren(), Limits: r.GetLimits(),
+		Stdin: r.GetStdin(), Workdir: r.GetWorkdir(), User: r.GetUser(), Name: r.GetName(), Priority: r.GetPriority(),
+		Retry: r.GetRetry(), OutputPolicy: r.GetOutputPolicy(), OutputLimit: r.GetOutputLimit(), Secrets: r.GetSecrets(),
+	})
+}
+
+func policyFromProto(p droverv1.OutputPolicy) (job.OutputPolicy, error) {
+	switch p {
+	case droverv1.OutputPolicy_OUTPUT_POLICY_UNSPECIFIED, droverv1.OutputPolicy_OUTPUT_POLICY_RING:
+		return job.Ring, nil
+	case droverv1.OutputPolicy_OUTPUT_POLICY_FAIL:
+		return job.Fail, nil
+	case droverv1.OutputPolicy_OUTPUT_POLICY_KEEP:
+		return job.Keep, nil
+	default:
+		return 0, errs.Field("read request", "output_policy", "OUTPUT_POLICY_UNKNOWN", "%d is none of ring, fail, keep", p)
+	}
+}
+
+func limitsToProto(l job.Limits) *droverv1.Limits {
+	if l == (job.Limits{}) {
+		return nil
+	}
+	return &droverv1.Limits{CpuMillis: l.CPUMillis, MemoryBytes: l.Memory, Pids: l.Pids}
+}
+
+func limitsFromProto(p *droverv1.Limits) job.Limits {
+	return job.Limits{CPUMillis: p.GetCpuMillis(), Memory: p.GetMemoryBytes(), Pids: p.GetPids()}
+}
+
+func retryToProto(r *job.Retry) *droverv1.RetryPolicy {
+	if r.Max == 0 {
+		return nil
+	}
+	return &droverv1.RetryPolicy{
+		MaxRetries: r.Max, OnLost: r.OnLost, OnFailure: r.OnFailure,
+		ExitCodes: r.ExitCodes, Backoff: durationpb.New(r.Backoff),
+	}
+}
+
+func retryFromProto(p *droverv1.RetryPolicy) job.Retry {
+	if p == nil {
+		return job.Retry{}
+	}
+	return job.Retry{
+		Max: p.GetMaxRetries(), OnLost: p.GetOnLost(), OnFailure: p.GetOnFailure(),
+		ExitCodes: p.GetExitCodes(), Backoff: durationOr(p.GetBackoff(), job.DefaultBackoff),
+	}
+}
+
+func fenceToProto(f job.Fence) *droverv1.Fence {
+	return &droverv1.Fence{Term: f.Term, Counter: f.Counter}
+}
+
+func fenceFromProto(p *droverv1.Fence) job.Fence {
+	return job.Fence{Term: p.GetTerm(), Counter: p.GetCounter()}
+}
+
+func streamToProto(s job.Stream) *droverv1.StreamInfo {
+	return &droverv1.StreamInfo{Size: s.Size, Sha256: s.SHA256}
+}
+
+func streamFromProto(p *droverv1.StreamInfo) job.Stream {
+	return job.Stream{Size: p.GetSize(), SHA256: p.GetSha256()}
+}
+
+func proofToProto(p *job.StopProof) *droverv1.StopProof {
+	if p == nil {
+		return nil
+	}
+	return &droverv1.StopProof{Method: p.Method, Termed: p.Termed, Killed: p.Killed, Took: durationpb.New(p.Took)}
+}
+
+func proofFromProto(p *droverv1.StopProof) *job.StopProof {
+	if p == nil {
+		return nil
+	}
+	return &job.StopProof{Method: p.GetMethod(), Termed: p.GetTermed(), Killed: p.GetKilled(), Took: p.GetTook().AsDuration()}
+}
+
+// jobToProto is a job as it is shown to clients.
+func jobToProto(j *job.Job) *droverv1.Job {
+	r := &j.Result
+	p := &droverv1.Job{
+		JobId: j.ID.String(), Name: j.Spec.Name, State: droverv1.JobState(j.State), Reason: j.Reason, Message: j.Message,
+		Attempt: j.Attempt, WorkerName: j.WorkerName, Command: j.Spec.Command, Path: j.Spec.Path, Args: j.Spec.Args,
+		ScriptSha256: r.ScriptSHA256, Runner: r.Runner, RunnerVersion: r.RunnerVersion, ExitCode: r.ExitCode,
+		Signal: r.Signal, Evidence: droverv1.Evidence(r.Evidence), SubmitTime: timestamp(j.Submit),
+		StartTime: timestamp(r.Start), EndTime: timestamp(r.End), Stdout: streamToProto(r.Stdout),
+		Stderr: streamToProto(r.Stderr), Reachable: j.UnreachableSince.IsZero(),
+		UnreachableSince: timestamp(j.UnreachableSince), Labels: j.Spec.Labels, RequestedBy: j.RequestedBy,
+		StopProof: proofToProto(r.StopProof), Spec: publicSpec(&j.Spec), Pid: int64(r.PID),
+	}
+	if j.Worker != uuid.Nil {
+		p.WorkerId = j.Worker.String()
+	}
+	return p
+}
+
+func reportToProto(r *job.Report) *droverv1.AttemptReport {
+	return &droverv1.AttemptReport{
+		JobId: r.Job.String(), Attempt: r.Attempt, Sequence: r.Sequence, State: droverv1.JobState(r.State),
+		Reason: r.Reason, Message: r.Message, Pid: int64(r.PID), ExitCode: r.ExitCode, Signal: r.Signal,
+		Evidence: droverv1.Evidence(r.Evidence), StartTime: timestamp(r.Start), EndTime: timestamp(r.End),
+		Stdout: streamToProto(r.Stdout), Stderr: streamToProto(r.Stderr), ScriptSha256: r.ScriptSHA256,
+		Runner: r.Runner, RunnerVersion: r.RunnerVersion, StopProof: proofToProto(r.StopProof),
+	}
+}
+
+func reportFromProto(p *droverv1.AttemptReport) (job.Report, error) {
+	id, err := parseID("read report", "job_id", p.GetJobId())
+	if err != nil {
+		return job.Report{}, err
+	}
+	return job.Report{
+		Key: job.Key{Job: id, Attempt: p.GetAttempt()}, Sequence: p.GetSequence(), State: job.State(p.GetState()),
+		Reason: p.GetReason(), Message: p.GetMessage(), PID: int(p.GetPid()), ExitCode: p.ExitCode, Signal: p.GetSignal(),
+		Evidence: job.Evidence(p.GetEvidence()), Start: timeOf(p.GetStartTime()), End: timeOf(p.GetEndTime()),
+		Stdout: streamFromProto(p.GetStdout()), Stderr: streamFromProto(p.GetStderr()), ScriptSHA256: p.GetScriptSha256(),
+		Runner: p.GetRunner(), RunnerVersion: p.GetRunnerVersion(), StopProof: proofFromProto(p.GetStopProof()),
+	}, nil
+}
+
+func startToProto(o *job.StartOrder) *droverv1.StartAttempt {
+	return &droverv1.StartAttempt{
+		JobId: o.Job.String(), Attempt: o.Attempt, Fence: fenceToProto(o.Fence), Spec: specToProto(&o.Spec),
+	}
+}
+
+func startFromProto(p *droverv1.StartAttempt) (job.StartOrder, error) {
+	key, err := keyFromProto(p.GetJobId(), p.GetAttempt())
+	if err != nil {
+		return job.StartOrder{}, err
+	}
+	spec, err := specFromProto(p.GetSpec())
+	if err != nil {
+		return job.StartOrder{}, fmt.Errorf("start of %s: %w", key.Job, err)
+	}
+	return job.StartOrder{Key: key, Fence: fenceFromProto(p.GetFence()), Spec: spec}, nil
+}
+
+func stopToProto(o *job.StopOrder) *droverv1.StopAttempt {
+	p := &droverv1.StopAttempt{JobId: o.Job.String(), Attempt: o.Attempt, Fence: fenceToProto(o.Fence), Reason: o.Reason}
+	if o.Grace != nil {
+		p.Grace = durationpb.New(*o.Grace)
+	}
+	return p
+}
+
+func stopFromProto(p *droverv1.StopAttempt) (job.StopOrder, error) {
+	key, err := keyFromProto(p.GetJobId(), p.GetAttempt())
+	if err != nil {
+		return job.StopOrder{}, err
+	}
+	return job.StopOrder{
+		Key: key, Fence: fenceFromProto(p.GetFence()), Grace: optionalDuration(p.GetGrace()), Reason: p.GetReason(),
+	}, nil
+}
+
+func optionalDuration(d *durationpb.Duration) *time.Duration {
+	if d == nil {
+		return nil
+	}
+	v := d.AsDuration()
+	return &v
+}
+
+func keyFromProto(id string, attempt uint32) (job.Key, error) {
+	parsed, err := parseID("read attempt", "job_id", id)
+	if err != nil {
+		return job.Key{}, err
+	}
+	return job.Key{Job: parsed, Attempt: attempt}, nil
+}

@@ -1,0 +1,149 @@
+package rpc
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+	droverv1 "github.com/droverhq/drover/proto/drover/v1"
+)
+
+// StreamOutput implements the service: it finds the worker and passes its
+// frames on unparsed. The scheduler keeps no byte of output.
+func (s *SchedulerServer) StreamOutput(r *droverv1.StreamOutputRequest, stream grpc.ServerStreamingServer[droverv1.StreamOutputResponse]) error {
+	ctx := stream.Context()
+	j, w, err := s.scheduler.Locate(ctx, caller(ctx), r.GetJobId())
+	if err != nil {
+		return err
+	}
+	if !j.State.Terminal() && j.State <= job.Dispatched {
+		if !r.GetFollow() {
+			return nil
+		}
+		if _, err := s.scheduler.AwaitStart(ctx, j.ID); err != nil {
+			return err
+		}
+		if j, w, err = s.scheduler.Locate(ctx, caller(ctx), j.ID.String()); err != nil {
+			return err
+		}
+	}
+	if neverWrote(&j) {
+		return sendEnds(&j, r, stream)
+	}
+	req := &droverv1.WorkerServiceStreamOutputRequest{
+		JobId: j.ID.String(), Attempt: r.GetAttempt(), Stream: r.GetStream(), StdoutOffset: r.GetStdoutOffset(),
+		StderrOffset: r.GetStderrOffset(), Follow: r.GetFollow(), TailBytes: r.TailBytes, Since: r.GetSince(),
+	}
+	if req.Attempt == 0 {
+		req.Attempt = j.Attempt
+	}
+	err = s.workers.forward(ctx, w.ID, w.Address, w.Name, req, stream)
+	if status.Code(err) != codes.NotFound {
+		return outputError(err)
+	}
+	// The worker has no output of it: it never came to be, or it is gone.
+	if !j.State.Terminal() {
+		if !r.GetFollow() {
+			return nil
+		}
+		if j, err = s.scheduler.Job(ctx, caller(ctx), j.ID.String(), true); err != nil {
+			return err
+		}
+	}
+	return sendEnds(&j, r, stream)
+}
+
+// outputError keeps statuses of the worker and names the one that matters.
+func outputError(err error) error {
+	if status.Code(err) == codes.Unavailable {
+		return errs.E("read output", errs.Unavailable, "WORKER_UNREACHABLE", errors.New("its worker cannot be reached: "+status.Convert(err).Message())).
+			WithHint("the output is on the worker's disk and can be read when it is back")
+	}
+	return err
+}
+
+// neverWrote tells whether a job is settled without a byte of output.
+func neverWrote(j *job.Job) bool {
+	return j.State.Terminal() && j.Result.Stdout.Size == 0 && j.Result.Stderr.Size == 0
+}
+
+// sendEnds closes the streams of a job whose bytes cannot be had: what it
+// wrote is declared as a gap, never passed over in silence (P8).
+func sendEnds(j *job.Job, r *droverv1.StreamOutputRequest, stream grpc.ServerStreamingServer[droverv1.StreamOutputResponse]) error {
+	for _, st := range []struct {
+		id   droverv1.Stream
+		sum  job.Stream
+		from uint64
+	}{
+		{droverv1.Stream_STREAM_STDOUT, j.Result.Stdout, r.GetStdoutOffset()},
+		{droverv1.Stream_STREAM_STDERR, j.Result.Stderr, r.GetStderrOffset()},
+	} {
+		if r.GetStream() != droverv1.Stream_STREAM_UNSPECIFIED && r.GetStream() != st.id {
+			continue
+		}
+		if st.from < st.sum.Size {
+			gap := &droverv1.OutputChunk{
+				Stream: st.id, Offset: st.from,
+				Kind: &droverv1.OutputChunk_Gap{Gap: &droverv1.OutputGap{To: st.sum.Size, Reason: "RETENTION"}},
+			}
+			if err := stream.Send(&droverv1.StreamOutputResponse{Chunk: gap}); err != nil {
+				return err
+			}
+		}
+		if st.sum.Size == 0 {
+			empty := sha256.Sum256(nil)
+			st.sum.SHA256 = hex.EncodeToString(empty[:])
+		}
+		end := &droverv1.OutputChunk{
+			Stream: st.id, Offset: st.sum.Size,
+			Kind: &droverv1.OutputChunk_End{End: &droverv1.OutputEnd{Size: st.sum.Size, Sha256: st.sum.SHA256}},
+		}
+		if err := stream.Send(&droverv1.StreamOutputResponse{Chunk: end}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forward opens the worker's stream and passes frames on. Request and response
+// of the two services have the same wire form for what is passed on.
+func (c *Connector) forward(ctx context.Context, id job.WorkerID, address, name string, req *droverv1.WorkerServiceStreamOutputRequest, to grpc.ServerStream) error {
+	conn, err := c.conn(id, address, name)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	from, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, droverv1.WorkerService_StreamOutput_FullMethodName)
+	if err != nil {
+		return err
+	}
+	if err := from.SendMsg(req); err != nil {
+		return err
+	}
+	if err := from.CloseSend(); err != nil {
+		return err
+	}
+	for {
+		var f frame
+		if err := from.RecvMsg(&f); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		err := to.SendMsg(&f)
+		f.release()
+		if err != nil {
+			return err
+		}
+	}
+}

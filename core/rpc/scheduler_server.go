@@ -1,0 +1,217 @@
+package rpc
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/droverhq/drover/core/auth"
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/registry"
+	"github.com/droverhq/drover/core/scheduler"
+	droverv1 "github.com/droverhq/drover/proto/drover/v1"
+)
+
+// SchedulerServer serves drover.v1.SchedulerService for one scheduler.
+type SchedulerServer struct {
+	droverv1.UnimplementedSchedulerServiceServer
+	scheduler *scheduler.Scheduler
+	workers   *Connector
+}
+
+// NewSchedulerServer returns the service. workers forwards reads of output.
+func NewSchedulerServer(s *scheduler.Scheduler, workers *Connector) *SchedulerServer {
+	return &SchedulerServer{scheduler: s, workers: workers}
+}
+
+// caller is who asks; the guard has put the identity into the context.
+func caller(ctx context.Context) scheduler.Caller {
+	id, _ := auth.FromContext(ctx)
+	return scheduler.Caller{Name: id.Name, Role: string(id.Role)}
+}
+
+// StartJob implements the service.
+func (s *SchedulerServer) StartJob(ctx context.Context, r *droverv1.StartJobRequest) (*droverv1.StartJobResponse, error) {
+	spec, err := specFromRequest(r)
+	if err != nil {
+		return nil, err
+	}
+	id, err := s.scheduler.StartJob(ctx, caller(ctx), spec, r.GetRequestId())
+	if err != nil {
+		return nil, err
+	}
+	return &droverv1.StartJobResponse{JobId: id.String()}, nil
+}
+
+// StopJob implements the service.
+func (s *SchedulerServer) StopJob(ctx context.Context, r *droverv1.StopJobRequest) (*droverv1.StopJobResponse, error) {
+	j, err := s.scheduler.StopJob(ctx, caller(ctx), r.GetJobId(), optionalDuration(r.GetGrace()), r.GetWait())
+	if err != nil {
+		return nil, err
+	}
+	return &droverv1.StopJobResponse{Job: jobToProto(&j)}, nil
+}
+
+// GetJob implements the service.
+func (s *SchedulerServer) GetJob(ctx context.Context, r *droverv1.GetJobRequest) (*droverv1.GetJobResponse, error) {
+	j, err := s.scheduler.Job(ctx, caller(ctx), r.GetJobId(), r.GetWait())
+	if err != nil {
+		return nil, err
+	}
+	return &droverv1.GetJobResponse{Job: jobToProto(&j)}, nil
+}
+
+// ListJobs implements the service.
+func (s *SchedulerServer) ListJobs(ctx context.Context, r *droverv1.ListJobsRequest) (*droverv1.ListJobsResponse, error) {
+	q := scheduler.JobQuery{
+		PageSize: int(r.GetPageSize()), PageToken: r.GetPageToken(), Worker: r.GetWorkerId(),
+		Labels: r.GetLabels(), Since: timeOf(r.GetSince()),
+	}
+	for _, st := range r.GetStates() {
+		q.States = append(q.States, job.State(st))
+	}
+	jobs, next, err := s.scheduler.Jobs(ctx, caller(ctx), q)
+	if err != nil {
+		return nil, err
+	}
+	out := &droverv1.ListJobsResponse{NextPageToken: next, Jobs: make([]*droverv1.Job, len(jobs))}
+	for i := range jobs {
+		out.Jobs[i] = jobToProto(&jobs[i])
+	}
+	return out, nil
+}
+
+// RemoveJobs implements the service.
+func (s *SchedulerServer) RemoveJobs(ctx context.Context, r *droverv1.RemoveJobsRequest) (*droverv1.RemoveJobsResponse, error) {
+	if err := s.scheduler.RemoveJobs(ctx, caller(ctx), r.GetJobIds()); err != nil {
+		return nil, err
+	}
+	return &droverv1.RemoveJobsResponse{}, nil
+}
+
+// RegisterWorker implements the service.
+func (s *SchedulerServer) RegisterWorker(ctx context.Context, r *droverv1.RegisterWorkerRequest) (*droverv1.RegisterWorkerResponse, error) {
+	reg := registry.Registration{
+		Address: r.GetAddress(), Labels: r.GetLabels(), Slots: int(r.GetSlots()), BootID: r.GetBootId(),
+		InstanceID: r.GetInstanceId(), Version: r.GetVersion(), Runners: runnersFromProto(r.GetRunners()), Commands: r.GetCommands(),
+	}
+	if r.GetWorkerId() != "" {
+		id, err := parseID("register worker", "worker_id", r.GetWorkerId())
+		if err != nil {
+			return nil, err
+		}
+		reg.ID = id
+	}
+	got, err := s.scheduler.Register(ctx, caller(ctx), reg)
+	if err != nil {
+		return nil, err
+	}
+	return &droverv1.RegisterWorkerResponse{
+		WorkerId: got.Worker.ID.String(), Term: got.Term,
+		Lease: durationpb.New(got.Lease), HeartbeatInterval: durationpb.New(got.Heartbeat),
+	}, nil
+}
+
+// Heartbeat implements the service.
+func (s *SchedulerServer) Heartbeat(ctx context.Context, r *droverv1.HeartbeatRequest) (*droverv1.HeartbeatResponse, error) {
+	id, err := parseID("renew lease", "worker_id", r.GetWorkerId())
+	if err != nil {
+		return nil, err
+	}
+	got, err := s.scheduler.Heartbeat(ctx, caller(ctx), scheduler.Heartbeat{
+		ID: id, Leaving: r.GetDraining(), Conditions: conditionsFromProto(r.GetConditions()),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &droverv1.HeartbeatResponse{Term: got.Term, Lease: durationpb.New(got.Lease)}, nil
+}
+
+// DeregisterWorker implements the service.
+func (s *SchedulerServer) DeregisterWorker(ctx context.Context, r *droverv1.DeregisterWorkerRequest) (*droverv1.DeregisterWorkerResponse, error) {
+	id, err := parseID("deregister worker", "worker_id", r.GetWorkerId())
+	if err != nil {
+		return nil, err
+	}
+	if err := s.scheduler.Deregister(ctx, caller(ctx), id); err != nil {
+		return nil, err
+	}
+	return &droverv1.DeregisterWorkerResponse{}, nil
+}
+
+// ListWorkers implements the service.
+func (s *SchedulerServer) ListWorkers(ctx context.Context, r *droverv1.ListWorkersRequest) (*droverv1.ListWorkersResponse, error) {
+	ws, next, err := s.scheduler.Workers(ctx, r.GetLabels(), int(r.GetPageSize()), r.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	out := &droverv1.ListWorkersResponse{NextPageToken: next, Workers: make([]*droverv1.Worker, len(ws))}
+	for i := range ws {
+		out.Workers[i] = workerToProto(&ws[i])
+	}
+	return out, nil
+}
+
+// GetWorker implements the service.
+func (s *SchedulerServer) GetWorker(ctx context.Context, r *droverv1.GetWorkerRequest) (*droverv1.GetWorkerResponse, error) {
+	w, err := s.scheduler.Worker(ctx, r.GetWorkerId())
+	if err != nil {
+		return nil, err
+	}
+	return &droverv1.GetWorkerResponse{Worker: workerToProto(&w)}, nil
+}
+
+// DrainWorker implements the service.
+func (s *SchedulerServer) DrainWorker(ctx context.Context, r *droverv1.DrainWorkerRequest) (*droverv1.DrainWorkerResponse, error) {
+	w, err := s.scheduler.Drain(ctx, r.GetWorkerId(), scheduler.Drain{
+		Drain: !r.GetUndrain(), Reason: r.GetReason(), After: r.GetDeadline().AsDuration(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &droverv1.DrainWorkerResponse{Worker: workerToProto(&w)}, nil
+}
+
+// RemoveWorker implements the service.
+func (s *SchedulerServer) RemoveWorker(ctx context.Context, r *droverv1.RemoveWorkerRequest) (*droverv1.RemoveWorkerResponse, error) {
+	if err := s.scheduler.RemoveWorker(ctx, caller(ctx), r.GetWorkerId()); err != nil {
+		return nil, err
+	}
+	return &droverv1.RemoveWorkerResponse{}, nil
+}
+
+// ListScripts implements the service.
+func (s *SchedulerServer) ListScripts(ctx context.Context, r *droverv1.ListScriptsRequest) (*droverv1.ListScriptsResponse, error) {
+	list, next, err := s.scheduler.Scripts(ctx, r.GetWorkerId(), int(r.GetPageSize()), r.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	out := &droverv1.ListScriptsResponse{NextPageToken: next, Scripts: make([]*droverv1.Script, len(list))}
+	for i := range list {
+		p := scriptToProto(&list[i].ScriptInfo)
+		for _, id := range list[i].Workers {
+			p.WorkerIds = append(p.WorkerIds, id.String())
+		}
+		out.Scripts[i] = p
+	}
+	return out, nil
+}
+
+// WatchEvents implements the service.
+func (s *SchedulerServer) WatchEvents(r *droverv1.WatchEventsRequest, stream grpc.ServerStreamingServer[droverv1.WatchEventsResponse]) error {
+	ctx := stream.Context()
+	return s.scheduler.Watch(ctx, caller(ctx), r.GetJobId(), r.GetSnapshot(), func(c scheduler.Change) error {
+		ev := &droverv1.WatchEventsResponse{Time: timestamppb.Now()}
+		switch {
+		case c.Job != nil:
+			ev.Kind = &droverv1.WatchEventsResponse_Job{Job: jobToProto(c.Job)}
+		case c.Worker != nil:
+			ev.Kind = &droverv1.WatchEventsResponse_Worker{Worker: workerToProto(c.Worker)}
+		default:
+			ev.Kind = &droverv1.WatchEventsResponse_Lagged{Lagged: &droverv1.WatchLagged{Missed: c.Missed}}
+		}
+		return stream.Send(ev)
+	})
+}

@@ -1,0 +1,221 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"google.golang.org/grpc"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/output"
+	"github.com/droverhq/drover/core/worker"
+	droverv1 "github.com/droverhq/drover/proto/drover/v1"
+)
+
+// WorkerServer serves drover.v1.WorkerService for one worker.
+type WorkerServer struct {
+	droverv1.UnimplementedWorkerServiceServer
+	worker *worker.Worker
+	output *output.Store
+}
+
+// NewWorkerServer returns the service.
+func NewWorkerServer(w *worker.Worker, o *output.Store) *WorkerServer {
+	return &WorkerServer{worker: w, output: o}
+}
+
+// StartJob implements the service.
+func (s *WorkerServer) StartJob(ctx context.Context, r *droverv1.WorkerServiceStartJobRequest) (*droverv1.WorkerServiceStartJobResponse, error) {
+	o, err := startFromProto(r.GetStart())
+	if err != nil {
+		return nil, err
+	}
+	report, err := s.worker.Start(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return &droverv1.WorkerServiceStartJobResponse{Report: reportToProto(&report)}, nil
+}
+
+// StopJob implements the service.
+func (s *WorkerServer) StopJob(ctx context.Context, r *droverv1.WorkerServiceStopJobRequest) (*droverv1.WorkerServiceStopJobResponse, error) {
+	o, err := stopFromProto(r.GetStop())
+	if err != nil {
+		return nil, err
+	}
+	report, err := s.worker.Stop(ctx, o, r.GetWait())
+	if err != nil {
+		return nil, err
+	}
+	return &droverv1.WorkerServiceStopJobResponse{Report: reportToProto(&report)}, nil
+}
+
+// GetJob implements the service.
+func (s *WorkerServer) GetJob(ctx context.Context, r *droverv1.WorkerServiceGetJobRequest) (*droverv1.WorkerServiceGetJobResponse, error) {
+	key, err := keyFromProto(r.GetJobId(), r.GetAttempt())
+	if err != nil {
+		return nil, err
+	}
+	report, err := s.worker.Attempt(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return &droverv1.WorkerServiceGetJobResponse{Report: reportToProto(&report)}, nil
+}
+
+// StreamOutput implements the service.
+func (s *WorkerServer) StreamOutput(r *droverv1.WorkerServiceStreamOutputRequest, stream grpc.ServerStreamingServer[droverv1.WorkerServiceStreamOutputResponse]) error {
+	ctx := stream.Context()
+	key, err := keyFromProto(r.GetJobId(), r.GetAttempt())
+	if err != nil {
+		return err
+	}
+	if key.Attempt == 0 {
+		report, err := s.worker.Attempt(ctx, key)
+		if err != nil {
+			return err
+		}
+		key = report.Key
+	}
+	reader, err := s.open(key, r)
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	since := timeOf(r.GetSince())
+	for {
+		c, err := reader.Next(ctx, r.GetFollow())
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if c.Data != nil && c.Time.Before(since) {
+			continue
+		}
+		if err := stream.Send(&droverv1.WorkerServiceStreamOutputResponse{Chunk: chunkToProto(&c)}); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *WorkerServer) open(key job.Key, r *droverv1.WorkerServiceStreamOutputRequest) (*output.Reader, error) {
+	from := [2]uint64{r.GetStdoutOffset(), r.GetStderrOffset()}
+	if r.TailBytes != nil {
+		stdout, stderr, _ := s.output.Sizes(key)
+		from = [2]uint64{stdout - min(stdout, r.GetTailBytes()), stderr - min(stderr, r.GetTailBytes())}
+	}
+	switch r.GetStream() {
+	case droverv1.Stream_STREAM_STDOUT:
+		return s.output.Read(key, output.Stdout, from[0])
+	case droverv1.Stream_STREAM_STDERR:
+		return s.output.Read(key, output.Stderr, from[1])
+	default:
+		return s.output.ReadBoth(key, from)
+	}
+}
+
+func chunkToProto(c *output.Chunk) *droverv1.OutputChunk {
+	p := &droverv1.OutputChunk{Stream: droverv1.Stream(c.Stream), Offset: c.Offset, Time: timestamp(c.Time)}
+	switch {
+	case c.End != nil:
+		p.Kind = &droverv1.OutputChunk_End{End: &droverv1.OutputEnd{Size: c.End.Size, Sha256: c.End.SHA256}}
+	case c.Gap != nil:
+		p.Kind = &droverv1.OutputChunk_Gap{Gap: &droverv1.OutputGap{To: c.Gap.To, Reason: c.Gap.Reason}}
+	default:
+		p.Kind = &droverv1.OutputChunk_Data{Data: c.Data}
+	}
+	return p
+}
+
+// Session implements the service.
+func (s *WorkerServer) Session(stream grpc.BidiStreamingServer[droverv1.SessionRequest, droverv1.SessionResponse]) error {
+	const op = "open session"
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	if first.GetHello() == nil {
+		return errs.Field(op, "hello", "HELLO_MISSING", "the first frame has none")
+	}
+	id, err := parseID(op, "worker_id", first.GetHello().GetWorkerId())
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	down := make(chan worker.Down)
+	// Recv ends only when this call has returned, so nothing here can wait for
+	// the receiver; it touches nothing but the stream and its own channel.
+	go func() {
+		defer close(down)
+		cancel(receive(ctx, stream, down))
+	}()
+	hello := worker.SessionHello{Term: first.GetHello().GetTerm(), WorkerID: id}
+	err = s.worker.Session(ctx, hello, down, func(u worker.Up) error { return stream.Send(upToProto(&u)) })
+	if cause := context.Cause(ctx); errs.KindOf(cause) == errs.Invalid {
+		return cause
+	}
+	return err
+}
+
+// receive hands frames on until the stream ends; the error says why.
+func receive(ctx context.Context, stream grpc.BidiStreamingServer[droverv1.SessionRequest, droverv1.SessionResponse], down chan<- worker.Down) error {
+	for {
+		f, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		d, err := downFromProto(f)
+		if err != nil {
+			return err
+		}
+		select {
+		case down <- d:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func downFromProto(f *droverv1.SessionRequest) (d worker.Down, err error) {
+	for _, p := range f.GetStarts() {
+		o, err := startFromProto(p)
+		if err != nil {
+			return d, err
+		}
+		d.Starts = append(d.Starts, o)
+	}
+	for _, p := range f.GetStops() {
+		o, err := stopFromProto(p)
+		if err != nil {
+			return d, err
+		}
+		d.Stops = append(d.Stops, o)
+	}
+	if d.Acks, err = keysFromProto(f.GetAcks()); err != nil {
+		return d, err
+	}
+	d.Forgets, err = keysFromProto(f.GetForgets())
+	return d, err
+}
+
+func upToProto(u *worker.Up) *droverv1.SessionResponse {
+	f := &droverv1.SessionResponse{}
+	if h := u.Hello; h != nil {
+		f.Hello = &droverv1.WorkerHello{BootId: h.BootID, InstanceId: h.InstanceID, Complete: h.Complete}
+	}
+	for i := range u.Reports {
+		f.Reports = append(f.Reports, reportToProto(&u.Reports[i]))
+	}
+	if u.Scripts != nil {
+		f.Scripts = indexToProto(u.Scripts)
+	}
+	if u.Runners != nil {
+		f.Runners = &droverv1.RunnerIndex{Runners: runnersToProto(u.Runners)}
+	}
+	return f
+}
