@@ -174,7 +174,7 @@ func (c *cell) signalSome(pids []int, seen map[process]bool, signals []unix.Sign
 	open := make(map[int]int, len(pids))
 	defer func() {
 		for _, fd := range open {
-			unix.Close(fd)
+			closeFd(fd)
 		}
 	}()
 	for _, pid := range pids {

@@ -168,7 +168,7 @@ func (m *Manager) settleV2(found []hierarchy) error {
 		return err
 	}
 	if kind, err := readLine(base, "cgroup.type"); err != nil || kind != "domain" {
-		os.Remove(base)
+		_ = os.Remove(base) // made for the probe
 		return fmt.Errorf("cgroup %s is of type %q, not domain: %w", base, kind, errors.ErrUnsupported)
 	}
 	w, err := newWatcher()

@@ -24,7 +24,7 @@ func readFile(path string, buf []byte) ([]byte, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	defer unix.Close(fd)
+	defer closeFd(fd)
 	n := 0
 	for {
 		if n == len(buf) {
@@ -44,6 +44,9 @@ func readFile(path string, buf []byte) ([]byte, error) {
 	}
 }
 
+// closeFd closes a descriptor that holds nothing back to be written.
+func closeFd(fd int) { _ = unix.Close(fd) }
+
 // readLine reads a file of one line.
 func readLine(dir, file string) (string, error) {
 	text, err := readFile(filepath.Join(dir, file), make([]byte, 256))
@@ -57,7 +60,7 @@ func writeFile(dir, file, value string) error {
 	if err != nil {
 		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	defer unix.Close(fd)
+	defer closeFd(fd)
 	if _, err := unix.Write(fd, []byte(value)); err != nil {
 		return fmt.Errorf("write %q: %w", value, &os.PathError{Op: "write", Path: path, Err: err})
 	}

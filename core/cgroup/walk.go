@@ -188,7 +188,7 @@ func signalProcess(p process, signals ...unix.Signal) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("open process %d: %w", p.pid, err)
 	}
-	defer unix.Close(fd)
+	defer closeFd(fd)
 	e, err := readStat(p.pid)
 	if gone(err) || errors.Is(err, unix.ESRCH) {
 		return false, nil
