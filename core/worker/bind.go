@@ -5,7 +5,9 @@ import (
 
 	"github.com/droverhq/drover/core/cgroup"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/journal"
 	"github.com/droverhq/drover/core/output"
+	"github.com/droverhq/drover/core/scripts"
 )
 
 // BindOutput fits an output store to a worker. The store's Exceeded callback
@@ -23,6 +25,36 @@ func (b boundOutput) Take(key job.Key, o OutputOptions) (Lanes, error) {
 // Resume takes them again after a restart.
 func (b boundOutput) Resume(key job.Key, l Lanes, o OutputOptions) error {
 	return b.Store.Resume(key, output.Lanes(l), output.Options(o))
+}
+
+// BindScripts fits a script library to a worker.
+func BindScripts(l *scripts.Library) Scripts { return boundScripts{l} }
+
+type boundScripts struct{ *scripts.Library }
+
+// Pin finds a script and holds it.
+func (b boundScripts) Pin(path string) (Pin, error) {
+	p, err := b.Library.Pin(path)
+	if err != nil {
+		return Pin{}, err
+	}
+	return boundPin(p), nil
+}
+
+// PinGeneration holds a script of an earlier life again.
+func (b boundScripts) PinGeneration(s journal.Script) (Pin, error) {
+	p, err := b.Library.PinGeneration(s.Generation, s.Folder, s.Name)
+	if err != nil {
+		return Pin{}, err
+	}
+	return boundPin(p), nil
+}
+
+func boundPin(p *scripts.Pin) Pin {
+	return Pin{
+		Path: p.Path, Root: p.Root, Source: p.Source, Release: p.Release,
+		Script: journal.Script{Generation: p.Generation, Folder: p.Folder, Name: p.Name, SHA256: p.SHA256},
+	}
 }
 
 // BindGroups fits a cgroup manager to a worker.

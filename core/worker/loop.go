@@ -28,6 +28,7 @@ func (w *Worker) resume(ctx context.Context) error {
 		w.log.Warn("old attempt folders not removed", "error", err)
 	}
 	alive := w.hands.hold(all, w.cfg.BootID)
+	w.cfg.Scripts.Retain(nil) // what is needed has its pins again
 	if !w.carryOut(ctx, effects) {
 		return errs.E("take over attempts", errs.Canceled, "", ctx.Err())
 	}

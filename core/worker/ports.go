@@ -66,12 +66,26 @@ type Pin struct {
 	Release func()
 }
 
-// Scripts publishes script folders (core/scripts).
-type Scripts interface {
+// Pinner holds scripts as they are (core/scripts).
+type Pinner interface {
 	Pin(path string) (Pin, error)
 	PinGeneration(journal.Script) (Pin, error)
+	// Retain lets go of the generations of earlier lives that are not pinned
+	// again and not listed.
+	Retain(generations []uint64)
+}
+
+// ScriptList says which scripts there are.
+type ScriptList interface {
 	Index() job.ScriptIndex
 	Changed() <-chan struct{}
+	Conditions() []job.Condition
+}
+
+// Scripts is the whole of core/scripts that a worker uses.
+type Scripts interface {
+	Pinner
+	ScriptList
 }
 
 // Place is where a process is born and found.

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -267,7 +268,7 @@ func (w *Worker) ask(ctx context.Context, op string, make func(Ticket) Event) (j
 
 // Conditions lists what people should know of this worker.
 func (w *Worker) Conditions() []job.Condition {
-	all := w.cfg.Output.Conditions()
+	all := slices.Concat(w.cfg.Output.Conditions(), w.cfg.Scripts.Conditions())
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.condition != nil {

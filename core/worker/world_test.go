@@ -566,6 +566,10 @@ func (s worldScripts) pin(sc journal.Script) (Pin, error) {
 	}, nil
 }
 
+func (s worldScripts) Retain([]uint64) {}
+
+func (s worldScripts) Conditions() []job.Condition { return nil }
+
 func (s worldScripts) Index() job.ScriptIndex {
 	return job.ScriptIndex{Generation: 7, Scripts: []job.ScriptInfo{{Path: "count.sh"}}}
 }
