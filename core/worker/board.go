@@ -14,7 +14,8 @@ type board struct {
 	mu      sync.Mutex // guards all below
 	reports map[job.Key]*posted
 	newest  map[job.ID]uint32
-	session bool // somebody collects
+	session uint64 // number of the newest collection
+	open    bool   // it goes on
 	dirty   map[job.Key]struct{}
 	once    []*job.Report // refused by fence: sent once, not kept
 	wake    chan struct{} // capacity 1
@@ -43,7 +44,7 @@ func (b *board) publish(e Publish) {
 		b.reports[key] = &posted{report: e.Report, acked: e.Acked || e.Volatile}
 		b.newest[key.Job] = max(b.newest[key.Job], key.Attempt)
 	}
-	if b.session && !e.Quiet && !e.Volatile {
+	if b.open && !e.Quiet && !e.Volatile {
 		b.dirty[key] = struct{}{}
 		b.ring()
 	}
@@ -52,7 +53,7 @@ func (b *board) publish(e Publish) {
 func (b *board) announce(r *job.Report) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.session {
+	if b.open {
 		b.once = append(b.once, r)
 		b.ring()
 	}
@@ -75,12 +76,13 @@ func (b *board) ring() {
 	}
 }
 
-// open begins a collection: every live and every unacknowledged attempt is to
-// be sent.
-func (b *board) open() {
+// begin begins a collection and ends the one before: every live and every
+// unacknowledged attempt is to be sent. It returns the collection's number.
+func (b *board) begin() uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.session = true
+	b.session++
+	b.open = true
 	b.once = nil
 	clear(b.dirty)
 	for key, p := range b.reports {
@@ -89,20 +91,29 @@ func (b *board) open() {
 		}
 	}
 	b.ring()
+	return b.session
 }
 
-func (b *board) close() {
+// end ends a collection, unless a newer one has begun.
+func (b *board) end(session uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.session = false
+	if b.session != session {
+		return
+	}
+	b.open = false
 	b.once = nil
 	clear(b.dirty)
 }
 
 // collect takes up to n reports that are to be sent, and tells whether more are.
-func (b *board) collect(n int) (reports []job.Report, more bool) {
+// A collection that has ended gets nothing: the newer one must not miss it.
+func (b *board) collect(session uint64, n int) (reports []job.Report, more bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.session != session || !b.open {
+		return nil, false
+	}
 	for _, r := range b.once {
 		reports = append(reports, *r)
 	}

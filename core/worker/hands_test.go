@@ -141,16 +141,17 @@ func TestABoardSendsStatesAndNotSteps(t *testing.T) {
 	t.Parallel()
 	b := newBoard()
 	k := testKey(1)
+	session := uint64(0)
 	b.publish(Publish{Report: &job.Report{Key: k, Sequence: 1}, Quiet: true})
-	if got, _ := b.collect(9); got != nil {
+	if got, _ := b.collect(session, 9); got != nil {
 		t.Errorf("without a session: %v", got)
 	}
-	b.open()
+	session = b.begin()
 	for n := range uint64(50) {
 		b.publish(Publish{Report: &job.Report{Key: k, Sequence: n}})
 	}
 	b.announce(&job.Report{Key: testKey(2), Sequence: 7})
-	got, more := b.collect(9)
+	got, more := b.collect(session, 9)
 	var sequences []uint64
 	for _, r := range got {
 		sequences = append(sequences, r.Sequence)
@@ -160,13 +161,22 @@ func TestABoardSendsStatesAndNotSteps(t *testing.T) {
 	}
 	b.publish(Publish{Report: &job.Report{Key: k, Sequence: 50}, Quiet: true})
 	b.publish(Publish{Report: &job.Report{Key: testKey(3)}, Volatile: true})
-	if got, _ := b.collect(9); got != nil {
+	if got, _ := b.collect(session, 9); got != nil {
 		t.Errorf("quiet and volatile reports were sent: %v", got)
 	}
-	b.close()
-	b.open()
-	if got, _ := b.collect(9); len(got) != 1 || got[0].Sequence != 50 {
+	b.end(session)
+	session = b.begin()
+	if got, _ := b.collect(session, 9); len(got) != 1 || got[0].Sequence != 50 {
 		t.Errorf("a new session got %v", got)
+	}
+	old := session
+	session = b.begin()
+	b.end(old)
+	if got, _ := b.collect(old, 9); got != nil {
+		t.Errorf("an old session got %v", got)
+	}
+	if got, _ := b.collect(session, 9); len(got) != 1 {
+		t.Errorf("the present session got %v", got)
 	}
 	b.unpublish(k)
 	if _, ok := b.find(job.Key{Job: k.Job}); ok {

@@ -42,10 +42,7 @@ type Hello struct {
 }
 
 // session is the one open session.
-type session struct {
-	cancel context.CancelCauseFunc
-	done   chan struct{} // closed when it has ended
-}
+type session struct{ cancel context.CancelCauseFunc }
 
 // Session serves a scheduler until the context ends, down is closed, or up
 // fails. First come all live and all unacknowledged attempts, then changes.
@@ -59,11 +56,8 @@ func (w *Worker) Session(ctx context.Context, hello SessionHello, down <-chan Do
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	s := &session{cancel: cancel, done: make(chan struct{})}
-	defer close(s.done)
-	if err := w.replace(ctx, s); err != nil {
-		return err
-	}
+	s := &session{cancel: cancel}
+	w.replace(s)
 	defer w.end(s)
 	reader := make(chan struct{})
 	go func() {
@@ -99,22 +93,15 @@ func (w *Worker) greet(ctx context.Context, hello SessionHello) error {
 	return err
 }
 
-// replace ends the session before and waits until it sends nothing more.
-func (w *Worker) replace(ctx context.Context, s *session) error {
+// replace ends the session before. It does not wait for it: after a partition
+// its last frame may be stuck in a dead connection for minutes.
+func (w *Worker) replace(s *session) {
 	w.mu.Lock()
 	old := w.session
 	w.session = s
 	w.mu.Unlock()
-	if old == nil {
-		return nil
-	}
-	old.cancel(errs.E("serve session", errs.Precondition, "SESSION_REPLACED", fmt.Errorf("a newer session took over")))
-	select {
-	case <-old.done:
-		return nil
-	case <-ctx.Done():
-		w.end(s)
-		return errs.E("open session", errs.Canceled, "", ctx.Err())
+	if old != nil {
+		old.cancel(errs.E("serve session", errs.Precondition, "SESSION_REPLACED", fmt.Errorf("a newer session took over")))
 	}
 }
 
@@ -124,7 +111,6 @@ func (w *Worker) end(s *session) {
 	defer w.mu.Unlock()
 	if w.session == s {
 		w.session = nil
-		w.board.close()
 	}
 }
 
@@ -171,11 +157,12 @@ func (f *Down) events(term uint64) []Event {
 
 // send sends hello, what there is, and then what changes.
 func (w *Worker) send(ctx context.Context, up func(Up) error) error {
-	w.board.open()
+	number := w.board.begin()
+	defer w.board.end(number)
 	hello := &Hello{BootID: w.cfg.BootID, InstanceID: w.instance}
 	sent := uint64(0)
-	for {
-		reports, more := w.board.collect(reportsPerFrame)
+	for ctx.Err() == nil {
+		reports, more := w.board.collect(number, reportsPerFrame)
 		version, indexed := w.indexVersion()
 		f := Up{Reports: reports}
 		if hello != nil {
@@ -207,9 +194,9 @@ func (w *Worker) send(ctx context.Context, up func(Up) error) error {
 		case <-w.board.wake:
 		case <-indexed:
 		case <-ctx.Done():
-			return nil
 		}
 	}
+	return nil
 }
 
 func nonNil(rs []job.RunnerInfo) []job.RunnerInfo {

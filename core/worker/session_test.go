@@ -244,6 +244,30 @@ func TestANewSessionEndsTheOneBefore(t *testing.T) {
 	})
 }
 
+func TestASessionThatIsStuckHoldsUpNoOther(t *testing.T) {
+	story(t, func(t *testing.T, b *bench) {
+		stuck := make(chan struct{})
+		first := b.connect(3, func(p *peer) { p.stall = stuck })
+		first.down <- Down{Starts: []job.StartOrder{order(1, "run=1s")}}
+		time.Sleep(500 * time.Millisecond)
+		second := b.connect(3)
+		time.Sleep(time.Second)
+		if second.state(1) != job.Succeeded {
+			t.Errorf("state %s", second.state(1))
+		}
+		close(stuck)
+		if err := <-first.over; errs.ReasonOf(err) != "SESSION_REPLACED" {
+			t.Errorf("%v", err)
+		}
+		second.down <- Down{Starts: []job.StartOrder{order(2, "run=1s")}}
+		time.Sleep(2 * time.Second)
+		if second.state(2) != job.Succeeded {
+			t.Errorf("state %s", second.state(2))
+		}
+		second.close(t)
+	})
+}
+
 func TestSessionsForAnotherWorkerAreRefused(t *testing.T) {
 	story(t, func(t *testing.T, b *bench) {
 		err := b.Session(t.Context(), SessionHello{Term: 1, WorkerID: uuid.UUID{0: 8}}, nil, nil)
