@@ -44,7 +44,6 @@ func (l *Library) look(visit func(string, identity)) (waiting bool) {
 		l.note(f, ConditionFolder, err)
 		waiting = waiting || unsettled
 	}
-	l.collect()
 	return waiting
 }
 

@@ -207,6 +207,7 @@ func (l *Library) Run(ctx context.Context) error {
 			h.begin()
 			waiting := l.look(h.visit)
 			h.end()
+			l.collect() // after the look is over: nobody waits for it
 			p.looked(begun, l.now(), waiting)
 		}
 		due.Stop()

@@ -108,18 +108,18 @@ func (s *scanner) folder(dir *os.Root, rel string, above []identity) error {
 	if err != nil {
 		return s.torn(rel, err)
 	}
-	entries, err := f.ReadDir(-1)
+	names, err := f.Readdirnames(-1)
 	f.Close()
 	if err != nil {
 		return s.torn(rel, err)
 	}
 	above = append(above, sig.identity())
-	for _, e := range entries {
+	for _, name := range names {
 		if len(s.out.files) >= mostFiles {
 			s.out.refused[rel] = fmt.Sprintf("holds more than %d files", mostFiles)
 			return nil
 		}
-		if err := s.entry(dir, e, path.Join(rel, e.Name()), above); err != nil {
+		if err := s.entry(dir, name, path.Join(rel, name), above); err != nil {
 			return err
 		}
 	}
@@ -140,33 +140,30 @@ func (s *scanner) torn(rel string, err error) error {
 	return nil
 }
 
-func (s *scanner) entry(dir *os.Root, e fs.DirEntry, rel string, above []identity) error {
-	switch {
-	case hidden(e.Name()):
+func (s *scanner) entry(dir *os.Root, name, rel string, above []identity) error {
+	if hidden(name) {
 		return nil
-	case e.IsDir():
-		return s.descend(dir, e.Name(), rel, above)
-	case e.Type()&fs.ModeSymlink != 0:
-		info, err := s.out.root.Stat(rel)
-		if err != nil {
-			s.out.refused[rel] = why(err)
-			return nil
-		}
-		if info.IsDir() {
-			return s.descend(s.out.root, rel, rel, above)
-		}
-		s.file(rel, info)
-	default:
-		info, err := dir.Lstat(e.Name())
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			s.out.refused[rel] = why(err)
-			return nil
-		}
-		s.file(rel, info)
 	}
+	info, err := dir.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it went meanwhile
+	}
+	if err != nil {
+		s.out.refused[rel] = why(err)
+		return nil
+	}
+	from := dir
+	if info.Mode()&fs.ModeSymlink != 0 {
+		if info, err = s.out.root.Stat(rel); err != nil {
+			s.out.refused[rel] = why(err)
+			return nil
+		}
+		from, name = s.out.root, rel
+	}
+	if info.IsDir() {
+		return s.descend(from, name, rel, above)
+	}
+	s.file(rel, info)
 	return nil
 }
 

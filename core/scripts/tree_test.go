@@ -25,6 +25,7 @@ func blobCount(t testing.TB, l *Library) int {
 func lookAll(t testing.TB, l *Library) {
 	t.Helper()
 	until(t, "the folder to settle", func() bool { return !l.look(func(string, identity) {}) })
+	l.collect()
 }
 
 func TestEqualContentIsKeptOnce(t *testing.T) {
