@@ -187,6 +187,9 @@ func (s *Server) start(p *runnerv1.Start) {
 		s.finish(a, startFailed(p.GetId(), &StartError{BadRequest, err.Error()}))
 		return
 	}
+	// Before the fork: a host that finds this record after a crash knows that
+	// the process may exist; one that does not, that it never did.
+	s.record(&runnerv1.SessionResponse{Started: []*runnerv1.Started{{Id: p.GetId()}}})
 	process, err := s.callStart(specFromProto(p), func(e Exit) { s.exited(p.GetId(), a, e) })
 	if err != nil {
 		s.finish(a, startFailed(p.GetId(), err))

@@ -1,0 +1,468 @@
+// Package pluginhost finds, verifies, launches, reattaches, replaces and drains
+// runner plugins, and carries starts to them and news of processes back.
+package pluginhost
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/runner"
+	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
+)
+
+// Pace of looking at the plugin folder and for orphans.
+const (
+	rescanAfter = 50 * time.Millisecond // of quiet after a change
+	rescanEvery = 10 * time.Second
+	reapEvery   = 2 * time.Second
+)
+
+// Config configures a Host.
+type Config struct {
+	Dir    string // plugin folder
+	State  string // folder for private copies, sockets, journals and records
+	BootID string // identity of the host's boot
+	Log    *slog.Logger
+	// Events receives news in order. It must not block.
+	Events func([]Event)
+	// Idle is how long a plugin without worker and work lives; 0 for ever.
+	Idle time.Duration
+}
+
+// Event is news of one attempt; exactly one field beside Plugin, ID and
+// Evidence is set.
+type Event struct {
+	Plugin   string // name@sha256
+	ID       string
+	Started  *runnerv1.Started
+	Exited   *runnerv1.Exited
+	Evidence job.Evidence // of Exited
+	Lost     bool         // proved gone without a result
+	Unknown  bool         // the plugin was never told: nothing was started
+}
+
+// Runner is one version of one plugin.
+type Runner struct{ Name, Version, SHA256 string }
+
+// Attempt is what a restarted worker knows of an attempt.
+type Attempt struct {
+	ID         string
+	Runner     Runner
+	PID        int // 0: no start was confirmed
+	StartTicks uint64
+}
+
+// Host runs the plugins of one worker. Its methods may be called concurrently
+// while Run runs.
+type Host struct {
+	config  Config
+	adopter *adopter
+	changed chan struct{}
+	ready   chan struct{} // closed after the first scan
+
+	emitMu sync.Mutex // keeps the order of events
+
+	mu      sync.Mutex // guards the fields below
+	byKey   map[string]*hosted
+	current map[string]*hosted // by name: takes new jobs
+	refused map[string]job.RunnerInfo
+	owners  map[string]*hosted // by attempt id
+	dead    []record           // plugins of an earlier worker that are gone
+	base    context.Context    //nolint:containedctx // life of the plugins' goroutines, from Run to Close
+	cancel  context.CancelFunc
+	wait    sync.WaitGroup
+}
+
+// New returns a host; it looks at the plugin folder when Run runs. This
+// process becomes a subreaper: jobs of a dead plugin become its children.
+func New(c Config) (*Host, error) {
+	const op = "open the plugin host"
+	for _, d := range []string{"bin", "plugins", "run"} {
+		if err := os.MkdirAll(filepath.Join(c.State, d), 0o700); err != nil {
+			return nil, errs.E(op, errs.Precondition, "PLUGIN_STATE", err)
+		}
+	}
+	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
+		return nil, errs.E(op, errs.Precondition, "PLUGIN_FOLDER", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, errs.E(op, errs.Internal, "SUBREAPER", err)
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	h := &Host{
+		config: c, changed: make(chan struct{}, 1), ready: make(chan struct{}),
+		byKey: map[string]*hosted{}, current: map[string]*hosted{}, refused: map[string]job.RunnerInfo{},
+		owners: map[string]*hosted{},
+	}
+	h.base, h.cancel = context.WithCancel(context.Background())
+	var err error
+	if h.adopter, err = newAdopter(h.emit); err != nil {
+		return nil, errs.E(op, errs.Internal, "ADOPTER", err)
+	}
+	return h, nil
+}
+
+// emit hands events on, one caller at a time.
+func (h *Host) emit(evs []Event) {
+	if len(evs) == 0 {
+		return
+	}
+	h.emitMu.Lock()
+	defer h.emitMu.Unlock()
+	h.config.Events(evs)
+}
+
+func (h *Host) note() {
+	select {
+	case h.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Changed is told when Runners has news.
+func (h *Host) Changed() <-chan struct{} { return h.changed }
+
+// Run watches the plugin folder until ctx ends. Plugins and their jobs go on
+// after that; Shutdown ends them.
+func (h *Host) Run(ctx context.Context) error {
+	h.wait.Go(func() {
+		if err := h.adopter.run(h.base); err != nil {
+			h.config.Log.Error("adopted jobs are not waited for", "error", err)
+		}
+	})
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch the plugin folder: %w", err)
+	}
+	defer watcher.Close()
+	if err := watcher.Add(h.config.Dir); err != nil {
+		return fmt.Errorf("watch the plugin folder: %w", err)
+	}
+	if err := h.takeOver(ctx); err != nil {
+		return err
+	}
+	h.scan()
+	close(h.ready)
+	rescan, reap := time.NewTicker(rescanEvery), time.NewTicker(reapEvery)
+	defer rescan.Stop()
+	defer reap.Stop()
+	var quiet <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-watcher.Events:
+			quiet = time.After(rescanAfter)
+		case err := <-watcher.Errors:
+			h.config.Log.Warn("plugin folder watch", "error", err)
+			quiet = time.After(rescanAfter)
+		case <-quiet:
+			quiet = nil
+			h.scan()
+		case <-rescan.C:
+			h.scan()
+		case <-reap.C:
+			h.reapOrphans()
+		}
+	}
+}
+
+// Close lets go of the plugins: they and their jobs go on, for the next worker.
+func (h *Host) Close() {
+	h.cancel()
+	h.wait.Wait()
+}
+
+// Shutdown ends every plugin after its last job, and waits for that (P17).
+func (h *Host) Shutdown(ctx context.Context) error {
+	h.mu.Lock()
+	all := make([]*hosted, 0, len(h.byKey))
+	for _, p := range h.byKey {
+		all = append(all, p)
+	}
+	h.mu.Unlock()
+	for _, p := range all {
+		p.drain(ctx)
+	}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		h.mu.Lock()
+		left := len(h.byKey)
+		h.mu.Unlock()
+		if left == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("end the plugins: %d are left: %w", left, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// scan looks at the plugin folder: new plugins are started, replaced and
+// removed ones are drained, bad ones are refused.
+func (h *Host) scan() {
+	found, err := List(h.config.Dir)
+	if err != nil {
+		h.config.Log.Warn("plugin folder not read", "error", err)
+		return
+	}
+	refused := map[string]job.RunnerInfo{}
+	good := map[string]Manifest{}
+	for _, f := range found {
+		if f.Err != nil {
+			refused[f.Name] = job.RunnerInfo{Name: f.Name, State: stateRefused, Message: oneLine(f.Err)}
+			continue
+		}
+		good[f.Name] = f.Manifest
+	}
+	h.mu.Lock()
+	for name, r := range refused {
+		if h.refused[name].Message != r.Message {
+			h.config.Log.Warn("plugin refused", "runner", name, "reason", r.Message)
+		}
+	}
+	h.refused = refused
+	var old []*hosted
+	for name, p := range h.current {
+		if m, ok := good[name]; !ok || m.SHA256 != p.manifest.SHA256 {
+			if !ok {
+				delete(h.current, name)
+			}
+			old = append(old, p)
+		}
+	}
+	for name, m := range good {
+		if p := h.current[name]; p == nil || p.manifest.SHA256 != m.SHA256 {
+			h.current[name] = h.host(m, nil)
+		}
+	}
+	h.mu.Unlock()
+	for _, p := range old {
+		p.drain(h.base)
+	}
+	h.note()
+}
+
+// host begins to run one version of a plugin; h.mu is held.
+func (h *Host) host(m Manifest, proc *process) *hosted {
+	p := newHosted(h, m)
+	if known := h.byKey[p.key()]; known != nil && !known.isDraining() {
+		return known
+	}
+	h.byKey[p.key()] = p
+	h.wait.Go(func() {
+		p.run(h.base, proc)
+		h.mu.Lock()
+		if h.byKey[p.key()] == p && h.base.Err() == nil {
+			delete(h.byKey, p.key())
+		}
+		h.mu.Unlock()
+		h.note()
+	})
+	return p
+}
+
+func (h *Host) isPlugin(pid int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range h.byKey {
+		p.mu.Lock()
+		match := p.process != nil && p.process.PID == pid
+		p.mu.Unlock()
+		if match {
+			return true
+		}
+	}
+	return false
+}
+
+// Runners lists every plugin: those that take jobs, drain, or are refused.
+func (h *Host) Runners() []job.RunnerInfo {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []job.RunnerInfo
+	for _, p := range h.byKey {
+		out = append(out, p.info())
+	}
+	for _, r := range h.refused {
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b job.RunnerInfo) int { return strings.Compare(a.Name+a.SHA256, b.Name+b.SHA256) })
+	return out
+}
+
+// Lookup finds the runner of a command.
+func (h *Host) Lookup(command string) (Runner, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, p := range h.current {
+		if name == command || slices.Contains(p.manifest.Commands, command) {
+			return Runner{name, p.manifest.Version, p.manifest.SHA256}, nil
+		}
+	}
+	if r, ok := h.refused[command]; ok {
+		return Runner{}, errs.E("find a runner", errs.Precondition, job.ReasonRunnerFailed, fmt.Errorf("%s", r.Message))
+	}
+	return Runner{}, errs.E("find a runner", errs.NotFound, job.ReasonNoRunner, fmt.Errorf("no plugin serves the command %q", command))
+}
+
+// Start hands a start to a runner. Its result arrives as an event.
+func (h *Host) Start(r Runner, s *runnerv1.Start) error {
+	h.mu.Lock()
+	p := h.byKey[r.Name+"@"+r.SHA256]
+	if p == nil || p.isDraining() {
+		h.mu.Unlock()
+		return errs.E("start a process", errs.Precondition, job.ReasonRunnerFailed, fmt.Errorf("the runner %s %s takes no more jobs", r.Name, r.Version))
+	}
+	h.owners[s.GetId()] = p
+	h.mu.Unlock()
+	p.start(s)
+	return nil
+}
+
+// Signal signals the main process of an attempt; unknown ones are no error.
+func (h *Host) Signal(id string, sig syscall.Signal) error {
+	h.mu.Lock()
+	p := h.owners[id]
+	h.mu.Unlock()
+	if p != nil {
+		p.signal(id, sig)
+	}
+	return nil
+}
+
+// Ack tells the plugins that the ends of attempts are on the worker's disk.
+func (h *Host) Ack(ids ...string) {
+	byOwner := map[*hosted][]string{}
+	h.mu.Lock()
+	for _, id := range ids {
+		if p := h.owners[id]; p != nil {
+			byOwner[p] = append(byOwner[p], id)
+			delete(h.owners, id)
+		}
+	}
+	h.mu.Unlock()
+	for p, ids := range byOwner {
+		p.ack(ids)
+	}
+}
+
+// takeOver attaches the plugins of an earlier worker that live. What dead ones
+// left is kept until Resume asks for it.
+func (h *Host) takeOver(ctx context.Context) error {
+	records, err := h.records()
+	if err != nil {
+		return err
+	}
+	for _, r := range records {
+		proc, err := h.reattach(ctx, r)
+		if err != nil {
+			h.config.Log.Info("plugin of an earlier worker is gone", "runner", r.Name, "error", err)
+			h.mu.Lock()
+			h.dead = append(h.dead, r)
+			h.mu.Unlock()
+			continue
+		}
+		h.config.Log.Info("plugin attached again", "runner", r.Name, "pid", r.PID)
+		m := Manifest{SHA256: r.SHA256}
+		m.Name, m.Version, m.Commands = r.Name, r.Version, proc.info.GetCommands()
+		h.mu.Lock()
+		h.current[r.Name] = h.host(m, proc)
+		h.mu.Unlock()
+	}
+	return nil
+}
+
+// Resume takes over the attempts of an earlier worker: events tell what became
+// of each. Run must have begun. Call it once, also with no attempts, so that
+// what dead plugins left is cleaned up.
+func (h *Host) Resume(ctx context.Context, attempts []Attempt) error {
+	select {
+	case <-h.ready:
+	case <-ctx.Done():
+		return errs.E("resume plugins", errs.Canceled, "", ctx.Err())
+	}
+	byKey := map[string][]Attempt{}
+	for _, a := range attempts {
+		k := a.Runner.Name + "@" + a.Runner.SHA256
+		byKey[k] = append(byKey[k], a)
+	}
+	h.mu.Lock()
+	dead := h.dead
+	h.dead = nil
+	h.mu.Unlock()
+	for _, r := range dead {
+		k := r.Name + "@" + r.SHA256
+		h.bury(r, byKey[k])
+		delete(byKey, k)
+	}
+	for k, as := range byKey {
+		h.mu.Lock()
+		p := h.byKey[k]
+		h.mu.Unlock()
+		if p != nil {
+			h.hold(p, as)
+			p.resync()
+			continue
+		}
+		for _, a := range as { // no process and no journal of it
+			h.alone(k, a)
+		}
+	}
+	return nil
+}
+
+// bury settles what a dead plugin left.
+func (h *Host) bury(r record, attempts []Attempt) {
+	m := Manifest{SHA256: r.SHA256}
+	m.Name, m.Version = r.Name, r.Version
+	p := newHosted(h, m)
+	p.draining = true // it is never started again
+	h.hold(p, attempts)
+	left, err := runner.ReadJournal(r.Dir)
+	if err != nil {
+		h.config.Log.Error("exit journal not read", "runner", r.Name, "error", err)
+	}
+	p.settle(left)
+	h.forget(&r)
+}
+
+func (h *Host) hold(p *hosted, attempts []Attempt) {
+	p.mu.Lock()
+	for _, a := range attempts {
+		p.attempts[a.ID] = &given{pid: a.PID, ticks: a.StartTicks, held: true}
+	}
+	p.mu.Unlock()
+	h.mu.Lock()
+	for _, a := range attempts {
+		h.owners[a.ID] = p
+	}
+	h.mu.Unlock()
+}
+
+// alone settles an attempt without any record of its plugin.
+func (h *Host) alone(plugin string, a Attempt) {
+	if a.PID == 0 {
+		h.emit([]Event{{Plugin: plugin, ID: a.ID, Unknown: true}})
+		return
+	}
+	h.adopter.adopt(plugin, a.ID, a.PID, a.StartTicks)
+}

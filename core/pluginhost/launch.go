@@ -1,0 +1,263 @@
+package pluginhost
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-plugin"
+	"google.golang.org/grpc"
+
+	"github.com/droverhq/drover/plugins/runner"
+	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
+)
+
+// Bounds of a plugin's start.
+const (
+	startTimeout = 10 * time.Second
+	infoTimeout  = 5 * time.Second
+	maxMessage   = 64 << 20
+	maxSocket    = 90 // bytes of a socket's folder; unix(7) allows 108 for the whole path
+)
+
+// record is State/plugins/NAME@SHA.json: what a restarted worker needs to find
+// a plugin that went on without it.
+type record struct {
+	Name       string `json:"name"`
+	Version    string `json:"version"`
+	SHA256     string `json:"sha256"`
+	PID        int    `json:"pid"`
+	StartTicks uint64 `json:"start_ticks"`
+	BootID     string `json:"boot_id"`
+	Socket     string `json:"socket"`
+	Dir        string `json:"dir"` // of the exit journal
+	Protocol   int    `json:"protocol"`
+}
+
+// process is one plugin process with a connection to it.
+type process struct {
+	record
+	client *plugin.Client
+	api    runnerv1.RunnerServiceClient
+	info   *runnerv1.GetInfoResponse
+}
+
+// launch starts a plugin from a private copy of the bytes that were verified.
+func (h *Host) launch(ctx context.Context, name string) (*process, error) {
+	f, m, err := openVerified(h.config.Dir, name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	bin, err := h.privateCopy(f, m.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := h.runFolder(name)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(bin)
+	cmd.Env = []string{
+		runner.DirVariable + "=" + dir, runner.IdleVar + "=" + h.config.Idle.String(), plugin.EnvUnixSocketDir + "=" + dir,
+	}
+	for _, k := range []string{"PATH", "HOME", "LANG", "TMPDIR", "TZ"} {
+		if v, ok := os.LookupEnv(k); ok {
+			cmd.Env = append(cmd.Env, k+"="+v)
+		}
+	}
+	// A session of its own: signals to the worker's terminal are not the plugin's.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	client := plugin.NewClient(h.clientConfig(&plugin.ClientConfig{Cmd: cmd, SkipHostEnv: true, StartTimeout: startTimeout}))
+	p, err := connect(ctx, client)
+	if err != nil {
+		client.Kill()
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	attach := client.ReattachConfig()
+	p.record = record{
+		Name: name, Version: m.Version, SHA256: m.SHA256, PID: attach.Pid, BootID: h.config.BootID,
+		Socket: attach.Addr.String(), Dir: dir, Protocol: attach.ProtocolVersion,
+	}
+	st, err := readStat(p.PID)
+	if err == nil {
+		p.StartTicks = st.ticks
+		err = h.save(&p.record)
+	}
+	if err == nil && p.info.GetName() != name {
+		err = fmt.Errorf("%s calls itself %q", name, p.info.GetName())
+	}
+	if err != nil {
+		client.Kill()
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return p, nil
+}
+
+// clientConfig adds what launch and reattach have in common. AutoMTLS is not
+// used: it cannot be combined with reattaching, and the socket lies in a 0700
+// folder. The logger is off: go-plugin would parse a plugin's stderr with
+// unchecked assertions.
+func (h *Host) clientConfig(c *plugin.ClientConfig) *plugin.ClientConfig {
+	c.HandshakeConfig = runner.Handshake()
+	c.Plugins = plugin.PluginSet{runner.PluginName: &runner.GRPCPlugin{}}
+	c.AllowedProtocols = []plugin.Protocol{plugin.ProtocolGRPC}
+	c.Logger = hclog.NewNullLogger()
+	c.GRPCDialOptions = []grpc.DialOption{
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+	}
+	return c
+}
+
+// reattach connects to a plugin that an earlier worker started.
+func (h *Host) reattach(ctx context.Context, r record) (*process, error) {
+	if r.BootID != h.config.BootID || !alive(r.PID, r.StartTicks) {
+		return nil, fmt.Errorf("reattach %s: process %d is gone", r.Name, r.PID)
+	}
+	client := plugin.NewClient(h.clientConfig(&plugin.ClientConfig{Reattach: &plugin.ReattachConfig{
+		Protocol: plugin.ProtocolGRPC, ProtocolVersion: r.Protocol, Pid: r.PID,
+		Addr: &net.UnixAddr{Name: r.Socket, Net: "unix"},
+	}}))
+	p, err := connect(ctx, client)
+	if err != nil {
+		return nil, fmt.Errorf("reattach %s: %w", r.Name, err)
+	}
+	p.record = r
+	return p, nil
+}
+
+// connect dispenses the service and makes the first call, the health check: it
+// also tells the plugin to let go of the worker's pipes.
+func connect(ctx context.Context, client *plugin.Client) (*process, error) {
+	protocol, err := client.Client()
+	if err != nil {
+		return nil, fmt.Errorf("start the plugin: %w", err)
+	}
+	raw, err := protocol.Dispense(runner.PluginName)
+	if err != nil {
+		return nil, fmt.Errorf("ask for the runner service: %w", err)
+	}
+	api, ok := raw.(runnerv1.RunnerServiceClient)
+	if !ok {
+		return nil, fmt.Errorf("ask for the runner service: got a %T", raw)
+	}
+	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
+	defer cancel()
+	info, err := api.GetInfo(ctx, &runnerv1.GetInfoRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("ask who the runner is: %w", err)
+	}
+	if info.GetProtocol() != runner.Protocol {
+		return nil, fmt.Errorf("the plugin speaks protocol %d, this drover speaks %d", info.GetProtocol(), runner.Protocol)
+	}
+	return &process{client: client, api: api, info: info}, nil
+}
+
+// privateCopy is State/bin/SHA, made from the open file that was hashed.
+func (h *Host) privateCopy(f *os.File, sum string) (string, error) {
+	path := filepath.Join(h.config.State, "bin", sum)
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return "", fmt.Errorf("copy the plugin: %w", err)
+	}
+	out, err := os.CreateTemp(filepath.Dir(path), ".copy-*")
+	if err != nil {
+		return "", fmt.Errorf("copy the plugin: %w", err)
+	}
+	_, err = io.Copy(out, f)
+	if err := errors.Join(err, out.Chmod(0o500), out.Close()); err != nil {
+		return "", fmt.Errorf("copy the plugin: %w", err)
+	}
+	if err := os.Rename(out.Name(), path); err != nil {
+		return "", fmt.Errorf("copy the plugin: %w", err)
+	}
+	return path, nil
+}
+
+// runFolder is a fresh 0700 folder for socket, journal and log of one plugin
+// process. When the state folder's path is too long for a socket it lies in
+// the temporary folder.
+func (h *Host) runFolder(name string) (string, error) {
+	var random [4]byte
+	if _, err := rand.Read(random[:]); err != nil {
+		return "", fmt.Errorf("name a folder: %w", err)
+	}
+	dir := filepath.Join(h.config.State, "run", name+"-"+hex.EncodeToString(random[:]))
+	if len(dir) > maxSocket {
+		dir = filepath.Join(os.TempDir(), "drover-"+name+"-"+hex.EncodeToString(random[:]))
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", fmt.Errorf("make the plugin's folder: %w", err)
+	}
+	return dir, nil
+}
+
+func (h *Host) recordFile(name, sum string) string {
+	return filepath.Join(h.config.State, "plugins", name+"@"+sum+".json")
+}
+
+func (h *Host) save(r *record) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode the plugin record: %w", err)
+	}
+	path := h.recordFile(r.Name, r.SHA256)
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return fmt.Errorf("write the plugin record: %w", err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("write the plugin record: %w", err)
+	}
+	return nil
+}
+
+// forget removes what a plugin process left on disk.
+func (h *Host) forget(r *record) {
+	if data, err := os.ReadFile(h.recordFile(r.Name, r.SHA256)); err == nil {
+		var now record
+		if json.Unmarshal(data, &now) == nil && now.PID != r.PID {
+			_ = os.RemoveAll(r.Dir) // a newer process has the record
+			return
+		}
+	}
+	_ = os.Remove(h.recordFile(r.Name, r.SHA256))
+	_ = os.RemoveAll(r.Dir)
+}
+
+// records reads what earlier workers left.
+func (h *Host) records() ([]record, error) {
+	files, err := filepath.Glob(filepath.Join(h.config.State, "plugins", "*.json"))
+	if err != nil {
+		return nil, fmt.Errorf("look for plugins of an earlier worker: %w", err)
+	}
+	var out []record
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read a plugin record: %w", err)
+		}
+		var r record
+		if err := json.Unmarshal(data, &r); err != nil {
+			return nil, fmt.Errorf("read %s: %w", f, err)
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}

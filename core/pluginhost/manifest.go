@@ -1,0 +1,316 @@
+package pluginhost
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/plugins/runner"
+)
+
+// filePrefix begins the name of every plugin's file.
+const filePrefix = "drover-runner-"
+
+var namePattern = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
+
+// Manifest lies beside a plugin as drover-runner-NAME.json and says what was
+// installed. A plugin without one, or that differs from it, is refused.
+type Manifest struct {
+	runner.Description
+	SHA256 string `json:"sha256"`
+}
+
+// describeTimeout bounds how long a plugin may take to describe itself.
+const describeTimeout = 5 * time.Second
+
+// Probe asks a plugin file who it is, without a handshake.
+func Probe(ctx context.Context, file string) (runner.Description, error) {
+	const op = "probe plugin"
+	var d runner.Description
+	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, file, "--describe")
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	if err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("it did not answer within %v", describeTimeout)
+		}
+		return d, errs.E(op, errs.Precondition, "PLUGIN_BROKEN", fmt.Errorf("%s --describe: %w", file, err)).
+			WithHint("a runner plugin is a program that calls runner.Serve; see docs/plugin-authors.md")
+	}
+	if err := json.Unmarshal(out, &d); err != nil {
+		return d, errs.E(op, errs.Precondition, "PLUGIN_BROKEN", fmt.Errorf("%s --describe printed no JSON object: %w", file, err))
+	}
+	if !namePattern.MatchString(d.Name) {
+		return d, errs.E(op, errs.Precondition, "PLUGIN_NAME", fmt.Errorf("%s calls itself %q, not [a-z][a-z0-9-]*", file, d.Name))
+	}
+	if d.Protocol != runner.Protocol {
+		return d, errs.E(op, errs.Precondition, "PLUGIN_PROTOCOL",
+			fmt.Errorf("%s speaks protocol %d, this drover speaks %d", file, d.Protocol, runner.Protocol)).
+			WithHint("build the plugin with a matching drover SDK")
+	}
+	return d, nil
+}
+
+// Install copies a plugin into dir with its manifest, the file first under
+// another name and then renamed, so that a worker sees the old or the new one.
+// wanted is the sha256 it must have, "" for any. The version before is kept in
+// dir/.versions.
+func Install(dir, file, wanted string) (Manifest, error) {
+	const op = "install plugin"
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return Manifest{}, errs.E(op, errs.Precondition, "PLUGIN_FOLDER", err)
+	}
+	copied, sum, err := stage(dir, file)
+	if err != nil {
+		return Manifest{}, errs.E(op, errs.Precondition, "PLUGIN_FILE", err)
+	}
+	defer os.Remove(copied) //nolint:errcheck // gone after the rename
+	if wanted != "" && !strings.EqualFold(wanted, sum) {
+		return Manifest{}, errs.E(op, errs.Precondition, "PLUGIN_SHA256", fmt.Errorf("%s has sha256 %s, not %s", file, sum, wanted))
+	}
+	d, err := Probe(context.Background(), copied)
+	if err != nil {
+		return Manifest{}, err
+	}
+	m := Manifest{Description: d, SHA256: sum}
+	target := filepath.Join(dir, filePrefix+d.Name)
+	if old, err := Verify(dir, d.Name); err == nil {
+		if old.SHA256 == sum {
+			return old, nil
+		}
+		if err := keepVersion(dir, old); err != nil {
+			return Manifest{}, errs.E(op, errs.Internal, "PLUGIN_FILE", err)
+		}
+	}
+	data, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return Manifest{}, errs.E(op, errs.Internal, "PLUGIN_FILE", err)
+	}
+	manifest := filepath.Join(dir, "."+d.Name+".json.new")
+	if err := os.WriteFile(manifest, append(data, '\n'), 0o644); err != nil {
+		return Manifest{}, errs.E(op, errs.Internal, "PLUGIN_FILE", err)
+	}
+	if err := errors.Join(os.Rename(copied, target), os.Rename(manifest, target+".json")); err != nil {
+		return Manifest{}, errs.E(op, errs.Internal, "PLUGIN_FILE", err)
+	}
+	return m, nil
+}
+
+// stage copies a file into dir under a temporary name and sums it on the way.
+func stage(dir, file string) (path, sum string, err error) {
+	in, err := os.Open(file)
+	if err != nil {
+		return "", "", err
+	}
+	defer in.Close()
+	if info, err := in.Stat(); err != nil || !info.Mode().IsRegular() {
+		return "", "", errors.Join(err, fmt.Errorf("%s is not a regular file", file))
+	}
+	out, err := os.CreateTemp(dir, ".install-*")
+	if err != nil {
+		return "", "", err
+	}
+	hash := sha256.New()
+	_, err = io.Copy(io.MultiWriter(out, hash), in)
+	if err := errors.Join(err, out.Chmod(0o755), out.Sync(), out.Close()); err != nil {
+		return "", "", errors.Join(err, os.Remove(out.Name()))
+	}
+	return out.Name(), hex.EncodeToString(hash.Sum(nil)), nil
+}
+
+func keepVersion(dir string, m Manifest) error {
+	kept := filepath.Join(dir, ".versions", m.Name)
+	if err := os.MkdirAll(kept, 0o755); err != nil {
+		return fmt.Errorf("keep version %s: %w", m.Version, err)
+	}
+	err := os.Link(filepath.Join(dir, filePrefix+m.Name), filepath.Join(kept, m.Version+"-"+m.SHA256))
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("keep version %s: %w", m.Version, err)
+	}
+	return nil
+}
+
+// Versions lists the files of earlier versions of a plugin, by version and sum.
+func Versions(dir, name string) ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(dir, ".versions", name, "*"))
+	if err != nil {
+		return nil, errs.E("list plugin versions", errs.Internal, "PLUGIN_FOLDER", err)
+	}
+	slices.Sort(files)
+	return files, nil
+}
+
+// Remove takes a plugin out of dir. Workers let it finish its jobs.
+func Remove(dir, name string) error {
+	target := filepath.Join(dir, filePrefix+name)
+	err := os.Remove(target)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errs.E("remove plugin", errs.NotFound, "PLUGIN_UNKNOWN", fmt.Errorf("there is no %s", target)).
+			WithHint(`"drover plugin ls --dir %s" lists what there is`, dir)
+	}
+	if err := errors.Join(err, ignoreMissing(os.Remove(target+".json"))); err != nil {
+		return errs.E("remove plugin", errs.Internal, "PLUGIN_FILE", err)
+	}
+	return nil
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Found is one plugin file of a folder, with why it is refused.
+type Found struct {
+	Name     string
+	Manifest Manifest
+	Err      error
+}
+
+// List looks at every plugin file of a folder.
+func List(dir string) ([]Found, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, errs.E("list plugins", errs.Precondition, "PLUGIN_FOLDER", err)
+	}
+	var out []Found
+	for _, e := range entries {
+		name, ok := strings.CutPrefix(e.Name(), filePrefix)
+		if !ok || strings.HasSuffix(name, ".json") {
+			continue
+		}
+		m, err := Verify(dir, name)
+		out = append(out, Found{name, m, err})
+	}
+	return out, nil
+}
+
+// Verify checks one plugin of a folder: name, owner and mode of the file and
+// of every folder above it, manifest, sum, protocol.
+func Verify(dir, name string) (Manifest, error) {
+	f, m, err := openVerified(dir, name)
+	if err != nil {
+		return m, err
+	}
+	return m, f.Close()
+}
+
+func refuse(reason, format string, args ...any) *errs.Error {
+	return errs.E("verify plugin", errs.Precondition, reason, fmt.Errorf(format, args...))
+}
+
+// openVerified returns the very file that was hashed: whoever executes it must
+// take its bytes from there, not from the path.
+func openVerified(dir, name string) (*os.File, Manifest, error) {
+	var m Manifest
+	path := filepath.Join(dir, filePrefix+name)
+	if !namePattern.MatchString(name) {
+		return nil, m, refuse("PLUGIN_NAME", "%s: %q is not [a-z][a-z0-9-]*", path, name)
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, m, refuse("PLUGIN_FILE", "%w", err)
+	}
+	if m, err = check(f, path, name); err != nil {
+		f.Close()
+		return nil, m, err
+	}
+	return f, m, nil
+}
+
+func check(f *os.File, path, name string) (m Manifest, err error) {
+	info, err := f.Stat()
+	if err != nil {
+		return m, refuse("PLUGIN_FILE", "%w", err)
+	}
+	if !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
+		return m, refuse("PLUGIN_FILE", "%s is not an executable file", path)
+	}
+	if err := trusted(path, info); err != nil {
+		return m, err
+	}
+	if err := trustedFolders(filepath.Dir(path)); err != nil {
+		return m, err
+	}
+	data, err := os.ReadFile(path + ".json")
+	if err != nil {
+		return m, refuse("PLUGIN_MANIFEST", "%s has no manifest: %w", path, err).WithHint("install it with \"drover plugin install FILE\"")
+	}
+	if err := json.Unmarshal(data, &m); err != nil {
+		return m, refuse("PLUGIN_MANIFEST", "%s.json: %w", path, err)
+	}
+	hash := sha256.New()
+	if _, err := io.Copy(hash, f); err != nil {
+		return m, refuse("PLUGIN_FILE", "%w", err)
+	}
+	sum := hex.EncodeToString(hash.Sum(nil))
+	switch {
+	case m.Name != name:
+		return m, refuse("PLUGIN_MANIFEST", "%s.json is of the plugin %q", path, m.Name)
+	case m.SHA256 != sum:
+		return m, refuse("PLUGIN_TAMPERED", "%s was changed after it was installed: sha256 is %s, installed was %s", path, sum, m.SHA256).
+			WithHint("if you changed it yourself, install it again")
+	case m.Protocol != runner.Protocol:
+		return m, refuse("PLUGIN_PROTOCOL", "%s speaks protocol %d, this drover speaks %d", path, m.Protocol, runner.Protocol)
+	}
+	return m, nil
+}
+
+// trusted refuses what somebody else could have written.
+func trusted(path string, info fs.FileInfo) error {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return refuse("PLUGIN_FILE", "%s: owner unknown", path)
+	}
+	if st.Uid != 0 && int(st.Uid) != os.Getuid() {
+		return refuse("PLUGIN_OWNER", "%s belongs to user %d, neither to root nor to the worker's user", path, st.Uid).
+			WithHint("chown it")
+	}
+	sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0 // as /tmp: others cannot replace what is not theirs
+	if info.Mode().Perm()&0o022 != 0 && !sticky {
+		return refuse("PLUGIN_WRITABLE", "%s is writable by group or others (mode %04o)", path, info.Mode().Perm()).
+			WithHint("chmod go-w %s", path)
+	}
+	return nil
+}
+
+func trustedFolders(dir string) error {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return refuse("PLUGIN_FOLDER", "%w", err)
+	}
+	real, err := filepath.EvalSymlinks(abs)
+	if err != nil {
+		return refuse("PLUGIN_FOLDER", "%w", err)
+	}
+	for ; ; real = filepath.Dir(real) {
+		info, err := os.Stat(real)
+		if err != nil {
+			return refuse("PLUGIN_FOLDER", "%w", err)
+		}
+		if err := trusted(real, info); err != nil {
+			return err
+		}
+		if real == "/" {
+			return nil
+		}
+	}
+}

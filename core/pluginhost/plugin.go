@@ -1,0 +1,495 @@
+package pluginhost
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/runner"
+	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
+)
+
+// Restarts of a plugin that keeps dying.
+const (
+	firstBackoff = 50 * time.Millisecond
+	mostBackoff  = 10 * time.Second
+	unhealthyAt  = 3 // deaths in a row
+	healthyAfter = 10 * time.Second
+)
+
+// States of a plugin, as people see them.
+const (
+	stateStarting  = "starting"
+	stateReady     = "ready"
+	stateDraining  = "draining"
+	stateUnhealthy = "unhealthy"
+	stateRefused   = "refused"
+)
+
+// hosted is one version of one plugin over all its processes.
+type hosted struct {
+	host     *Host
+	manifest Manifest
+
+	mu       sync.Mutex // guards the fields below
+	state    string
+	message  string
+	process  *process // nil between two
+	attempts map[string]*given
+	pending  *runnerv1.SessionRequest
+	wake     chan struct{}
+	draining bool
+	deaths   int
+	session  context.CancelFunc // ends the present session, for a fresh replay
+}
+
+// given is an attempt that was handed to the plugin and not acknowledged.
+type given struct {
+	start   *runnerv1.Start // nil after a restart of the worker
+	mark    string          // DROVER_MARK=... of its environment
+	pid     int
+	ticks   uint64
+	exited  bool
+	adopted bool
+	held    bool // known from an earlier worker, not confirmed by the plugin yet
+}
+
+func newHosted(h *Host, m Manifest) *hosted {
+	return &hosted{
+		host: h, manifest: m, state: stateStarting, attempts: map[string]*given{},
+		pending: &runnerv1.SessionRequest{}, wake: make(chan struct{}, 1),
+	}
+}
+
+func (p *hosted) key() string { return p.manifest.Name + "@" + p.manifest.SHA256 }
+
+func (p *hosted) info() job.RunnerInfo {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	live := 0
+	for _, g := range p.attempts {
+		if !g.exited {
+			live++
+		}
+	}
+	return job.RunnerInfo{
+		Name: p.manifest.Name, Version: p.manifest.Version, SHA256: p.manifest.SHA256, State: p.state,
+		Jobs: live, Commands: p.manifest.Commands, Message: p.message,
+	}
+}
+
+func (p *hosted) set(state, message string) {
+	p.mu.Lock()
+	changed := p.state != state || p.message != message
+	p.state, p.message = state, message
+	p.mu.Unlock()
+	if changed {
+		p.host.note()
+	}
+}
+
+// add queues something for the plugin.
+func (p *hosted) add(change func(f *runnerv1.SessionRequest)) {
+	p.mu.Lock()
+	change(p.pending)
+	p.mu.Unlock()
+	p.nudge()
+}
+
+func (p *hosted) nudge() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (p *hosted) start(s *runnerv1.Start) {
+	p.add(func(f *runnerv1.SessionRequest) {
+		g := &given{start: s}
+		for _, kv := range s.GetEnv() {
+			if strings.HasPrefix(kv, "DROVER_MARK=") {
+				g.mark = kv
+			}
+		}
+		p.attempts[s.GetId()] = g
+		f.Starts = append(f.Starts, s)
+	})
+}
+
+// ack forgets attempts whose end is on the worker's disk.
+func (p *hosted) ack(ids []string) (known []string) {
+	p.add(func(f *runnerv1.SessionRequest) {
+		for _, id := range ids {
+			if _, ok := p.attempts[id]; ok {
+				delete(p.attempts, id)
+				known = append(known, id)
+			}
+		}
+		f.Acks = append(f.Acks, known...)
+	})
+	return known
+}
+
+func (p *hosted) empty() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.attempts) == 0
+}
+
+// run keeps the plugin going until ctx ends, or until it is drained.
+func (p *hosted) run(ctx context.Context, proc *process) {
+	backoff := firstBackoff
+	for ctx.Err() == nil {
+		if proc == nil {
+			if p.isDraining() && p.empty() {
+				return
+			}
+			var err error
+			if proc, err = p.host.launch(ctx, p.manifest.Name); err == nil && proc.SHA256 != p.manifest.SHA256 {
+				// The file was replaced: this version cannot be started again.
+				proc.client.Kill()
+				p.host.forget(&proc.record)
+				proc = nil
+				p.abandon()
+				return
+			}
+			if err != nil {
+				p.failed(err)
+				backoff = p.pause(ctx, backoff)
+				continue
+			}
+		}
+		begin := time.Now()
+		p.attach(proc)
+		p.serve(ctx, proc)
+		if ctx.Err() != nil {
+			return
+		}
+		drained := p.isDraining() && p.empty()
+		p.died(proc)
+		proc = nil
+		if drained {
+			return
+		}
+		if time.Since(begin) > healthyAfter {
+			p.mu.Lock()
+			p.deaths = 0
+			p.mu.Unlock()
+			backoff = firstBackoff
+		}
+		backoff = p.pause(ctx, backoff)
+	}
+}
+
+func (p *hosted) isDraining() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.draining
+}
+
+func (p *hosted) attach(proc *process) {
+	p.mu.Lock()
+	p.process = proc
+	draining := p.draining
+	p.mu.Unlock()
+	if draining {
+		p.set(stateDraining, "")
+		return
+	}
+	p.set(stateReady, "")
+}
+
+func (p *hosted) failed(err error) {
+	p.mu.Lock()
+	p.deaths++
+	deaths := p.deaths
+	p.mu.Unlock()
+	p.host.config.Log.Warn("plugin not started", "runner", p.manifest.Name, "error", err)
+	state := stateStarting
+	if deaths >= unhealthyAt {
+		state = stateUnhealthy
+	}
+	p.set(state, oneLine(err))
+}
+
+// pause waits before the next start; waiting starts fail once the plugin is
+// unhealthy: they were never sent.
+func (p *hosted) pause(ctx context.Context, d time.Duration) time.Duration {
+	p.mu.Lock()
+	sick := p.deaths >= unhealthyAt
+	p.mu.Unlock()
+	if sick {
+		p.abandon()
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+	return min(2*d, mostBackoff)
+}
+
+// abandon refuses the starts that no plugin process has seen.
+func (p *hosted) abandon() {
+	p.mu.Lock()
+	var out []Event
+	for _, s := range p.pending.GetStarts() {
+		delete(p.attempts, s.GetId())
+		out = append(out, notStarted(p.key(), s.GetId(), "RUNNER_UNAVAILABLE",
+			fmt.Sprintf("the runner %s does not stay up: %s", p.manifest.Name, p.message)))
+	}
+	p.pending.Starts = nil
+	p.mu.Unlock()
+	p.host.emit(out)
+}
+
+func notStarted(plugin, id, reason, message string) Event {
+	return Event{Plugin: plugin, ID: id, Exited: &runnerv1.Exited{
+		Id: id, Result: &runnerv1.Exited_Error{Error: &runnerv1.StartError{Reason: reason, Message: message}},
+	}}
+}
+
+func oneLine(err error) string {
+	return strings.Join(strings.Fields(err.Error()), " ")
+}
+
+// serve speaks with one plugin process until it dies or ctx ends.
+func (p *hosted) serve(ctx context.Context, proc *process) {
+	for ctx.Err() == nil {
+		sctx, cancel := context.WithCancel(ctx)
+		p.mu.Lock()
+		p.session = cancel
+		p.mu.Unlock()
+		stream, err := proc.api.Session(sctx)
+		if err == nil {
+			var wait sync.WaitGroup
+			wait.Go(func() { p.send(sctx, stream) })
+			p.receive(stream)
+			cancel()
+			p.nudge()
+			wait.Wait()
+		}
+		cancel()
+		if ctx.Err() != nil || !p.survives(ctx, proc) {
+			return
+		}
+	}
+}
+
+// resync opens a new session: the plugin then tells again all that it has.
+func (p *hosted) resync() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.session != nil {
+		p.session()
+	}
+}
+
+// survives waits a moment to learn whether a broken stream means a dead plugin.
+func (p *hosted) survives(ctx context.Context, proc *process) bool {
+	wait := 20 * time.Millisecond
+	if p.isDraining() && p.empty() {
+		wait = time.Minute // it has said farewell and is on its way out
+	}
+	for end := time.Now().Add(wait); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(time.Millisecond) {
+		if !alive(proc.PID, proc.StartTicks) {
+			return false
+		}
+	}
+	return alive(proc.PID, proc.StartTicks)
+}
+
+// send carries frames down; what gathers while one is sent makes the next.
+func (p *hosted) send(ctx context.Context, stream grpc.BidiStreamingClient[runnerv1.SessionRequest, runnerv1.SessionResponse]) {
+	for {
+		p.mu.Lock()
+		f := p.pending
+		p.pending = &runnerv1.SessionRequest{}
+		p.mu.Unlock()
+		if len(f.GetStarts())+len(f.GetSignals())+len(f.GetAcks()) > 0 {
+			if err := stream.Send(f); err != nil {
+				// Whether it arrived is unknown: a start of a known id starts
+				// nothing, so all of it may be said again (P2).
+				p.mu.Lock()
+				f.Starts = append(f.Starts, p.pending.GetStarts()...)
+				f.Signals = append(f.Signals, p.pending.GetSignals()...)
+				f.Acks = append(f.Acks, p.pending.GetAcks()...)
+				p.pending = f
+				p.mu.Unlock()
+				return
+			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.wake:
+		}
+	}
+}
+
+// receive turns frames into events until the stream breaks.
+func (p *hosted) receive(stream grpc.BidiStreamingClient[runnerv1.SessionRequest, runnerv1.SessionResponse]) {
+	for {
+		f, err := stream.Recv()
+		if err != nil {
+			return
+		}
+		var out []Event
+		p.mu.Lock()
+		for _, s := range f.GetStarted() {
+			if g := p.attempts[s.GetId()]; g != nil {
+				g.held = false
+				g.start = nil
+				if g.pid == 0 {
+					g.pid, g.ticks = int(s.GetPid()), s.GetStartTicks()
+					out = append(out, Event{Plugin: p.key(), ID: s.GetId(), Started: s})
+				}
+			}
+		}
+		for _, e := range f.GetExited() {
+			if g := p.attempts[e.GetId()]; g != nil && !g.exited {
+				g.held, g.exited, g.start = false, true, nil
+				out = append(out, Event{Plugin: p.key(), ID: e.GetId(), Exited: e, Evidence: job.Wait})
+			}
+		}
+		if f.GetSynced() {
+			out = append(out, p.unknown()...)
+		}
+		p.mu.Unlock()
+		p.host.emit(out)
+	}
+}
+
+// unknown tells of held attempts that the plugin has never heard of; p.mu is held.
+func (p *hosted) unknown() (out []Event) {
+	for id, g := range p.attempts {
+		if !g.held {
+			continue
+		}
+		g.held = false
+		delete(p.attempts, id)
+		if g.pid == 0 {
+			out = append(out, Event{Plugin: p.key(), ID: id, Unknown: true})
+		} else {
+			out = append(out, Event{Plugin: p.key(), ID: id, Lost: true})
+		}
+	}
+	return out
+}
+
+// died settles the attempts of a dead plugin process: its journal knows most
+// ends, its living jobs are this process's children now, and starts that never
+// reached it go to the next one.
+func (p *hosted) died(proc *process) {
+	h := p.host
+	p.mu.Lock()
+	p.process = nil
+	orderly := p.draining && len(p.attempts) == 0
+	if !orderly {
+		p.deaths++
+	}
+	p.mu.Unlock()
+	left, err := runner.ReadJournal(proc.Dir)
+	if err != nil {
+		h.config.Log.Error("exit journal not read", "runner", p.manifest.Name, "error", err)
+	}
+	if !orderly {
+		h.config.Log.Warn("plugin died", "runner", p.manifest.Name, "pid", proc.PID)
+		p.set(stateStarting, "it died and is started again")
+	}
+	p.settle(left)
+	h.forget(&proc.record)
+}
+
+// settle goes through the attempts of a dead process.
+func (p *hosted) settle(left runner.Journal) {
+	p.mu.Lock()
+	ids := make([]string, 0, len(p.attempts))
+	for id, g := range p.attempts {
+		if !g.exited && !g.adopted {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	p.mu.Unlock()
+	for _, id := range ids {
+		p.settleOne(id, left)
+	}
+}
+
+func (p *hosted) settleOne(id string, left runner.Journal) {
+	h := p.host
+	started, exited := left.Started[id], left.Exited[id]
+	p.mu.Lock()
+	g := p.attempts[id]
+	if g == nil {
+		p.mu.Unlock()
+		return
+	}
+	g.held = false
+	var out []Event
+	if started != nil && started.GetPid() != 0 && g.pid == 0 {
+		g.pid, g.ticks = int(started.GetPid()), started.GetStartTicks()
+		out = append(out, Event{Plugin: p.key(), ID: id, Started: started})
+	}
+	switch {
+	case exited != nil:
+		g.exited = true
+		out = append(out, Event{Plugin: p.key(), ID: id, Exited: exited, Evidence: job.ExitJournal})
+	case g.pid == 0 && started != nil: // the fork was about to happen
+		if pid, ticks, ok := childWithMark(g.mark); ok {
+			g.pid, g.ticks = pid, ticks
+			out = append(out, Event{Plugin: p.key(), ID: id, Started: &runnerv1.Started{Id: id, Pid: int64(pid), StartTicks: ticks}})
+		} else {
+			out = append(out, Event{Plugin: p.key(), ID: id, Lost: true})
+		}
+	case g.pid == 0 && g.start != nil: // it never reached the plugin
+		if !slices.Contains(p.pending.GetStarts(), g.start) {
+			p.pending.Starts = append(p.pending.Starts, g.start)
+		}
+	case g.pid == 0 && started == nil:
+		delete(p.attempts, id)
+		out = append(out, Event{Plugin: p.key(), ID: id, Unknown: true})
+	}
+	pid, ticks, adopt := g.pid, g.ticks, g.pid != 0 && !g.exited
+	g.adopted = adopt
+	p.mu.Unlock()
+	h.emit(out)
+	if adopt {
+		h.adopter.adopt(p.key(), id, pid, ticks)
+	}
+}
+
+// drain takes nothing new and ends the plugin after its last job.
+func (p *hosted) drain(ctx context.Context) {
+	p.mu.Lock()
+	p.draining = true
+	proc := p.process
+	p.mu.Unlock()
+	p.set(stateDraining, "")
+	if proc == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
+	defer cancel()
+	if _, err := proc.api.Shutdown(ctx, &runnerv1.ShutdownRequest{}); err != nil {
+		p.host.config.Log.Warn("plugin not told to end", "runner", p.manifest.Name, "error", err)
+	}
+}
+
+// signal reaches the main process of an attempt, wherever it is.
+func (p *hosted) signal(id string, sig syscall.Signal) {
+	if p.host.adopter.signal(id, sig) {
+		return
+	}
+	p.add(func(f *runnerv1.SessionRequest) {
+		f.Signals = append(f.Signals, &runnerv1.Signal{Id: id, Signal: int32(sig)})
+	})
+}
