@@ -40,7 +40,12 @@ type Prepare struct {
 }
 
 // StartProcess hands the prepared attempt to its plugin (P2: after the intent).
-type StartProcess struct{ Key job.Key }
+// A void one has no lanes and cannot be carried out: it takes the id, so that an
+// earlier start that is still on its way to the plugin starts nothing any more.
+type StartProcess struct {
+	Key  job.Key
+	Void bool
+}
 
 // Underway lets go of what was needed to start: the process exists.
 type Underway struct{ Key job.Key }

@@ -57,10 +57,12 @@ type Prepared struct {
 	Refusal error
 }
 
-// LaunchRefused says that no plugin took the start: nothing was started.
+// LaunchRefused says that no plugin took the start: nothing was started. Another
+// version of the plugin may take it when Again is set.
 type LaunchRefused struct {
-	Key job.Key
-	Err error
+	Key   job.Key
+	Err   error
+	Again bool
 }
 
 // ProcessStarted says that the process exists.
@@ -79,8 +81,8 @@ type ProcessExited struct {
 // ProcessGone says that the process is gone and nobody saw how.
 type ProcessGone struct{ Key job.Key }
 
-// ProcessUnknown says that the plugin of an earlier life lives and never got
-// the start: nothing was started, and the start may be sent again.
+// ProcessUnknown says that the plugin of an earlier life does not know of the
+// start: nothing was started, though the start may still be on its way.
 type ProcessUnknown struct{ Key job.Key }
 
 // Settled ends a Settle: the main process is gone, and this is what is left.

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"math"
 	"sync"
@@ -84,12 +83,14 @@ func (h *hands) startProcess(e StartProcess) {
 	}
 	p := x.launch()
 	if p == nil {
-		h.post(LaunchRefused{Key: e.Key, Err: errs.E("start again", errs.Precondition, job.ReasonRunnerFailed,
-			errors.New("it was never started, and what it needs is not there any more"))})
 		return
 	}
-	if err := h.runners.Start(p.runner, p.launch); err != nil {
-		h.post(LaunchRefused{Key: e.Key, Err: err})
+	l := p.launch
+	if e.Void {
+		l = Launch{ID: l.ID}
+	}
+	if err := h.runners.Start(p.runner, l); err != nil {
+		h.post(LaunchRefused{Key: e.Key, Err: err, Again: true})
 	}
 }
 

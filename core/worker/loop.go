@@ -34,10 +34,10 @@ func (w *Worker) resume(ctx context.Context) error {
 	}
 	w.dropStrayOutput()
 	if len(alive) > 0 {
-		w.log.Info("attempts taken over", "attempts", len(alive))
-		if err := w.cfg.Runners.Resume(ctx, alive); err != nil {
-			return errs.E("take over attempts", errs.Unavailable, job.ReasonRunnerFailed, fmt.Errorf("resume plugins: %w", err))
-		}
+		w.log.Info("attempts are taken over", "attempts", len(alive))
+	}
+	if err := w.cfg.Runners.Resume(ctx, alive); err != nil {
+		return errs.E("take over attempts", errs.Unavailable, job.ReasonRunnerFailed, fmt.Errorf("resume plugins: %w", err))
 	}
 	w.cfg.State = nil
 	w.prune()

@@ -31,6 +31,8 @@ func kinds(effects []Effect) []string {
 			out = append(out, e.Report.State.String())
 		case Reply:
 			out = append(out, "reply")
+		case StartProcess:
+			out = append(out, map[bool]string{false: "StartProcess", true: "VoidStart"}[e.Void])
 		default:
 			out = append(out, fmt.Sprintf("%T", e)[len("worker."):])
 		}
@@ -51,6 +53,7 @@ func TestStepsOfOneAttempt(t *testing.T) {
 	stop := StopAsked{Order: stopOrder(1, time.Second), Ticket: 2}
 	stopped := GroupStopped{Key: k, Proof: job.StopProof{Method: "cgroup-kill", Termed: 1}}
 	finished := Finished{Key: k}
+	sick := ProcessExited{Key: k, Exit: journal.Exit{SpawnError: "RUNNER_UNAVAILABLE: it keeps dying"}}
 	busy := ProcessExited{Key: k, Exit: journal.Exit{SpawnError: "SHUTTING_DOWN: later"}}
 	empty := Settled{Key: k, Finished: &finished}
 	for _, c := range []struct {
@@ -120,7 +123,12 @@ func TestStepsOfOneAttempt(t *testing.T) {
 		{"stop left over from an old session", []Event{TermSeen{Term: 2}, StopAsked{Order: stopOrder(1, 0), Session: 1}}, nil},
 		{"resend in a new session", []Event{TermSeen{Term: 2}, StartAsked{Order: order(1), Session: 2}}, []string{"DISPATCHED", "Prepare"}},
 		{"unknown to the plugin (P7)", []Event{ask, prepared, ProcessUnknown{Key: k}}, []string{"StartProcess"}},
-		{"unknown to the plugin, and stopped", []Event{ask, prepared, stop, ProcessUnknown{Key: k}}, []string{"Finish"}},
+		{"unknown to the plugin, and stopped", []Event{ask, prepared, stop, ProcessUnknown{Key: k}}, []string{"VoidStart"}},
+		{"refused by the host", []Event{ask, prepared, LaunchRefused{Key: k, Err: errors.New("x"), Again: true}}, []string{"Relaunch"}},
+		{"refused by the host, and stopped", []Event{ask, prepared, stop, LaunchRefused{Key: k, Err: errors.New("x"), Again: true}}, []string{"Finish"}},
+		{
+			"a runner that does not stay up", []Event{ask, prepared, sick, finished}, []string{"done!", "AckExit", "REJECTED", "Cleanup"},
+		},
 		{"unknown, yet started", []Event{ask, prepared, running, ProcessUnknown{Key: k}}, nil},
 		{"news of nobody", []Event{running}, nil},
 		{"exit of nobody", []Event{exitOf(1, 0, "")}, []string{"AckExit"}},
@@ -351,7 +359,18 @@ func (x *model) act(t *rapid.T) {
 		}
 		x.step(t, Prepared{Key: e.Key, Intent: journal.Intent{BootID: "b"}})
 	case StartProcess:
+		if e.Void {
+			x.exited[e.Key] = ProcessExited{Key: e.Key, Exit: journal.Exit{SpawnError: "BAD_REQUEST: void"}}
+			x.step(t, x.exited[e.Key])
+			return
+		}
 		x.launch(t, e.Key)
+	case Relaunch:
+		if rapid.Bool().Draw(t, "found") {
+			x.step(t, Prepared{Key: e.Key, Intent: journal.Intent{BootID: "b"}})
+			return
+		}
+		x.step(t, LaunchRefused{Key: e.Key, Err: errors.New("no plugin")})
 	case Settle:
 		if x.alive[e.Key] {
 			x.step(t, Settled{Key: e.Key, Left: true})
@@ -387,7 +406,7 @@ func (x *model) effect(t *rapid.T, e Effect) {
 		x.todo = append(x.todo, e)
 	case Publish:
 		x.published(t, e.Report)
-	case Prepare, Settle, StopGroup, Finish, ProbeIdle:
+	case Prepare, Relaunch, Settle, StopGroup, Finish, ProbeIdle:
 		x.todo = append(x.todo, e)
 	}
 }
@@ -395,7 +414,7 @@ func (x *model) effect(t *rapid.T, e Effect) {
 func (x *model) launch(t *rapid.T, k job.Key) {
 	switch rapid.IntRange(0, 4).Draw(t, "launch") {
 	case 0:
-		x.step(t, LaunchRefused{Key: k, Err: errors.New("no plugin")})
+		x.step(t, LaunchRefused{Key: k, Err: errors.New("no plugin"), Again: rapid.Bool().Draw(t, "again")})
 	case 1:
 		x.exited[k] = ProcessExited{Key: k, Exit: journal.Exit{SpawnError: "NOT_FOUND: x"}}
 		x.step(t, x.exited[k])

@@ -158,6 +158,8 @@ type Launcher interface {
 	Lookup(command string) (journal.Runner, error)
 	Start(journal.Runner, Launch) error
 	Ack(ids ...string)
+	// Resume takes over the attempts of an earlier life, if any: news tells what
+	// became of each. It waits until the plugins are known.
 	Resume(context.Context, []Held) error
 }
 
@@ -179,7 +181,7 @@ type ProcessEvent struct {
 	Started *journal.Started // Boot is filled in by the worker
 	Exit    *ProcessExit
 	Gone    bool // proved to be gone, without a result
-	Unknown bool // the plugin lives and was never told: nothing was started
+	Unknown bool // the plugin was never told: nothing was started
 }
 
 // ProcessExit is how a process ended, or why it never came to be.

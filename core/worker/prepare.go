@@ -108,21 +108,22 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 }
 
 // rebuild makes the launch of an attempt again from its intent, in case its
-// plugin never got it. Without one the attempt can only be refused: nil.
+// plugin never got it. Where that cannot be done the launch is void: a plugin
+// refuses it, and with it a first one that may still be on its way.
 func (p *preparer) rebuild(r Holding, x *holding) *prepared {
 	in := r.Intent
-	h := &prepared{runner: in.Runner, group: x.group, pin: x.pin, intent: in}
+	h := &prepared{runner: in.Runner, group: x.group, pin: x.pin, intent: in, launch: Launch{ID: r.Held.ID}}
 	_, command, err := p.resolve(&in.Spec)
 	if err != nil || in.Script.Name != "" && x.pin == nil {
-		return nil
+		return h
 	}
 	u, err := p.user(in.Spec.User)
 	if err != nil {
-		return nil
+		return h
 	}
 	workdir, err := p.workdir(h, &in.Spec)
 	if err != nil {
-		return nil
+		return h
 	}
 	stdin, secrets := p.folders.existing(r.Held.ID)
 	h.assemble(r.Key, command, workdir, Lanes{in.Stdout, in.Stderr}, stdin, u)

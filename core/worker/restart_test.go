@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -173,10 +174,11 @@ func TestP7AStartThatNeverReachedItsPluginIsSentAgain(t *testing.T) {
 		if r := b.wait(2, job.Stopped); r.StopProof.Method != neverStartedProof {
 			t.Errorf("%+v", r.StopProof)
 		}
-		if r := b.wait(3, job.Rejected); r.Reason != job.ReasonRunnerFailed {
+		if r := b.wait(3, job.Failed); r.Reason != job.ReasonSpawn {
 			t.Errorf("%+v", r)
 		}
-		first, again := w.launched[0], w.launched[3]
+		first := w.launched[0]
+		again := w.launched[3+slices.IndexFunc(w.launched[3:], func(l Launch) bool { return l.ID == first.ID })]
 		if diff := cmp.Diff(first, again); diff != "" {
 			t.Errorf("the second launch differs:\n%s", diff)
 		}

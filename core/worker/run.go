@@ -18,8 +18,8 @@ import (
 // neverStartedProof is the proof of a stop that found nothing to end.
 const neverStartedProof = "never-started"
 
-// reasonShuttingDown is a plugin's word for a start that it did not take, and
-// maxMoves how many plugins in a row may say it.
+// reasonShuttingDown is a plugin's word for a start that it did not take
+// (job.ReasonRunnerFailed is its host's), and maxMoves how many plugins in a row may say it.
 const (
 	reasonShuttingDown = "SHUTTING_DOWN"
 	maxMoves           = 8
@@ -113,6 +113,13 @@ func (m *Machine) launchRefused(a *attempt, e LaunchRefused) {
 	if a.phase != phaseLaunching {
 		return
 	}
+	if e.Again && !a.stopping() && a.moves < maxMoves {
+		a.moving = true
+		a.moves++
+		m.emit(Relaunch{Key: a.key})
+		return
+	}
+	a.moving = false
 	a.noProcess = true
 	a.exit = &journal.Exit{SpawnError: refusalText(e.Err), Wall: m.now.Wall}
 	a.lostReason = cmp.Or(errs.ReasonOf(e.Err), job.ReasonRunnerFailed)
@@ -196,23 +203,16 @@ func (m *Machine) exited(e ProcessExited) {
 }
 
 // move takes a start that was refused by a plugin on its way out to the next
-// one (P11). Nothing was started, so nothing is started twice.
+// one (P11), and gives up on a runner that does not stay up. Nothing was
+// started, so nothing is started twice.
 func (m *Machine) move(a *attempt, x *journal.Exit) bool {
-	if a.phase != phaseLaunching || a.pid != 0 || !strings.HasPrefix(x.SpawnError, reasonShuttingDown) {
+	leaving := strings.HasPrefix(x.SpawnError, reasonShuttingDown)
+	if a.phase != phaseLaunching || a.pid != 0 || !leaving && !strings.HasPrefix(x.SpawnError, job.ReasonRunnerFailed) {
 		return false
 	}
 	m.emit(AckExit{Key: a.key})
-	switch {
-	case a.stopping():
-		a.noProcess = true
-		m.finish(a)
-	case a.moves >= maxMoves:
-		m.launchRefused(a, LaunchRefused{Key: a.key, Err: errs.E("start attempt", errs.Unavailable, job.ReasonRunnerFailed, errors.New(x.SpawnError))})
-	default:
-		a.moving = true
-		a.moves++
-		m.emit(Relaunch{Key: a.key})
-	}
+	err := errs.E("start attempt", errs.Unavailable, job.ReasonRunnerFailed, errors.New(x.SpawnError))
+	m.launchRefused(a, LaunchRefused{Key: a.key, Err: err, Again: leaving})
 	return true
 }
 
@@ -252,12 +252,7 @@ func (m *Machine) unknown(a *attempt) {
 	if a.phase != phaseLaunching || a.exit != nil || a.mainGone {
 		return
 	}
-	if a.stopping() {
-		a.noProcess = true
-		m.finish(a)
-		return
-	}
-	m.emit(StartProcess{Key: a.key})
+	m.emit(StartProcess{Key: a.key, Void: a.stopping()})
 }
 
 // settled goes on after the linger.

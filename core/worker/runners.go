@@ -1,8 +1,12 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"syscall"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/journal"
@@ -55,28 +59,42 @@ func FeedEvents(f *Feed) func([]pluginhost.Event) {
 }
 
 func processEvent(e *pluginhost.Event) ProcessEvent {
-	switch {
-	case e.Started != nil:
-		return ProcessEvent{ID: e.ID, Started: &journal.Started{
-			PID: int(e.Started.GetPid()), StartTicks: e.Started.GetStartTicks(), Wall: e.Started.GetTime().AsTime(),
-		}}
-	case e.Exited != nil:
-		return ProcessEvent{ID: e.ID, Exit: processExit(e.Exited, e.Evidence)}
-	default:
-		return ProcessEvent{ID: e.ID, Gone: e.Lost, Unknown: e.Unknown}
+	n := ProcessEvent{ID: e.ID, Gone: e.Lost, Unknown: e.Unknown}
+	if s := e.Started; s != nil {
+		n.Started = &journal.Started{PID: int(s.GetPid()), StartTicks: s.GetStartTicks(), Wall: wallTime(s.GetTime())}
 	}
+	if e.Exited != nil {
+		n.Exit = processExit(e.Exited, e.Evidence)
+		// P6: a result that says nothing is none.
+		n.Gone = n.Exit == nil
+	}
+	return n
 }
 
+// processExit is nil when the plugin gave no result.
 func processExit(p *runnerv1.Exited, evidence job.Evidence) *ProcessExit {
-	x := &ProcessExit{PID: int(p.GetPid()), Time: p.GetTime().AsTime(), Evidence: evidence}
+	x := &ProcessExit{PID: int(p.GetPid()), Time: wallTime(p.GetTime()), Evidence: evidence}
+	if p.GetFromJournal() {
+		x.Evidence = job.ExitJournal
+	}
 	switch r := p.GetResult().(type) {
 	case *runnerv1.Exited_ExitCode:
 		x.Code = r.ExitCode
 	case *runnerv1.Exited_Signal:
 		x.Signal = syscall.Signal(r.Signal)
 	case *runnerv1.Exited_Error:
-		x.SpawnReason, x.SpawnError = r.Error.GetReason(), r.Error.GetMessage()
+		x.SpawnReason, x.SpawnError = cmp.Or(r.Error.GetReason(), "INTERNAL"), r.Error.GetMessage()
 		x.Evidence = job.NoEvidence
+	default:
+		return nil
 	}
 	return x
+}
+
+// wallTime leaves a time that is not set unset.
+func wallTime(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
 }

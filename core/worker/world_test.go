@@ -67,6 +67,7 @@ type proc struct {
 	kidMute bool
 	deaf    bool
 	undead  bool
+	void    bool
 	args    map[string]string
 	exit    *ProcessExit
 	timers  []*time.Timer
@@ -114,7 +115,10 @@ func (w *world) Start(_ journal.Runner, l Launch) error {
 	if w.deafness {
 		return nil
 	}
-	p := &proc{w: w, id: l.ID, cgroup: l.Cgroup, args: map[string]string{}}
+	if w.procs[l.ID] != nil {
+		return nil // a second start of an id starts nothing
+	}
+	p := &proc{w: w, id: l.ID, cgroup: l.Cgroup, void: l.Lanes == (Lanes{}), args: map[string]string{}}
 	for _, a := range l.Args {
 		k, v, _ := strings.Cut(a, "=")
 		p.args[k] = v
@@ -147,6 +151,12 @@ func (p *proc) begin() {
 		delete(w.procs, p.id)
 		w.mu.Unlock()
 		w.push([]ProcessEvent{{ID: p.id, Exit: &ProcessExit{SpawnReason: reasonShuttingDown, SpawnError: "later"}}})
+		return
+	}
+	if p.void {
+		p.exit = &ProcessExit{SpawnReason: "BAD_REQUEST", SpawnError: "open the output pipe"}
+		w.mu.Unlock()
+		w.push([]ProcessEvent{{ID: p.id, Exit: p.exit}})
 		return
 	}
 	if reason, ok := p.args["spawn"]; ok {
