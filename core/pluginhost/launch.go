@@ -26,7 +26,7 @@ import (
 
 // Bounds of a plugin's start.
 const (
-	startTimeout = 10 * time.Second
+	startTimeout = 5 * time.Second
 	infoTimeout  = 5 * time.Second
 	maxMessage   = 64 << 20
 	maxSocket    = 90 // bytes of a socket's folder; unix(7) allows 108 for the whole path
@@ -81,6 +81,14 @@ func (h *Host) launch(ctx context.Context, name string) (*process, error) {
 	// A session of its own: signals to the worker's terminal are not the plugin's.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	client := plugin.NewClient(h.clientConfig(&plugin.ClientConfig{Cmd: cmd, SkipHostEnv: true, StartTimeout: startTimeout}))
+	// go-plugin waits for the pipes of a plugin that fails to start, and a child
+	// of it may hold them open for ever.
+	watchdog := time.AfterFunc(startTimeout+time.Second, func() {
+		if pid, _, ok := childWithMark(runner.DirVariable + "=" + dir); ok {
+			_ = syscall.Kill(-pid, syscall.SIGKILL)
+		}
+	})
+	defer watchdog.Stop()
 	p, err := connect(ctx, client)
 	if err != nil {
 		client.Kill()
@@ -114,7 +122,7 @@ func (h *Host) clientConfig(c *plugin.ClientConfig) *plugin.ClientConfig {
 	c.HandshakeConfig = runner.Handshake()
 	c.Plugins = plugin.PluginSet{runner.PluginName: &runner.GRPCPlugin{}}
 	c.AllowedProtocols = []plugin.Protocol{plugin.ProtocolGRPC}
-	c.Logger = hclog.NewNullLogger()
+	c.Logger = hclog.New(&hclog.LoggerOptions{Level: hclog.Off, Output: io.Discard})
 	c.GRPCDialOptions = []grpc.DialOption{
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 	}

@@ -1,0 +1,653 @@
+package pluginhost_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/pluginhost"
+	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
+)
+
+// built holds the real bash and binary plugins.
+var built string
+
+// hostRole makes the test binary a worker-like process that can be killed.
+const hostRole = "DROVER_TEST_HOST"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(hostRole) != "" {
+		hostMain()
+		return
+	}
+	dir, err := os.MkdirTemp("", "drover-plugins-")
+	if err != nil {
+		panic(err)
+	}
+	for _, name := range []string{"bash", "binary"} {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "drover-runner-"+name), "../../cmd/drover-runner-"+name)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			panic(fmt.Sprintf("%v: %s", err, out))
+		}
+	}
+	built = dir
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// world is a host with its folders and the events it told.
+type world struct {
+	*pluginhost.Host
+	t      *testing.T
+	dir    string
+	state  string
+	cancel context.CancelFunc
+	done   chan error
+
+	mu     sync.Mutex // guards events
+	events []pluginhost.Event
+	news   chan struct{}
+}
+
+func newWorld(t *testing.T, plugins ...string) *world {
+	t.Helper()
+	root := t.TempDir()
+	w := &world{t: t, dir: filepath.Join(root, "plugins"), state: filepath.Join(root, "state"), news: make(chan struct{}, 1)}
+	for _, p := range plugins {
+		if _, err := pluginhost.Install(w.dir, filepath.Join(built, "drover-runner-"+p), ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.open()
+	return w
+}
+
+func (w *world) open() {
+	w.t.Helper()
+	h, err := pluginhost.New(pluginhost.Config{
+		Dir: w.dir, State: w.state, BootID: "boot", Log: slog.New(slog.DiscardHandler), Events: w.take,
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.Host = h
+	ctx, cancel := context.WithCancel(context.Background())
+	w.cancel, w.done = cancel, make(chan error, 1)
+	go func() { w.done <- h.Run(ctx) }()
+	w.t.Cleanup(w.shutdown)
+}
+
+func (w *world) shutdown() {
+	if w.cancel == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := w.Shutdown(ctx); err != nil {
+		w.t.Error(err)
+	}
+	w.close()
+	if left, _ := filepath.Glob(filepath.Join(w.state, "run", "*")); len(left) > 0 {
+		w.t.Errorf("left behind: %v", left)
+	}
+}
+
+func (w *world) close() {
+	w.cancel()
+	w.cancel = nil
+	if err := <-w.done; err != nil {
+		w.t.Error(err)
+	}
+	w.Close()
+}
+
+func (w *world) take(evs []pluginhost.Event) {
+	w.mu.Lock()
+	w.events = append(w.events, evs...)
+	w.mu.Unlock()
+	select {
+	case w.news <- struct{}{}:
+	default:
+	}
+}
+
+// await waits for an event.
+func (w *world) await(what string, match func(pluginhost.Event) bool) pluginhost.Event {
+	w.t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		w.mu.Lock()
+		for _, e := range w.events {
+			if match(e) {
+				w.mu.Unlock()
+				return e
+			}
+		}
+		w.mu.Unlock()
+		select {
+		case <-w.news:
+		case <-deadline:
+			w.t.Fatalf("no event: %s; got %+v", what, w.events)
+		}
+	}
+}
+
+func (w *world) awaitState(name, state string) job.RunnerInfo {
+	w.t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		for _, r := range w.Runners() {
+			if r.Name == name && r.State == state {
+				return r
+			}
+		}
+		select {
+		case <-w.Changed():
+		case <-time.After(50 * time.Millisecond):
+		case <-deadline:
+			w.t.Fatalf("%s is not %s: %+v", name, state, w.Runners())
+		}
+	}
+}
+
+// lanes makes the two pipes of a job and keeps their read ends.
+func lanes(t *testing.T) (stdout, stderr string, read func() string) {
+	t.Helper()
+	dir := t.TempDir()
+	var fds []int
+	for _, n := range []string{"out", "err"} {
+		p := filepath.Join(dir, n)
+		if err := syscall.Mkfifo(p, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		fd, err := syscall.Open(p, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fds = append(fds, fd)
+	}
+	t.Cleanup(func() {
+		for _, fd := range fds {
+			syscall.Close(fd)
+		}
+	})
+	return filepath.Join(dir, "out"), filepath.Join(dir, "err"), func() string {
+		buf := make([]byte, 64<<10)
+		n, _ := syscall.Read(fds[0], buf)
+		return string(buf[:max(n, 0)])
+	}
+}
+
+func (w *world) startScript(id, script string) (read func() string) {
+	w.t.Helper()
+	file := filepath.Join(w.t.TempDir(), "s.sh")
+	if err := os.WriteFile(file, []byte(script), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	r, err := w.Lookup("bash")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	stdout, stderr, read := lanes(w.t)
+	if err := w.Start(r, &runnerv1.Start{
+		Id: id, Command: "bash", Script: file, Stdout: stdout, Stderr: stderr, Workdir: "/",
+		Env: []string{"PATH=" + os.Getenv("PATH"), "DROVER_MARK=" + id},
+	}); err != nil {
+		w.t.Fatal(err)
+	}
+	return read
+}
+
+func (w *world) awaitStart(id string) int {
+	w.t.Helper()
+	e := w.await("start of "+id, func(e pluginhost.Event) bool { return e.ID == id && e.Started != nil })
+	return int(e.Started.GetPid())
+}
+
+func (w *world) awaitExit(id string) pluginhost.Event {
+	w.t.Helper()
+	return w.await("exit of "+id, func(e pluginhost.Event) bool { return e.ID == id && (e.Exited != nil || e.Lost || e.Unknown) })
+}
+
+// pluginPID reads the reattach record of a plugin.
+func (w *world) pluginPID(name string) int {
+	w.t.Helper()
+	files, _ := filepath.Glob(filepath.Join(w.state, "plugins", name+"@*.json"))
+	if len(files) != 1 {
+		w.t.Fatalf("records of %s: %v", name, files)
+	}
+	data, err := os.ReadFile(files[0])
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var r struct {
+		PID int `json:"pid"`
+	}
+	if err := json.Unmarshal(data, &r); err != nil {
+		w.t.Fatal(err)
+	}
+	return r.PID
+}
+
+func TestAJobRunsThroughTheRealPlugin(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "bash")
+	w.awaitState("bash", "ready")
+	read := w.startScript("a", "echo hello; exit 7")
+	if pid := w.awaitStart("a"); pid == 0 {
+		t.Error("no pid")
+	}
+	e := w.awaitExit("a")
+	if e.Exited.GetExitCode() != 7 || e.Evidence != job.Wait {
+		t.Errorf("exit %+v", e)
+	}
+	if got := read(); got != "hello\n" {
+		t.Errorf("output %q", got)
+	}
+	w.Ack("a")
+}
+
+func TestUnknownCommandsHaveNoRunner(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "bash")
+	w.awaitState("bash", "ready")
+	if _, err := w.Lookup("cobol"); errs.ReasonOf(err) != job.ReasonNoRunner {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestAKilledPluginCostsNothing: P7 for the plugin.
+func TestAKilledPluginCostsNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "bash")
+	w.awaitState("bash", "ready")
+	gate := filepath.Join(t.TempDir(), "gate")
+	if err := syscall.Mkfifo(gate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.startScript("ended", "exit 3")
+	w.awaitExit("ended") // not acknowledged: the journal still has it
+	w.startScript("running", "read x < "+gate+"; exit 42")
+	w.awaitStart("running")
+	old := w.pluginPID("bash")
+	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	w.startScript("after", "exit 5")
+	if e := w.awaitExit("after"); e.Exited.GetExitCode() != 5 {
+		t.Errorf("after the crash: %+v", e)
+	}
+	if now := w.pluginPID("bash"); now == old {
+		t.Error("the plugin was not restarted")
+	}
+	if err := os.WriteFile(gate, []byte("x\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if e := w.awaitExit("running"); e.Exited.GetExitCode() != 42 || e.Evidence != job.AdoptedWait {
+		t.Errorf("adopted job: %+v", e)
+	}
+	w.Ack("ended", "running", "after")
+}
+
+func TestSignalsReachRunningAndAdoptedJobs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "bash")
+	w.awaitState("bash", "ready")
+	for _, id := range []string{"a", "b"} {
+		w.startScript(id, "exec sleep 1000")
+		w.awaitStart(id)
+	}
+	if err := w.Signal("a", syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if e := w.awaitExit("a"); e.Exited.GetSignal() != int32(syscall.SIGTERM) {
+		t.Errorf("running: %+v", e)
+	}
+	if err := syscall.Kill(w.pluginPID("bash"), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	w.startScript("c", "exit 0")
+	w.awaitExit("c")
+	if err := w.Signal("b", syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if e := w.awaitExit("b"); e.Exited.GetSignal() != int32(syscall.SIGKILL) || e.Evidence != job.AdoptedWait {
+		t.Errorf("adopted: %+v", e)
+	}
+	w.Ack("a", "b", "c")
+}
+
+// hostMain runs a host in a process of its own and one job on it.
+func hostMain() {
+	var mu sync.Mutex
+	h, err := pluginhost.New(pluginhost.Config{
+		Dir: os.Getenv("DROVER_TEST_DIR"), State: os.Getenv("DROVER_TEST_STATE"), BootID: "boot",
+		Events: func(evs []pluginhost.Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			for _, e := range evs {
+				if e.Started != nil {
+					fmt.Println(e.ID, e.Started.GetPid(), e.Started.GetStartTicks())
+				}
+			}
+		},
+	})
+	if err != nil {
+		panic(err)
+	}
+	go func() { _ = h.Run(context.Background()) }()
+	for {
+		if rs := h.Runners(); len(rs) == 1 && rs[0].State == "ready" {
+			break
+		}
+		<-h.Changed()
+	}
+	r, err := h.Lookup("bash")
+	if err != nil {
+		panic(err)
+	}
+	for _, id := range []string{"quick", "slow"} {
+		if err := h.Start(r, &runnerv1.Start{
+			Id: id, Command: "bash", Script: os.Getenv("DROVER_TEST_" + id), Workdir: "/",
+			Stdout: os.Getenv("DROVER_TEST_OUT"), Stderr: os.Getenv("DROVER_TEST_OUT"), Env: []string{"PATH=" + os.Getenv("PATH")},
+		}); err != nil {
+			panic(err)
+		}
+	}
+	select {}
+}
+
+// TestARestartedWorkerFindsItsJobs: P7 and P11 for the worker.
+func TestARestartedWorkerFindsItsJobs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "bash")
+	w.shutdown()
+	dir := t.TempDir()
+	gate := filepath.Join(dir, "gate")
+	if err := syscall.Mkfifo(gate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	scripts := map[string]string{"quick": "read x < " + gate + "; exit 9", "slow": "read x < " + gate + "; read x < " + gate + "; exit 11"}
+	out, _, _ := lanes(t)
+	env := append(os.Environ(), hostRole+"=1", "DROVER_TEST_DIR="+w.dir, "DROVER_TEST_STATE="+w.state, "DROVER_TEST_OUT="+out)
+	for id, s := range scripts {
+		file := filepath.Join(dir, id)
+		if err := os.WriteFile(file, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		env = append(env, "DROVER_TEST_"+id+"="+file)
+	}
+	first := exec.Command(os.Args[0])
+	first.Env = env
+	pipe, err := first.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var attempts []pluginhost.Attempt
+	m, err := pluginhost.Verify(w.dir, "bash")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := pluginhost.Runner{Name: "bash", Version: m.Version, SHA256: m.SHA256}
+	for range 2 {
+		a := pluginhost.Attempt{Runner: r}
+		if _, err := fmt.Fscan(pipe, &a.ID, &a.PID, &a.StartTicks); err != nil {
+			t.Fatal(err)
+		}
+		attempts = append(attempts, a)
+	}
+	_ = first.Process.Kill()
+	_ = first.Wait()
+	// Three lines: each job takes at least one, "quick" may be the first or not.
+	if err := os.WriteFile(gate, []byte("x\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	attempts = append(attempts, pluginhost.Attempt{ID: "never", Runner: r})
+	if err := w.Resume(t.Context(), attempts); err != nil {
+		t.Fatal(err)
+	}
+	if e := w.awaitExit("never"); !e.Unknown {
+		t.Errorf("a start that never arrived: %+v", e)
+	}
+	for range 2 {
+		if err := os.WriteFile(gate, []byte("x\nx\n"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for id, code := range map[string]int32{"quick": 9, "slow": 11} {
+		if e := w.awaitExit(id); e.Exited.GetExitCode() != code {
+			t.Errorf("%s: %+v", id, e)
+		}
+	}
+	w.Ack("quick", "slow", "never")
+}
+
+func TestTamperedAndUnsafePluginsAreRefused(t *testing.T) {
+	t.Parallel()
+	cases := []struct {
+		name   string
+		spoil  func(t *testing.T, file string)
+		reason string
+	}{
+		{"tampered", func(t *testing.T, f string) {
+			t.Helper()
+			if err := os.WriteFile(f, []byte("#!/bin/sh\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}, "PLUGIN_TAMPERED"},
+		{"world-writable", func(t *testing.T, f string) {
+			t.Helper()
+			if err := os.Chmod(f, 0o777); err != nil {
+				t.Fatal(err)
+			}
+		}, "PLUGIN_WRITABLE"},
+		{"no manifest", func(t *testing.T, f string) {
+			t.Helper()
+			if err := os.Remove(f + ".json"); err != nil {
+				t.Fatal(err)
+			}
+		}, "PLUGIN_MANIFEST"},
+		{"wrong protocol", func(t *testing.T, f string) {
+			t.Helper()
+			data, err := os.ReadFile(f + ".json")
+			if err != nil {
+				t.Fatal(err)
+			}
+			changed := strings.Replace(string(data), `"protocol": 1`, `"protocol": 9`, 1)
+			if err := os.WriteFile(f+".json", []byte(changed), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "PLUGIN_PROTOCOL"},
+		{"folder writable by all", func(t *testing.T, f string) {
+			t.Helper()
+			if err := os.Chmod(filepath.Dir(f), 0o777); err != nil {
+				t.Fatal(err)
+			}
+		}, "PLUGIN_WRITABLE"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(t.TempDir(), "p")
+			if _, err := pluginhost.Install(dir, filepath.Join(built, "drover-runner-bash"), ""); err != nil {
+				t.Fatal(err)
+			}
+			c.spoil(t, filepath.Join(dir, "drover-runner-bash"))
+			_, err := pluginhost.Verify(dir, "bash")
+			if errs.ReasonOf(err) != c.reason || !strings.Contains(err.Error(), dir) {
+				t.Errorf("got %v, want %s and the file", err, c.reason)
+			}
+		})
+	}
+}
+
+// script writes an executable that poses as a plugin.
+func script(t *testing.T, text string) string {
+	t.Helper()
+	f := filepath.Join(t.TempDir(), "plugin")
+	if err := os.WriteFile(f, []byte("#!/bin/sh\n"+text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+const describes = `if [ "$1" = --describe ]; then echo '{"name":"bad","version":"1","protocol":1,"commands":["bad"]}'; exit 0; fi
+`
+
+func TestInstallRefusesWhatIsNoPlugin(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ text, reason string }{
+		"prints garbage":   {"echo hello", "PLUGIN_BROKEN"},
+		"fails":            {"exit 1", "PLUGIN_BROKEN"},
+		"bad name":         {`echo '{"name":"../x","version":"1","protocol":1}'`, "PLUGIN_NAME"},
+		"another protocol": {`echo '{"name":"x","version":"1","protocol":2}'`, "PLUGIN_PROTOCOL"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			if _, err := pluginhost.Install(dir, script(t, c.text), ""); errs.ReasonOf(err) != c.reason {
+				t.Errorf("got %v", err)
+			}
+			if left, _ := os.ReadDir(dir); len(left) != 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+	if _, err := pluginhost.Install(t.TempDir(), filepath.Join(built, "drover-runner-bash"), strings.Repeat("0", 64)); errs.ReasonOf(err) != "PLUGIN_SHA256" {
+		t.Errorf("wrong sum: %v", err)
+	}
+}
+
+func TestBadPluginsAreShownAndHurtNobodyElse(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{
+		"dies at start":                    describes + "exit 1",
+		"prints garbage":                   describes + "echo garbage; exec sleep 100",
+		"speaks another protocol":          describes + "echo '1|9|unix|/nowhere|grpc|'; exec sleep 100",
+		"stderr lines that look like logs": describes + `echo '{"@message":1}' >&2; exit 1`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, "bash")
+			if _, err := pluginhost.Install(w.dir, script(t, text), ""); err != nil {
+				t.Fatal(err)
+			}
+			if bad := w.awaitState("bad", "unhealthy"); bad.Message == "" {
+				t.Error("nothing says why it is unhealthy")
+			}
+			w.awaitState("bash", "ready")
+			w.startScript("a", "exit 0")
+			w.awaitExit("a")
+			w.Ack("a")
+			r, err := w.Lookup("bad")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Start(r, &runnerv1.Start{Id: "b"}); err != nil {
+				t.Fatal(err)
+			}
+			if e := w.awaitExit("b"); e.Exited.GetError().GetReason() != "RUNNER_UNAVAILABLE" {
+				t.Errorf("got %+v", e)
+			}
+		})
+	}
+}
+
+func TestARemovedPluginFinishesItsJobs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "bash")
+	w.awaitState("bash", "ready")
+	gate := filepath.Join(t.TempDir(), "gate")
+	if err := syscall.Mkfifo(gate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.startScript("a", "read x < "+gate+"; exit 4")
+	w.awaitStart("a")
+	if err := pluginhost.Remove(w.dir, "bash"); err != nil {
+		t.Fatal(err)
+	}
+	w.awaitState("bash", "draining")
+	if _, err := w.Lookup("bash"); err == nil {
+		t.Error("a removed plugin takes new jobs")
+	}
+	if err := os.WriteFile(gate, []byte("x\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if e := w.awaitExit("a"); e.Exited.GetExitCode() != 4 {
+		t.Errorf("got %+v", e)
+	}
+	w.Ack("a")
+	for len(w.Runners()) > 0 {
+		<-w.Changed()
+	}
+	if err := pluginhost.Remove(w.dir, "bash"); errs.KindOf(err) != errs.NotFound {
+		t.Errorf("second removal: %v", err)
+	}
+}
+
+func TestANewVersionTakesOverUnderJobs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "bash")
+	first := w.awaitState("bash", "ready")
+	gate := filepath.Join(t.TempDir(), "gate")
+	if err := syscall.Mkfifo(gate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.startScript("old", "read x < "+gate+"; exit 4")
+	w.awaitStart("old")
+	next := filepath.Join(t.TempDir(), "drover-runner-bash")
+	cmd := exec.Command("go", "build", "-ldflags", "-X main.version=2.0.0", "-o", next, "../../cmd/drover-runner-bash")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if _, err := pluginhost.Install(w.dir, next, ""); err != nil {
+		t.Fatal(err)
+	}
+	w.awaitState("bash", "draining")
+	second := w.awaitState("bash", "ready")
+	if second.SHA256 == first.SHA256 || second.Version != "2.0.0" {
+		t.Errorf("second %+v", second)
+	}
+	w.startScript("new", "exit 6")
+	if e := w.awaitExit("new"); e.Exited.GetExitCode() != 6 || !strings.HasSuffix(e.Plugin, second.SHA256) {
+		t.Errorf("got %+v", e)
+	}
+	if err := os.WriteFile(gate, []byte("x\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if e := w.awaitExit("old"); e.Exited.GetExitCode() != 4 || !strings.HasSuffix(e.Plugin, first.SHA256) {
+		t.Errorf("got %+v", e)
+	}
+	w.Ack("old", "new")
+	if vs, err := pluginhost.Versions(w.dir, "bash"); err != nil || len(vs) != 1 || !strings.HasSuffix(vs[0], first.SHA256) {
+		t.Errorf("kept versions %v, %v", vs, err)
+	}
+}
+
+func TestProbeGivesUpOnAPluginThatHangs(t *testing.T) {
+	t.Parallel()
+	if _, err := pluginhost.Probe(t.Context(), script(t, "sleep 100")); err == nil || !strings.Contains(err.Error(), "did not answer") {
+		t.Errorf("got %v", err)
+	}
+	var e *errs.Error
+	if _, err := pluginhost.Probe(t.Context(), "/nowhere"); !errors.As(err, &e) {
+		t.Errorf("got %v", err)
+	}
+}
