@@ -17,7 +17,20 @@ import (
 	"github.com/droverhq/drover/core/job"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		goleak.Cleanup(func(code int) {
+			if dir, err := pluginFolder(); err == nil {
+				os.RemoveAll(dir)
+			}
+			os.Exit(code)
+		}),
+		// go-plugin's client of a plugin that lives on cannot be closed without
+		// killing the plugin; a worker that leaves ends as a process.
+		goleak.IgnoreAnyFunction("google.golang.org/grpc/internal/grpcsync.(*CallbackSerializer).run"),
+		goleak.IgnoreAnyFunction("github.com/hashicorp/go-plugin/internal/cmdrunner.pidWait"),
+	)
+}
 
 // story runs f in a bubble with one worker and checks that it leaves nothing.
 func story(t *testing.T, f func(t *testing.T, b *bench), opts ...option) {
