@@ -138,13 +138,11 @@ func (p *Policy) check() error {
 // compared by what find makes of them, so "uname" and "/usr/bin/uname" are the
 // same program and "/tmp/uname" is another.
 func (p *Policy) AllowsCommand(command string, find func(string) (string, error)) bool {
-	resolved := resolveWith(find, command)
-	for _, c := range p.Commands {
-		if c == "*" || c == command || resolveWith(find, c) == resolved {
-			return true
-		}
+	if slices.Contains(p.Commands, "*") || slices.Contains(p.Commands, command) {
+		return true
 	}
-	return false
+	resolved := resolveWith(find, command)
+	return slices.ContainsFunc(p.Commands, func(c string) bool { return resolveWith(find, c) == resolved })
 }
 
 // resolveWith returns the absolute path of command, or command itself.

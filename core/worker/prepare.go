@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -341,16 +340,4 @@ func outputOptions(s *job.Spec, u *account) OutputOptions {
 		o.UID, o.GID = int(u.cred.UID), int(u.cred.GID)
 	}
 	return o
-}
-
-// lookPath is exec.LookPath without the working folder of the worker.
-func lookPath(command string) (string, error) {
-	file, err := exec.LookPath(command)
-	if err != nil {
-		return "", err
-	}
-	if !filepath.IsAbs(file) {
-		return "", fmt.Errorf("%s lies in a relative folder of PATH", command)
-	}
-	return file, nil
 }

@@ -4,11 +4,14 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/droverhq/drover/core/errs"
@@ -144,6 +147,50 @@ func TestAttemptFoldersAreMadeOnlyWhenNeeded(t *testing.T) {
 	}
 	if err := (attemptFolders{filepath.Join(f.root, "none")}).sweep(nil); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestCommandsAreSearchedOnceASecond(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir)
+	file := filepath.Join(dir, "tool")
+	synctest.Test(t, func(t *testing.T) {
+		f := &finder{}
+		if _, err := f.find("tool"); !errors.Is(err, exec.ErrNotFound) {
+			t.Errorf("%v", err)
+		}
+		if err := os.WriteFile(file, nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // a missing one is not remembered, a found one is
+			if got, err := f.find("tool"); err != nil || got != file {
+				t.Errorf("%q, %v", got, err)
+			}
+		}
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.find("tool"); err != nil {
+			t.Errorf("within a second: %v", err)
+		}
+		time.Sleep(finderTrust)
+		if _, err := f.find("tool"); err == nil {
+			t.Error("a removed command is believed for ever")
+		}
+		for i := range 2000 {
+			f.known[strconv.Itoa(i)] = place{}
+		}
+		if _, err := f.find("/bin/sh"); err != nil || len(f.known) != 1 {
+			t.Errorf("%d places are kept, %v", len(f.known), err)
+		}
+	})
+	t.Setenv("PATH", ".")
+	t.Chdir(dir)
+	if err := os.WriteFile(file, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := lookPath("tool"); err == nil {
+		t.Errorf("a command of the working folder was found: %s", got)
 	}
 }
 

@@ -127,7 +127,7 @@ func New(c Config) (*Worker, error) {
 			log: c.Log, worker: c.Name, boot: c.BootID, policy: c.Policy, scratch: dirs.scratch,
 			base: baseEnviron(c.Environ), folders: attemptFolders{dirs.attempts},
 			runners: c.Runners, scripts: c.Scripts, groups: c.Groups, output: c.Output,
-			find: lookPath, account: findAccount,
+			find: (&finder{}).find, account: findAccount,
 		},
 	}
 	return w, nil
