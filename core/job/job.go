@@ -152,7 +152,7 @@ type Job struct {
 	Worker           WorkerID
 	WorkerName       string
 	BootID           string // of the worker's host when the attempt was placed
-	Fence            Fence // of the present attempt
+	Fence            Fence  // of the present attempt
 	Submit           time.Time
 	RequestedBy      string // certificate identity
 	RequestID        string

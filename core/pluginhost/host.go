@@ -149,7 +149,7 @@ func (h *Host) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch the plugin folder: %w", err)
 	}
-	defer watcher.Close()
+	defer func() { _ = watcher.Close() }()
 	if err := watcher.Add(h.config.Dir); err != nil {
 		return fmt.Errorf("watch the plugin folder: %w", err)
 	}

@@ -156,7 +156,6 @@ func (p *hosted) run(ctx context.Context, proc *process) {
 				// The file was replaced: this version cannot be started again.
 				proc.client.Kill()
 				p.host.forget(&proc.record)
-				proc = nil
 				p.abandon()
 				return
 			}
@@ -167,7 +166,7 @@ func (p *hosted) run(ctx context.Context, proc *process) {
 			}
 		}
 		begin := time.Now()
-		p.attach(proc)
+		p.attach(ctx, proc)
 		p.serve(ctx, proc)
 		if ctx.Err() != nil {
 			return
@@ -194,13 +193,14 @@ func (p *hosted) isDraining() bool {
 	return p.draining
 }
 
-func (p *hosted) attach(proc *process) {
+func (p *hosted) attach(ctx context.Context, proc *process) {
 	p.mu.Lock()
 	p.process = proc
 	draining := p.draining
 	p.mu.Unlock()
-	if draining {
+	if draining { // it was told to go while it was launched
 		p.set(stateDraining, "")
+		p.shutdown(ctx, proc)
 		return
 	}
 	p.set(stateReady, "")
@@ -474,12 +474,17 @@ func (p *hosted) drain(ctx context.Context) {
 	proc := p.process
 	p.mu.Unlock()
 	p.set(stateDraining, "")
-	if proc == nil {
-		return
+	if proc != nil {
+		p.shutdown(ctx, proc)
 	}
+}
+
+// shutdown asks a plugin process to end after its last job.
+func (p *hosted) shutdown(ctx context.Context, proc *process) {
 	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
 	defer cancel()
-	if _, err := proc.api.Shutdown(ctx, &runnerv1.ShutdownRequest{}); err != nil {
+	// A plugin without jobs ends so quickly that its answer may be lost.
+	if _, err := proc.api.Shutdown(ctx, &runnerv1.ShutdownRequest{}); err != nil && alive(proc.PID, proc.StartTicks) {
 		p.host.config.Log.Warn("plugin not told to end", "runner", p.manifest.Name, "error", err)
 	}
 }

@@ -127,7 +127,7 @@ func (j *journal) close() error {
 // Journal is what a plugin process left behind.
 type Journal struct {
 	Started map[string]*runnerv1.Started // pid 0: the fork was about to happen
-	Exited  map[string]*runnerv1.Exited // from_journal is set
+	Exited  map[string]*runnerv1.Exited  // from_journal is set
 }
 
 // ReadJournal reads the exit journal in a plugin's folder. A torn tail, as a

@@ -28,7 +28,7 @@ func (s *Server) Session(stream grpc.BidiStreamingServer[runnerv1.SessionRequest
 	for {
 		frame, err := stream.Recv()
 		if err != nil {
-			return nil //nolint:nilerr // the worker is gone; it comes back with a new session
+			return nil // the worker is gone; it comes back with a new session
 		}
 		s.queue.add(frame.GetStarts())
 		for _, sig := range frame.GetSignals() {

@@ -137,6 +137,12 @@ func TestSizeBudget(t *testing.T) {
 	}
 }
 
+// heldContexts are the structs that may hold a context, and why.
+var heldContexts = map[string]string{
+	"core/auth/interceptor.go": "grpc.ServerStream is an interface with a Context method",
+	"core/pluginhost/host.go":  "the life of plugins' goroutines, which outlive the calls that start them, as http.Server.BaseContext",
+}
+
 // TestNoHiddenState: no init functions, no mutable package variables outside
 // cmd, no contexts in structs, no catch-all package names, no panics but
 // "unreachable".
@@ -156,7 +162,7 @@ func TestNoHiddenState(t *testing.T) {
 					}
 				case *ast.StructType:
 					for _, field := range n.Fields.List {
-						if sel, ok := field.Type.(*ast.SelectorExpr); ok && sel.Sel.Name == "Context" {
+						if sel, ok := field.Type.(*ast.SelectorExpr); ok && sel.Sel.Name == "Context" && heldContexts[f.name] == "" {
 							t.Errorf("%s: a context in a struct", p.fset.Position(field.Pos()))
 						}
 					}

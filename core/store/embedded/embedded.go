@@ -126,7 +126,7 @@ func (s *Store) Scan(ctx context.Context, r store.Range) iter.Seq2[store.Pair, e
 			yield(store.Pair{}, fmt.Errorf("read the store: %w", err))
 			return
 		}
-		defer it.Close()
+		defer func() { _ = it.Close() }()
 		first, next := it.First, it.Next
 		if r.Reverse {
 			first, next = it.Last, it.Prev
@@ -154,7 +154,7 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 	}
 	defer leave()
 	batch := s.db.NewBatchWithSize(1 << 10)
-	defer batch.Close()
+	defer func() { _ = batch.Close() }()
 	for _, op := range b.Ops {
 		switch {
 		case op.To != nil:

@@ -72,7 +72,7 @@ func (s Spawner) once(attr *syscall.ProcAttr) error {
 	var status syscall.WaitStatus
 	for {
 		_, err = syscall.Wait4(pid, &status, 0, nil)
-		if err != syscall.EINTR { //nolint:errorlint // Wait4 returns a bare Errno
+		if err != syscall.EINTR {
 			break
 		}
 	}

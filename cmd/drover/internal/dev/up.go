@@ -1,0 +1,304 @@
+package dev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/droverhq/drover/core/errs"
+)
+
+// Probe asks a running scheduler how many of its workers are online and have
+// a runner that is ready.
+type Probe func(ctx context.Context, address, certs string) (ready int, err error)
+
+// Up starts what is missing of the cluster and returns when every worker is
+// online with a runner. It takes over daemons that run already.
+func (c *Cluster) Up(ctx context.Context, probe Probe) (Running, error) {
+	unlock, err := c.lock()
+	if err != nil {
+		return Running{}, err
+	}
+	defer unlock()
+	if err := c.prepare(); err != nil {
+		return Running{}, err
+	}
+	running, err := c.running()
+	if err != nil {
+		return Running{}, err
+	}
+	started, err := c.startMissing(ctx, &running)
+	if err != nil {
+		return Running{}, err
+	}
+	return running, c.awaitReady(ctx, probe, running, started)
+}
+
+// running reads dev.json and leaves out what does not live any more.
+func (c *Cluster) running() (Running, error) {
+	r := Running{Certs: c.path("certs", "admin")}
+	if err := readJSON(c.path("dev.json"), &r); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return Running{}, err
+	}
+	r.Address = c.Address
+	r.Processes = slices.DeleteFunc(r.Processes, func(p Process) bool { return !p.Alive() })
+	return r, nil
+}
+
+func (r *Running) has(name string) bool {
+	return slices.ContainsFunc(r.Processes, func(p Process) bool { return p.Name == name })
+}
+
+// save writes both files after each start, so that a drover that is killed in
+// between leaves no daemon that "dev stop" does not know.
+func (c *Cluster) save(r *Running) error {
+	if err := writeJSON(c.path("cluster.json"), c.settings); err != nil {
+		return err
+	}
+	return writeJSON(c.path("dev.json"), r)
+}
+
+func (c *Cluster) startMissing(ctx context.Context, r *Running) ([]*child, error) {
+	var started []*child
+	if !r.has("scheduler") {
+		ch, err := c.startScheduler(ctx)
+		if err != nil {
+			return started, err
+		}
+		started = append(started, ch)
+		r.Address = c.Address
+		r.Processes = append(r.Processes, ch.Process)
+		if err := c.save(r); err != nil {
+			return started, err
+		}
+	}
+	for i := range c.Workers {
+		name := workerName(i)
+		if r.has(name) {
+			continue
+		}
+		ch, err := c.startWorker(name)
+		if err != nil {
+			return started, err
+		}
+		started = append(started, ch)
+		r.Processes = append(r.Processes, ch.Process)
+		if err := c.save(r); err != nil {
+			return started, err
+		}
+	}
+	return started, nil
+}
+
+// startScheduler starts it and waits until it has written the address that it
+// listens on.
+func (c *Cluster) startScheduler(ctx context.Context) (*child, error) {
+	listen := c.Address
+	if listen == "" {
+		listen = chooseAddress()
+	}
+	data := c.path("scheduler")
+	addressFile := filepath.Join(data, "address")
+	if err := os.Remove(addressFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("remove the old address: %w", err)
+	}
+	args := []string{"scheduler", "--listen", listen, "--data", data, "--certs", c.path("certs", "scheduler"), "--ca", c.path("certs", "ca")}
+	if c.Memory {
+		args = append(args, "--store", "memory:")
+	}
+	ch, err := spawn("scheduler", "scheduler", c.path("logs"), c.opts.Binary, args...)
+	if err != nil {
+		return nil, err
+	}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if data, err := os.ReadFile(addressFile); err == nil {
+			c.Address = strings.TrimSpace(string(data))
+			return ch, nil
+		}
+		select {
+		case <-ch.done:
+			return nil, died(ch)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+func (c *Cluster) startWorker(name string) (*child, error) {
+	return spawn("worker", name, c.path("logs"), c.opts.Binary, "worker",
+		"--name", name, "--scheduler", c.Address, "--listen", "127.0.0.1:0",
+		"--data", c.path(name), "--certs", c.path("certs", name), "--plugins", c.path("plugins"),
+		"--scripts", c.Scripts, "--policy", c.path("policy.yaml"), "--slots", "256", "--drain-timeout", "0s")
+}
+
+func died(ch *child) error {
+	return errs.E("start the "+ch.Role, errs.Internal, "DAEMON_DIED",
+		fmt.Errorf("%s ended at once; the end of its log:\n%s", ch.Name, ch.tail())).WithHint("the whole log is %s", ch.log)
+}
+
+// awaitReady polls the scheduler; a daemon of ours that dies meanwhile ends
+// the wait at once.
+func (c *Cluster) awaitReady(ctx context.Context, probe Probe, r Running, started []*child) error {
+	tick := time.NewTicker(25 * time.Millisecond)
+	defer tick.Stop()
+	var last error
+	for {
+		ready, err := probe(ctx, r.Address, r.Certs)
+		if err == nil && ready >= c.Workers {
+			return nil
+		}
+		last = err
+		for _, ch := range started {
+			select {
+			case <-ch.done:
+				return died(ch)
+			default:
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return errs.E("wait for the dev cluster", errs.Timeout, "NOT_READY",
+				fmt.Errorf("%d of %d workers are ready: %w", ready, c.Workers, errors.Join(last, ctx.Err()))).
+				WithHint("look into %s", c.path("logs"))
+		case <-tick.C:
+		}
+	}
+}
+
+// Status lists the processes that live: daemons and their plugins.
+func (c *Cluster) Status() (Running, error) {
+	r, err := c.running()
+	if err != nil {
+		return Running{}, err
+	}
+	for i := range c.Workers {
+		plugins, err := pluginProcesses(c.path(workerName(i)), workerName(i))
+		if err != nil {
+			return Running{}, err
+		}
+		r.Processes = append(r.Processes, plugins...)
+	}
+	return r, nil
+}
+
+// pluginRecord is the part of the plugin host's reattach record that names the process.
+type pluginRecord struct {
+	Name       string `json:"name"`
+	PID        int    `json:"pid"`
+	StartTicks uint64 `json:"start_ticks"`
+}
+
+func pluginProcesses(data, worker string) ([]Process, error) {
+	files, err := filepath.Glob(filepath.Join(data, "plugins", "plugins", "*.json"))
+	if err != nil {
+		return nil, fmt.Errorf("look for plugins: %w", err)
+	}
+	var out []Process
+	for _, f := range files {
+		var rec pluginRecord
+		if err := readJSON(f, &rec); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // it ended between the two looks
+			}
+			return nil, err
+		}
+		p := Process{Role: "plugin", Name: worker + "/" + rec.Name, PID: rec.PID, StartTicks: rec.StartTicks}
+		if p.Alive() {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+// Down ends the cluster and every process that it started. A worker that is
+// dead but left plugins or jobs behind is started once more to end them.
+func (c *Cluster) Down(ctx context.Context, probe Probe) (ended int, err error) {
+	unlock, err := c.lock()
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+	r, err := c.Status()
+	if err != nil {
+		return 0, err
+	}
+	if c.orphans(&r) {
+		started, err := c.startMissing(ctx, &r)
+		if err != nil {
+			return 0, err
+		}
+		if err := c.awaitReady(ctx, probe, r, started); err != nil {
+			return 0, err
+		}
+	}
+	for _, role := range []string{"worker", "scheduler", "plugin"} {
+		n, err := c.end(&r, role)
+		if err != nil {
+			return ended, err
+		}
+		ended += n
+	}
+	if err := os.Remove(c.path("dev.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return ended, fmt.Errorf("remove cluster state: %w", err)
+	}
+	return ended, nil
+}
+
+// orphans tells whether a plugin lives whose worker does not.
+func (c *Cluster) orphans(r *Running) bool {
+	return slices.ContainsFunc(r.Processes, func(p Process) bool {
+		worker, _, _ := strings.Cut(p.Name, "/")
+		return p.Role == "plugin" && !r.has(worker)
+	})
+}
+
+func (c *Cluster) end(r *Running, role string) (int, error) {
+	var ps []Process
+	for _, p := range r.Processes {
+		if p.Role == role && p.Alive() {
+			ps = append(ps, p)
+		}
+	}
+	for _, p := range ps {
+		if err := p.signal(syscall.SIGTERM); err != nil {
+			return 0, err
+		}
+	}
+	for _, p := range ps {
+		if awaitExit(p, 30*time.Second) {
+			continue
+		}
+		if err := p.signal(syscall.SIGKILL); err != nil {
+			return 0, err
+		}
+		awaitExit(p, 5*time.Second)
+	}
+	return len(ps), nil
+}
+
+// Reset forgets everything of a cluster that does not run.
+func (c *Cluster) Reset() error {
+	r, err := c.Status()
+	if err != nil {
+		return err
+	}
+	if len(r.Processes) > 0 {
+		return errs.E("reset the dev cluster", errs.Precondition, "RUNNING", errors.New("it runs")).
+			WithHint(`stop it first with "drover dev stop"`)
+	}
+	if err := os.RemoveAll(c.opts.Dir); err != nil {
+		return fmt.Errorf("remove %s: %w", c.opts.Dir, err)
+	}
+	c.settings = settings{Workers: max(1, c.opts.Workers), Memory: c.opts.Memory, Scripts: c.opts.Scripts}
+	return nil
+}
