@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -287,20 +288,22 @@ func (r *Registry) sorted() []*entry {
 	return slices.SortedFunc(maps.Values(r.byID), func(a, b *entry) int { return cmp.Compare(a.Name, b.Name) })
 }
 
-// Offers tells whether a worker publishes a script. A path may begin with
+// offers tells whether a worker publishes a script. A path may begin with
 // trailing names of its folder: /srv/worker/scripts holds count.sh as
-// count.sh, scripts/count.sh and worker/scripts/count.sh.
-func (e *entry) offers(path string) bool {
-	if len(e.scripts[path]) > 0 {
+// count.sh, scripts/count.sh and worker/scripts/count.sh. Only the last of them
+// is known here; the worker looks at the whole path.
+func (e *entry) offers(script string) bool {
+	if len(e.scripts[script]) > 0 {
 		return true
 	}
-	for i := range len(path) {
-		if path[i] != '/' {
+	for i := range len(script) {
+		if script[i] != '/' {
 			continue
 		}
-		prefix, rest := path[:i], path[i+1:]
+		prefix, rest := script[:i], script[i+1:]
 		for _, folder := range e.scripts[rest] {
-			if strings.HasSuffix(folder, "/"+prefix) {
+			name, _, _ := strings.Cut(folder, "~") // scripts~2 is a second folder of that name
+			if path.Base(prefix) == name {
 				return true
 			}
 		}

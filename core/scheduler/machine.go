@@ -73,8 +73,8 @@ func (m *Machine) LoadJob(now time.Time, j job.Job) {
 		m.requests[e.key] = Accepted{j.ID, e.hash}
 	}
 	m.jobs[j.ID] = e
-	switch {
-	case j.State == job.Queued:
+	switch j.State {
+	case job.Queued:
 		m.now = now
 		m.enqueue(e)
 	default:
@@ -238,6 +238,7 @@ func (m *Machine) register(to uint64, ev *Register) {
 	}
 	m.effect(Effect{Worker: &w})
 	m.effect(Effect{Dial: &w})
+	m.setReachable(w.ID, true)
 	m.reply(to, Result{Worker: w})
 	m.dirty = true
 }
