@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/droverhq/drover/cmd/drover/internal/config"
+	"github.com/droverhq/drover/cmd/drover/internal/daemon"
+	"github.com/droverhq/drover/core/scheduler"
+	"github.com/droverhq/drover/core/telemetry"
+)
+
+// daemonFlags are the settings that both daemons have.
+type daemonFlags struct {
+	config      string
+	printConfig bool
+	logLevel    string
+	logFormat   string
+}
+
+func (d *daemonFlags) register(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.StringVar(&d.logLevel, "log-level", "info", "least level of log lines: debug, info, warn, error")
+	f.StringVar(&d.logFormat, "log-format", "text", "form of log lines: text, json")
+	f.StringVar(&d.config, "config", "", "configuration `file`, YAML; keys are the names of flags with _ for -")
+	f.BoolVar(&d.printConfig, "print-config", false, "show every setting with where it comes from, and end")
+}
+
+// load fills the flags from environment and file. done tells that the settings
+// were only to be shown.
+func (d *daemonFlags) load(e *env, cmd *cobra.Command, prefix string) (log *slog.Logger, done bool, err error) {
+	loader := config.New(prefix, append([]string{"config", "print-config"}, globalFlags...)...)
+	origin, err := loader.Load(cmd.Flags(), d.config)
+	if err != nil {
+		return nil, false, err
+	}
+	if d.printConfig {
+		return nil, true, config.Print(e.stdout, cmd.Flags(), origin)
+	}
+	log, err = telemetry.NewLogger(e.stderr, telemetry.Format(d.logFormat), d.logLevel)
+	return log, false, err
+}
+
+// place is a folder's default: system-wide for root, else of the user.
+func place(e *env, system string, user ...string) string {
+	if os.Getuid() == 0 {
+		return system
+	}
+	base := e.getenv("XDG_DATA_HOME")
+	if base == "" {
+		base = filepath.Join(e.getenv("HOME"), ".local", "share")
+	}
+	return filepath.Join(append([]string{base, "drover"}, user...)...)
+}
+
+func newScheduler(e *env) *cobra.Command {
+	var (
+		o daemon.SchedulerOptions
+		d daemonFlags
+	)
+	cmd := &cobra.Command{
+		Use: "scheduler", Short: "Run the scheduler daemon", Args: exactly(),
+		Long: "The scheduler accepts jobs durably, places them on workers, and forwards stops and output.\n" +
+			"Every flag can also be set by a key of the configuration file, or by the environment\n" +
+			"variable DROVER_SCHEDULER_ and the flag's name.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, done, err := d.load(e, cmd, "DROVER_SCHEDULER")
+			if err != nil || done {
+				return err
+			}
+			ctx, stop := e.untilSignal(cmd.Context())
+			defer stop()
+			return daemon.Scheduler(ctx, o, log)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Listen, "listen", "127.0.0.1:7420", "`address` for clients and workers")
+	f.StringVar(&o.Store, "store", "embedded", "where records are kept: embedded (in the data folder), memory: (nowhere)")
+	f.StringVar(&o.Data, "data", place(e, "/var/lib/drover/scheduler", "scheduler"), "data `folder`")
+	f.StringVar(&o.Certs, "certs", place(e, "/etc/drover/certs", "certs"), "certificate `folder`: tls.crt, tls.key, ca.crt")
+	f.StringVar(&o.CA, "ca", "", "`folder` of the CA, to let workers join and renew; empty: this scheduler does not")
+	f.DurationVar(&o.Lease, "lease", scheduler.DefaultLease, "how long a worker is ONLINE without a heartbeat")
+	f.DurationVar(&o.Heartbeat, "heartbeat", scheduler.DefaultHeartbeat, "how often workers send heartbeats")
+	d.register(cmd)
+	return cmd
+}
+
+// untilSignal ends the context at the first SIGINT or SIGTERM.
+func (e *env) untilSignal(ctx context.Context) (context.Context, func()) {
+	first, _, stop := e.untilSignals(ctx)
+	return first, stop
+}
+
+// untilSignals ends first at the first SIGINT or SIGTERM and second at the
+// second.
+func (e *env) untilSignals(ctx context.Context) (first, second context.Context, stop func()) {
+	first, cancelFirst := context.WithCancel(ctx)
+	second, cancelSecond := context.WithCancel(ctx)
+	signals, release := e.notify(os.Interrupt, syscall.SIGTERM)
+	finished := make(chan struct{})
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		for _, cancel := range []context.CancelFunc{cancelFirst, cancelSecond} {
+			select {
+			case <-signals:
+				cancel()
+			case <-finished:
+				return
+			}
+		}
+	}()
+	return first, second, func() {
+		close(finished)
+		<-gone
+		release()
+		cancelFirst()
+		cancelSecond()
+	}
+}

@@ -1,0 +1,352 @@
+// Package cluster starts real drover clusters for tests: the built binaries,
+// real certificates, real mutual TLS on 127.0.0.1.
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/droverhq/drover/certs"
+)
+
+// Patience is how long a condition may take to come true on a loaded machine.
+const Patience = 60 * time.Second
+
+// Build builds drover and the runner plugins into a folder of its own and
+// returns it. Call it once, from TestMain.
+func Build() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "drover-bin-"); err != nil {
+		return "", fmt.Errorf("make the folder of binaries: %w", err)
+	}
+	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the module: %w", err)
+	}
+	cmd := exec.Command("go", "build", "-o", dir+"/", "./cmd/...")
+	cmd.Dir = strings.TrimSpace(string(root))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w: %s", err, out)
+	}
+	return dir, nil
+}
+
+// Cluster is one scheduler with its workers, below one temporary folder.
+type Cluster struct {
+	T         testing.TB
+	Bin       string // folder of the binaries
+	Dir       string
+	CA        *certs.CA
+	Address   string
+	Scheduler *Daemon
+
+	mu      sync.Mutex // guards workers
+	workers []*Daemon
+}
+
+// Daemon is one running process of the cluster.
+type Daemon struct {
+	T    testing.TB
+	Name string
+	Data string
+	Log  string
+	args []string
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// New makes certificates and starts a scheduler; flags are added to its own.
+// Everything ends with the test, and it is an error if anything is left over.
+func New(t testing.TB, bin string, flags ...string) *Cluster {
+	t.Helper()
+	c := &Cluster{T: t, Bin: bin, Dir: t.TempDir()}
+	var err error
+	if c.CA, err = certs.Init(c.Path("ca"), "test"); err != nil {
+		t.Fatal(err)
+	}
+	c.Issue("scheduler", certs.RoleScheduler)
+	c.Issue("admin", certs.RoleAdmin)
+	c.StartScheduler("127.0.0.1:0", flags...)
+	t.Cleanup(c.stop)
+	return c
+}
+
+// Path joins a path below the cluster's folder.
+func (c *Cluster) Path(parts ...string) string {
+	return filepath.Join(append([]string{c.Dir}, parts...)...)
+}
+
+// Issue makes a certificate folder and returns it.
+func (c *Cluster) Issue(name string, role certs.Role) string {
+	c.T.Helper()
+	dir := c.Path("certs", name)
+	if err := c.CA.IssuePair(dir, certs.IssueRequest{Name: name, Role: role, Hosts: []string{"127.0.0.1"}}); err != nil {
+		c.T.Fatal(err)
+	}
+	return dir
+}
+
+// StartScheduler starts the scheduler on an address, as after a kill.
+func (c *Cluster) StartScheduler(listen string, flags ...string) {
+	c.T.Helper()
+	data := c.Path("scheduler")
+	_ = os.Remove(filepath.Join(data, "address"))
+	args := append([]string{
+		"scheduler", "--listen", listen, "--data", data, "--certs", c.Path("certs", "scheduler"), "--ca", c.Path("ca"),
+	}, flags...)
+	c.Scheduler = c.start("scheduler", data, args)
+	c.Eventually("the scheduler's address", func() bool {
+		b, err := os.ReadFile(filepath.Join(data, "address"))
+		c.Address = strings.TrimSpace(string(b))
+		return err == nil && c.Address != ""
+	})
+}
+
+// Plugins makes a plugin folder with the three runners.
+func (c *Cluster) Plugins(dir string) string {
+	c.T.Helper()
+	for _, p := range []string{"bash", "python", "binary"} {
+		c.Must("plugin", "install", "--dir", dir, filepath.Join(c.Bin, "drover-runner-"+p))
+	}
+	return dir
+}
+
+// Scripts makes a script folder from names and texts.
+func (c *Cluster) Scripts(dir string, files map[string]string) string {
+	c.T.Helper()
+	for name, text := range files {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			c.T.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+			c.T.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// AllowAll is a policy file that allows every command.
+func (c *Cluster) AllowAll() string {
+	c.T.Helper()
+	path := c.Path("policy.yaml")
+	if err := os.WriteFile(path, []byte("commands: [\"*\"]\n"), 0o600); err != nil {
+		c.T.Fatal(err)
+	}
+	return path
+}
+
+// Worker starts a worker with the runners and waits until it is ready.
+func (c *Cluster) Worker(name, scripts string, flags ...string) *Daemon {
+	c.T.Helper()
+	c.Issue(name, certs.RoleWorker)
+	data := c.Path(name)
+	args := append([]string{
+		"worker", "--name", name, "--scheduler", c.Address, "--listen", "127.0.0.1:0", "--data", data,
+		"--certs", c.Path("certs", name), "--plugins", c.Plugins(c.Path(name + "-plugins")), "--scripts", scripts,
+		"--policy", c.AllowAll(), "--drain-timeout", "0s",
+	}, flags...)
+	w := c.start(name, data, args)
+	c.mu.Lock()
+	c.workers = append(c.workers, w)
+	c.mu.Unlock()
+	c.AwaitReady(name)
+	return w
+}
+
+// AwaitReady waits until a worker is ONLINE with three runners and a script.
+func (c *Cluster) AwaitReady(name string) {
+	c.T.Helper()
+	c.Eventually(name+" is ready", func() bool {
+		r := c.Run("workers", "show", name, "-o", "json")
+		return r.Code == 0 && strings.Count(r.Stdout, `"ready"`) == 3 &&
+			strings.Contains(r.Stdout, `"ONLINE"`) && !strings.Contains(r.Stdout, `"scripts": 0`)
+	})
+}
+
+func (c *Cluster) start(name, data string, args []string) *Daemon {
+	c.T.Helper()
+	d := &Daemon{T: c.T, Name: name, Data: data, Log: c.Path(name + ".log"), args: append([]string{filepath.Join(c.Bin, "drover")}, args...)}
+	d.Start()
+	return d
+}
+
+// Start starts the process (again).
+func (d *Daemon) Start() {
+	d.T.Helper()
+	log, err := os.OpenFile(d.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		d.T.Fatal(err)
+	}
+	defer log.Close()
+	d.cmd = exec.Command(d.args[0], d.args[1:]...)
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := d.cmd.Start(); err != nil {
+		d.T.Fatal(err)
+	}
+	done := make(chan struct{})
+	d.done = done
+	cmd := d.cmd
+	go func() {
+		_ = cmd.Wait()
+		close(done)
+	}()
+}
+
+// PID is the process's id.
+func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
+// Signal sends a signal.
+func (d *Daemon) Signal(s syscall.Signal) {
+	d.T.Helper()
+	if err := d.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		d.T.Fatal(err)
+	}
+}
+
+// Kill kills the process and waits for its end.
+func (d *Daemon) Kill() {
+	d.T.Helper()
+	d.Signal(syscall.SIGKILL)
+	<-d.done
+}
+
+// Terminate asks the process to leave and waits for its end.
+func (d *Daemon) Terminate() {
+	d.T.Helper()
+	d.Signal(syscall.SIGTERM)
+	select {
+	case <-d.done:
+	case <-time.After(Patience):
+		d.T.Errorf("%s does not end; its log:\n%s", d.Name, d.LogText())
+		d.Kill()
+	}
+}
+
+// Alive tells whether the process has not ended.
+func (d *Daemon) Alive() bool {
+	select {
+	case <-d.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// LogText is what the process has logged.
+func (d *Daemon) LogText() string {
+	b, _ := os.ReadFile(d.Log)
+	return string(b)
+}
+
+// stop ends the cluster. Workers that a test killed are started once more: what
+// they left running is theirs to end.
+func (c *Cluster) stop() {
+	for _, w := range c.workers {
+		if !w.Alive() && strings.Count(w.LogText(), `msg="worker is down"`) < strings.Count(w.LogText(), `msg="worker is up"`) {
+			w.Start()
+			c.AwaitReady(w.Name)
+		}
+	}
+	for _, w := range c.workers {
+		w.Terminate()
+	}
+	c.Scheduler.Terminate()
+	if left := Processes(c.Dir); len(left) > 0 {
+		c.T.Errorf("processes left over: %v", left)
+	}
+	if c.T.Failed() {
+		for _, d := range append(c.workers, c.Scheduler) {
+			c.T.Logf("log of %s:\n%s", d.Name, d.LogText())
+		}
+	}
+}
+
+// Processes lists processes whose command line or environment names a path.
+func Processes(path string) []string {
+	entries, _ := os.ReadDir("/proc")
+	var out []string
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		env, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
+		if bytes.Contains(line, []byte(path)) || bytes.Contains(env, []byte(path)) {
+			out = append(out, fmt.Sprintf("%d %s", pid, strings.ReplaceAll(string(line), "\x00", " ")))
+		}
+	}
+	return out
+}
+
+// Result is what one command line did.
+type Result struct {
+	Stdout, Stderr string
+	Code           int
+}
+
+// Command prepares a drover command line with the admin's certificate.
+func (c *Cluster) Command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, filepath.Join(c.Bin, "drover"), args...)
+	cmd.Env = append(os.Environ(), "DROVER_ADDRESS="+c.Address, "DROVER_CERTS="+c.Path("certs", "admin"), "HOME="+c.Dir, "NO_COLOR=1")
+	return cmd
+}
+
+// Run runs a drover command line.
+func (c *Cluster) Run(args ...string) Result {
+	c.T.Helper()
+	return c.finish(c.Command(context.Background(), args...))
+}
+
+// RunAs runs a drover command line with another certificate folder.
+func (c *Cluster) RunAs(certsDir string, args ...string) Result {
+	c.T.Helper()
+	return c.Run(append([]string{"--certs", certsDir}, args...)...)
+}
+
+func (c *Cluster) finish(cmd *exec.Cmd) Result {
+	c.T.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		c.T.Fatal(err)
+	}
+	return Result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// Must runs a command line that succeeds, and returns what it printed.
+func (c *Cluster) Must(args ...string) string {
+	c.T.Helper()
+	r := c.Run(args...)
+	if r.Code != 0 {
+		c.T.Fatalf("drover %s: exit %d\n%s%s", strings.Join(args, " "), r.Code, r.Stdout, r.Stderr)
+	}
+	return strings.TrimSuffix(r.Stdout, "\n")
+}
+
+// Eventually waits for a condition that other processes make true.
+func (c *Cluster) Eventually(what string, cond func() bool) {
+	c.T.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(Patience); time.Now().Before(end); <-tick.C {
+		if cond() {
+			return
+		}
+	}
+	c.T.Fatalf("never came true: %s", what)
+}
