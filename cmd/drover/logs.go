@@ -37,8 +37,9 @@ func newLogs(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "logs JOB", Aliases: []string{"log"}, Short: "Show the output of a job, live or afterwards",
 		Long: "Show the output of a job, live or afterwards: its stdout on stdout, its stderr on stderr,\n" +
-			"byte for byte unless they are a terminal. With -f it ends when the job ends. Bytes that\n" +
-			"cannot be had any more are reported on stderr, and the exit code is 1 then.",
+			"byte for byte unless they are a terminal; with --stderr alone that one goes to stdout. With -f\n" +
+			"it ends when the job ends. Bytes that cannot be had any more are reported on stderr, and the\n" +
+			"exit code is 1 then.",
 		Example:           "  drover logs -f 1a2b3c4d\n  drover logs --stdout 1a2b3c4d >result.bin\n  drover logs --tail 20 -t 1a2b3c4d",
 		Args:              func(cmd *cobra.Command, args []string) error { return o.check(cmd, args) },
 		ValidArgsFunction: first(e.completeJobs()),
@@ -106,6 +107,9 @@ func (o *logsOptions) request(id string, now time.Time) *droverv1.StreamOutputRe
 func (o *logsOptions) run(ctx context.Context, e *env, id string) error {
 	return e.withClient(func(c *client.Client) error {
 		out := newLanes(e, o.raw, o.stamps)
+		if o.stderr && !o.stdout { // the one thing that was asked for is the result
+			out.err = newLane(e.stdout, o.raw, o.stamps)
+		}
 		sink := &checked{to: out}
 		if o.verify {
 			sink.stdout, sink.stderr = sha256.New(), sha256.New()

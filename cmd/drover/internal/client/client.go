@@ -151,7 +151,7 @@ func noCerts(address string) error {
 	if err != nil {
 		return unreachable(address, cause(err))
 	}
-	conn.Close()
+	_ = conn.Close()
 	return errs.E("connect to the scheduler at "+address, errs.Unauthenticated, "NO_CERTIFICATE", errors.New("there is no certificate")).
 		WithHint("give its folder with --certs or DROVER_CERTS; an admin makes one with \"drover certs issue\"")
 }
