@@ -1,7 +1,6 @@
 package certs
 
 import (
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -14,12 +13,9 @@ import (
 	"fmt"
 	"io/fs"
 	"math/big"
-	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -31,70 +27,154 @@ const (
 	backdate = 5 * time.Minute
 )
 
-// CA signs certificates. Its folder holds ca.crt, ca.key (0600), issued/ (one
-// PEM per serial), tokens/ and revoked. It may be used concurrently, also by
-// several processes.
+// CA signs certificates. Its folder holds ca.crt (every CA to trust), ca.key
+// (0600), issued/ (one PEM per serial), tokens/, revoked and, after a rotation,
+// chain.crt. It may be used concurrently, also by several processes: whatever
+// decides and writes holds the folder's lock, and the key is read anew for each
+// signature, so that a running scheduler follows a rotation.
 type CA struct {
-	dir  string
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
+	dir     string
+	cluster string
 }
 
-// Init makes a CA for a cluster in dir. It never overwrites one.
+// authority is the signing half of a CA as it stands on disk.
+type authority struct {
+	cert  *x509.Certificate
+	key   *ecdsa.PrivateKey
+	trust []*x509.Certificate // ca.crt
+	chain []*x509.Certificate // chain.crt: links to the CA before
+}
+
+// Init makes a CA for a cluster in dir. It never overwrites one: that is
+// fs.ErrExist.
 func Init(dir, cluster string) (*CA, error) {
 	if err := CheckName(cluster); err != nil {
 		return nil, fmt.Errorf("make the CA: cluster: %w", err)
-	}
-	if _, err := os.Stat(filepath.Join(dir, "ca.key")); err == nil {
-		return nil, fmt.Errorf("make the CA: %s holds one already: %w", dir, fs.ErrExist)
 	}
 	for _, d := range []string{dir, filepath.Join(dir, "issued"), filepath.Join(dir, "tokens")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make the CA: %w", err)
 		}
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	info, err := os.Stat(dir)
 	if err != nil {
-		return nil, fmt.Errorf("make the CA key: %w", err)
+		return nil, fmt.Errorf("make the CA: %w", err)
 	}
-	serial, err := newSerial()
+	if info.Mode().Perm()&0o022 != 0 {
+		return nil, fmt.Errorf("make the CA: others may write to %s: choose a folder of your own or run chmod 700 on it", dir)
+	}
+	unlock, err := lockFolder(dir)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("make the CA: %w", err)
 	}
-	now := time.Now()
-	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{Organization: []string{"drover"}, CommonName: cluster},
-		NotBefore: now.Add(-backdate), NotAfter: now.Add(CAValidity),
-		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	defer unlock()
+	if _, err := os.Stat(filepath.Join(dir, "ca.key")); err == nil {
+		return nil, fmt.Errorf("make the CA: %s holds one already; choose another folder: %w", dir, fs.ErrExist)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return nil, fmt.Errorf("sign the CA: %w", err)
-	}
-	keyPEM, err := encodeKey(key)
+	cert, key, err := newAuthority(cluster, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	if err := writeFile(filepath.Join(dir, "ca.crt"), encodeCert(der), 0o644); err != nil {
+	if err := writeFile(filepath.Join(dir, "ca.crt"), encodeCert(cert.Raw), 0o644); err != nil {
 		return nil, err
 	}
 	// The key comes last: a folder with a key is a whole CA.
-	if err := writeFile(filepath.Join(dir, "ca.key"), keyPEM, 0o600); err != nil {
+	if err := writeKey(dir, key); err != nil {
 		return nil, err
 	}
 	return OpenCA(dir)
 }
 
+// newAuthority makes a key and the certificate that it signs for itself.
+func newAuthority(cluster string, now time.Time) (*x509.Certificate, *ecdsa.PrivateKey, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make the CA key: %w", err)
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{Organization: []string{"drover"}, CommonName: cluster},
+		NotBefore: now.Add(-backdate), NotAfter: now.Add(CAValidity),
+		// One CA below this one: the link that a rotation makes.
+		IsCA: true, BasicConstraintsValid: true, MaxPathLen: 1,
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}
+	cert, err := sign(template, template, key.Public(), key)
+	return cert, key, err
+}
+
+func sign(template, parent *x509.Certificate, public any, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, key)
+	if err != nil {
+		return nil, fmt.Errorf("sign the certificate of %s: %w", template.Subject.CommonName, err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("read back the certificate of %s: %w", template.Subject.CommonName, err)
+	}
+	return cert, nil
+}
+
+func writeKey(dir string, key *ecdsa.PrivateKey) error {
+	keyPEM, err := encodeKey(key)
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(dir, "ca.key"), keyPEM, 0o600)
+}
+
 // OpenCA opens the CA in dir. A missing one is fs.ErrNotExist.
 func OpenCA(dir string) (*CA, error) {
-	keyPEM, err := os.ReadFile(filepath.Join(dir, "ca.key"))
+	ca := &CA{dir: dir}
+	a, err := ca.load()
+	if err != nil {
+		return nil, err
+	}
+	ca.cluster = a.cert.Subject.CommonName
+	return ca, nil
+}
+
+// load reads key and certificates.
+func (ca *CA) load() (*authority, error) {
+	key, err := readKey(ca.file("ca.key"))
+	if err != nil {
+		return nil, err
+	}
+	trust, err := readCerts(ca.file("ca.crt"))
 	if err != nil {
 		return nil, fmt.Errorf("open the CA: %w", err)
 	}
-	block, _ := pem.Decode(keyPEM)
+	chain, err := readCerts(ca.file("chain.crt"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open the CA: %w", err)
+	}
+	chain = slices.DeleteFunc(chain, func(c *x509.Certificate) bool { return !key.PublicKey.Equal(c.PublicKey) })
+	for _, c := range trust {
+		if c.IsCA && key.PublicKey.Equal(c.PublicKey) {
+			return &authority{c, key, trust, chain}, nil
+		}
+	}
+	return nil, fmt.Errorf("open the CA: no certificate in %s belongs to its key; restore both from the same backup", ca.file("ca.crt"))
+}
+
+func readKey(path string) (*ecdsa.PrivateKey, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("open the CA: %w", err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("open the CA: others may read %s (mode %04o): run chmod 600 on it", path, info.Mode().Perm())
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("open the CA: %w", err)
+	}
+	block, _ := pem.Decode(data)
 	if block == nil {
-		return nil, fmt.Errorf("open the CA: %s holds no PEM key", filepath.Join(dir, "ca.key"))
+		return nil, fmt.Errorf("open the CA: %s holds no PEM key", path)
 	}
 	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
@@ -104,196 +184,31 @@ func OpenCA(dir string) (*CA, error) {
 	if !ok {
 		return nil, fmt.Errorf("open the CA: its key is a %T, not ECDSA", parsed)
 	}
-	all, err := readCerts(filepath.Join(dir, "ca.crt"))
-	if err != nil {
-		return nil, err
-	}
-	for _, c := range all {
-		if key.PublicKey.Equal(c.PublicKey) {
-			return &CA{dir: dir, cert: c, key: key}, nil
-		}
-	}
-	return nil, fmt.Errorf("open the CA: no certificate in %s belongs to its key", filepath.Join(dir, "ca.crt"))
+	return key, nil
 }
 
+func (ca *CA) file(name string) string { return filepath.Join(ca.dir, name) }
+
 // Cluster is the name of the cluster.
-func (ca *CA) Cluster() string { return ca.cert.Subject.CommonName }
+func (ca *CA) Cluster() string { return ca.cluster }
+
+// BundleFile names the file with every CA certificate to trust.
+func (ca *CA) BundleFile() string { return ca.file("ca.crt") }
 
 // Bundle returns every CA certificate to trust, PEM: during a rotation the old
 // one stays in ca.crt beside the new one.
 func (ca *CA) Bundle() ([]byte, error) {
-	data, err := os.ReadFile(filepath.Join(ca.dir, "ca.crt"))
+	data, err := os.ReadFile(ca.BundleFile())
 	if err != nil {
 		return nil, fmt.Errorf("read the CA certificates: %w", err)
 	}
 	return data, nil
 }
 
-// pin is the sha256 of the CA's public key, which tokens carry.
-func (ca *CA) pin() string { return pinOf(ca.cert) }
-
+// pinOf is the sha256 of a CA's public key, which tokens carry.
 func pinOf(c *x509.Certificate) string {
 	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
 	return hex.EncodeToString(sum[:])
-}
-
-// IssueRequest says what certificate is wanted.
-type IssueRequest struct {
-	Name   string
-	Role   Role
-	TTL    time.Duration // 0 is LeafValidity
-	Hosts  []string      // DNS names and addresses of servers
-	Public crypto.PublicKey
-	Now    time.Time // zero is the present
-}
-
-// Issue signs one leaf with exactly one URI SAN and returns it as PEM with its
-// serial in hex. A copy is kept in issued/.
-func (ca *CA) Issue(r IssueRequest) (cert []byte, serial string, err error) {
-	id := ID{Cluster: ca.Cluster(), Role: r.Role, Name: r.Name}
-	if err := CheckName(r.Name); err != nil {
-		return nil, "", fmt.Errorf("issue a certificate: %w", err)
-	}
-	if _, err := ParseRole(string(r.Role)); err != nil {
-		return nil, "", fmt.Errorf("issue a certificate: %w", err)
-	}
-	if r.TTL == 0 {
-		r.TTL = LeafValidity
-	}
-	if r.Now.IsZero() {
-		r.Now = time.Now()
-	}
-	number, err := newSerial()
-	if err != nil {
-		return nil, "", err
-	}
-	template := &x509.Certificate{
-		SerialNumber: number, Subject: pkix.Name{Organization: []string{"drover"}, CommonName: r.Name},
-		URIs: []*url.URL{id.URI()}, NotBefore: r.Now.Add(-backdate), NotAfter: r.Now.Add(r.TTL),
-		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}
-	if r.Role.server() {
-		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
-		for _, h := range r.Hosts {
-			if ip := net.ParseIP(h); ip != nil {
-				template.IPAddresses = append(template.IPAddresses, ip)
-			} else {
-				template.DNSNames = append(template.DNSNames, h)
-			}
-		}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, r.Public, ca.key)
-	if err != nil {
-		return nil, "", fmt.Errorf("sign the certificate of %s: %w", id, err)
-	}
-	serial, cert = hex.EncodeToString(number.Bytes()), encodeCert(der)
-	if err := writeFile(filepath.Join(ca.dir, "issued", serial+".pem"), cert, 0o600); err != nil {
-		return nil, "", err
-	}
-	return cert, serial, nil
-}
-
-// IssuePair makes a key and a certificate for it in dir, beside ca.crt. The
-// pair appears whole: it lies in a folder of its own that a link names.
-func (ca *CA) IssuePair(dir string, r IssueRequest) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return fmt.Errorf("make a key: %w", err)
-	}
-	r.Public = key.Public()
-	cert, _, err := ca.Issue(r)
-	if err != nil {
-		return err
-	}
-	bundle, err := ca.Bundle()
-	if err != nil {
-		return err
-	}
-	return WritePair(dir, key, cert, bundle)
-}
-
-// WritePair stores key, certificate and CA bundle in dir. Key and certificate
-// are one file each, and a Source keeps its old pair while the two do not fit,
-// so a reader between the renames is never served half a pair.
-func WritePair(dir string, key *ecdsa.PrivateKey, cert, bundle []byte) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make the certificate folder: %w", err)
-	}
-	keyPEM, err := encodeKey(key)
-	if err != nil {
-		return err
-	}
-	if err := writeFile(filepath.Join(dir, "ca.crt"), bundle, 0o644); err != nil {
-		return err
-	}
-	if err := writeFile(filepath.Join(dir, "tls.key"), keyPEM, 0o600); err != nil {
-		return err
-	}
-	return writeFile(filepath.Join(dir, "tls.crt"), cert, 0o644)
-}
-
-// Issued is one certificate that the CA signed.
-type Issued struct {
-	ID        ID
-	Serial    string
-	NotBefore time.Time
-	NotAfter  time.Time
-	Revoked   bool
-}
-
-// List returns what was issued, newest first.
-func (ca *CA) List() ([]Issued, error) {
-	files, err := filepath.Glob(filepath.Join(ca.dir, "issued", "*.pem"))
-	if err != nil {
-		return nil, fmt.Errorf("list certificates: %w", err)
-	}
-	revoked, err := readRevoked(ca.RevokedFile())
-	if err != nil {
-		return nil, err
-	}
-	var out []Issued
-	for _, f := range files {
-		cs, err := readCerts(f)
-		if err != nil {
-			return nil, err
-		}
-		id, err := Identify(cs[0])
-		if err != nil {
-			return nil, fmt.Errorf("list certificates: %s: %w", f, err)
-		}
-		serial := strings.TrimSuffix(filepath.Base(f), ".pem")
-		out = append(out, Issued{id, serial, cs[0].NotBefore, cs[0].NotAfter, revoked[serial]})
-	}
-	slices.SortFunc(out, func(a, b Issued) int { return b.NotBefore.Compare(a.NotBefore) })
-	return out, nil
-}
-
-// RevokedFile names the list of revoked serials that a Source watches.
-func (ca *CA) RevokedFile() string { return filepath.Join(ca.dir, "revoked") }
-
-// Revoke revokes one serial, or every certificate of a name, and returns the
-// serials. Nothing found is fs.ErrNotExist.
-func (ca *CA) Revoke(nameOrSerial string) ([]string, error) {
-	all, err := ca.List()
-	if err != nil {
-		return nil, err
-	}
-	var serials []string
-	for _, c := range all {
-		if (c.Serial == strings.ToLower(nameOrSerial) || c.ID.Name == nameOrSerial) && !c.Revoked {
-			serials = append(serials, c.Serial)
-		}
-	}
-	if len(serials) == 0 {
-		return nil, fmt.Errorf("revoke: no certificate has the name or serial %q: %w", nameOrSerial, fs.ErrNotExist)
-	}
-	f, err := os.OpenFile(ca.RevokedFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("revoke: %w", err)
-	}
-	_, errWrite := f.WriteString(strings.Join(serials, "\n") + "\n")
-	return serials, errors.Join(errWrite, f.Sync(), f.Close())
 }
 
 // newSerial returns a positive number of 127 random bits (RFC 5280, 4.1.2.2).

@@ -1,14 +1,16 @@
 package certs
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"strings"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 func encodeCert(der []byte) []byte {
@@ -26,7 +28,7 @@ func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
 // writeFile replaces a file whole and durably. The temporary name is unique,
 // so that two processes never write into one another's file.
 func writeFile(path string, data []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(dirOf(path), ".new-*")
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
@@ -38,65 +40,97 @@ func writeFile(path string, data []byte, mode os.FileMode) error {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
+	return syncFolder(filepath.Dir(path))
+}
+
+// syncFolder makes renames and removals in a folder survive a power loss.
+func syncFolder(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
 	return nil
 }
 
-func dirOf(path string) string {
-	if i := strings.LastIndexByte(path, '/'); i >= 0 {
-		return path[:i+1]
+// lockFolder takes the one lock of a folder, against other goroutines and other
+// processes; the kernel gives it back when its holder dies (flock(2)).
+func lockFolder(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	return "."
+	for {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return func() { f.Close() }, nil
 }
 
-// readCerts reads every certificate of a PEM file; none is an error.
+// parseCerts reads every certificate of a PEM text. None at all is an error,
+// and so is anything that is not a certificate: a bundle that was cut off or
+// mixed up must not pass for a shorter one.
+func parseCerts(data []byte) ([]*x509.Certificate, error) {
+	var out []*x509.Certificate
+	rest := bytes.TrimSpace(data)
+	for len(rest) > 0 {
+		block, after := pem.Decode(rest)
+		if block == nil {
+			return nil, errors.New("it holds text that is not PEM")
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("it holds a %s, not only certificates", block.Type)
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("parse a certificate: %w", err)
+		}
+		out = append(out, c)
+		rest = bytes.TrimSpace(after)
+	}
+	if len(out) == 0 {
+		return nil, errors.New("it holds no certificate")
+	}
+	return out, nil
+}
+
 func readCerts(path string) ([]*x509.Certificate, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read certificates: %w", err)
 	}
-	var out []*x509.Certificate
-	for {
-		var block *pem.Block
-		if block, data = pem.Decode(data); block == nil {
-			break
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", path, err)
-		}
-		out = append(out, c)
-	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("read %s: it holds no certificate", path)
+	out, err := parseCerts(data)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	return out, nil
 }
 
-// readRevoked reads a list of serials, one per line; a missing file is empty.
-func readRevoked(path string) (map[string]bool, error) {
-	data, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read revoked serials: %w", err)
+// parseBundle reads certificates of CAs to trust.
+func parseBundle(data []byte) ([]*x509.Certificate, error) {
+	all, err := parseCerts(data)
+	if err != nil {
+		return nil, err
 	}
-	out := map[string]bool{}
-	for line := range strings.Lines(string(data)) {
-		if s := strings.TrimSpace(line); s != "" {
-			out[s] = true
+	for _, c := range all {
+		if !c.IsCA {
+			return nil, fmt.Errorf("%q in it is not a CA certificate", c.Subject.CommonName)
 		}
 	}
-	return out, nil
+	return all, nil
 }
 
-// parseCerts returns what it can read of a PEM bundle.
-func parseCerts(data []byte) []*x509.Certificate {
-	var out []*x509.Certificate
-	for {
-		var block *pem.Block
-		if block, data = pem.Decode(data); block == nil {
-			return out
-		}
-		if c, err := x509.ParseCertificate(block.Bytes); err == nil {
-			out = append(out, c)
-		}
+func encodeCerts(all []*x509.Certificate) []byte {
+	var out []byte
+	for _, c := range all {
+		out = append(out, encodeCert(c.Raw)...)
 	}
+	return out
 }

@@ -5,6 +5,7 @@ package certs
 
 import (
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/url"
@@ -95,4 +96,21 @@ func Identify(c *x509.Certificate) (ID, error) {
 		}
 	}
 	return ID{Cluster: u.Host, Role: role, Name: parts[2]}, nil
+}
+
+// Serial is the serial number of a certificate in lower-case hex, as it stands
+// in issued/, in a list of revoked certificates and in an identity.
+func Serial(c *x509.Certificate) string { return hex.EncodeToString(c.SerialNumber.Bytes()) }
+
+// parseSerial reads a serial as drover, openssl or a person writes it.
+func parseSerial(s string) (string, bool) {
+	s = strings.ToLower(strings.ReplaceAll(strings.TrimSpace(s), ":", ""))
+	if len(s)%2 == 1 {
+		s = "0" + s
+	}
+	for len(s) > 2 && strings.HasPrefix(s, "00") {
+		s = s[2:] // ASN.1 writers add a zero byte; big.Int does not
+	}
+	_, err := hex.DecodeString(s)
+	return s, err == nil && s != ""
 }

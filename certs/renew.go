@@ -6,11 +6,19 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
-	"os"
 	"time"
+)
+
+const (
+	// retryInterval is the shortest time between two renewals.
+	retryInterval = time.Minute
+	// napInterval bounds one sleep: validity is wall-clock time, which a timer
+	// does not follow when the clock is set or the machine was suspended.
+	napInterval = 10 * time.Minute
 )
 
 // RenewAt is when a certificate should be renewed: at half of its life, moved
@@ -19,6 +27,11 @@ import (
 func RenewAt(c *x509.Certificate, jitter float64) time.Time {
 	life := c.NotAfter.Sub(c.NotBefore)
 	return c.NotBefore.Add(life/2 + time.Duration(float64(life)*0.1*jitter))
+}
+
+// NeedsRenewal tells whether that time has come.
+func NeedsRenewal(c *x509.Certificate, now time.Time, jitter float64) bool {
+	return !now.Before(RenewAt(c, jitter))
 }
 
 // NewRequest makes a key and a certificate request for it. The names in a
@@ -35,12 +48,29 @@ func NewRequest() (*ecdsa.PrivateKey, []byte, error) {
 	return key, csr, nil
 }
 
-// Renewer keeps the pair of a Source fresh.
+// RenewFunc trades a certificate request for a certificate and the CA bundle,
+// both PEM.
+type RenewFunc func(ctx context.Context, csr []byte) (cert, bundle []byte, err error)
+
+// RenewOwn is the RenewFunc of a process that holds the CA itself, such as the
+// scheduler: a fresh certificate of the identity and for the hosts of s.
+func (ca *CA) RenewOwn(s *Source) RenewFunc {
+	return func(_ context.Context, csr []byte) (cert, bundle []byte, err error) {
+		leaf := s.Leaf()
+		hosts := leaf.DNSNames
+		for _, ip := range leaf.IPAddresses {
+			hosts = append(hosts[:len(hosts):len(hosts)], ip.String())
+		}
+		return ca.RenewFor(s.ID(), csr, hosts, time.Now())
+	}
+}
+
+// Renewer keeps the pair of a Source fresh. New connections use the new pair;
+// open ones, and their streams, are left alone.
 type Renewer struct {
 	Source *Source
-	// Renew trades a certificate request for a certificate and the CA bundle.
-	Renew func(ctx context.Context, csr []byte) (cert, bundle []byte, err error)
-	Log   *slog.Logger
+	Renew  RenewFunc
+	Log    *slog.Logger
 }
 
 // Run renews at half of the certificate's life until ctx ends. A failing
@@ -48,26 +78,34 @@ type Renewer struct {
 func (r *Renewer) Run(ctx context.Context) error {
 	jitter := mathrand.Float64()
 	for {
-		wait := time.Until(RenewAt(r.Source.Leaf(), jitter))
-		timer := time.NewTimer(max(wait, 0))
+		changed := r.Source.Changed()
+		leaf := r.Source.Leaf()
+		wait := min(time.Until(RenewAt(leaf, jitter)), napInterval)
+		if NeedsRenewal(leaf, time.Now(), jitter) {
+			r.tryRenew(ctx)
+			// Also after a success: a CA whose clock is behind may issue what
+			// is due again at once.
+			wait, changed = retryInterval, nil
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
+		case <-changed: // somebody put another certificate there
+			timer.Stop()
 		case <-timer.C:
-		}
-		if err := r.Now(ctx); err != nil {
-			r.Log.Warn("certificate renewal is tried again in a minute", "error", err)
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(time.Minute):
-			}
 		}
 	}
 }
 
-// Now renews at once.
+func (r *Renewer) tryRenew(ctx context.Context) {
+	if err := r.Now(ctx); err != nil && ctx.Err() == nil {
+		r.Log.Warn("certificate renewal is tried again in a minute", "expires", r.Source.Leaf().NotAfter, "error", err)
+	}
+}
+
+// Now renews at once. An answer that is no good leaves the old pair in place.
 func (r *Renewer) Now(ctx context.Context) error {
 	key, csr, err := NewRequest()
 	if err != nil {
@@ -77,16 +115,23 @@ func (r *Renewer) Now(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("renew the certificate: %w", err)
 	}
+	chain, err := parseCerts(cert)
+	if err != nil {
+		return fmt.Errorf("renew the certificate: the answer: %w", err)
+	}
+	id, err := Identify(chain[0])
+	if err != nil {
+		return fmt.Errorf("renew the certificate: the answer: %w", err)
+	}
+	if id != r.Source.ID() {
+		return fmt.Errorf("renew the certificate: the answer is of %s, not of %s", id, r.Source.ID())
+	}
 	if err := WritePair(r.Source.dir, key, cert, bundle); err != nil {
 		return err
 	}
 	r.Source.Reload()
+	if Serial(r.Source.Leaf()) != Serial(chain[0]) {
+		return errors.New("renew the certificate: the new one is not usable; the log says why")
+	}
 	return nil
-}
-
-// Missing tells whether dir holds no pair at all, which is a matter of joining
-// rather than of a damaged file.
-func Missing(dir string) bool {
-	_, err := os.Stat(dir + "/tls.crt")
-	return os.IsNotExist(err)
 }

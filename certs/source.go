@@ -1,282 +1,170 @@
 package certs
 
 import (
-	"context"
-	"crypto/tls"
+	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
-	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 )
 
-// pollInterval bounds how long a new pair or a revocation stays unseen.
-const pollInterval = 2 * time.Second
-
 // Source serves the pair of a certificate folder (tls.crt, tls.key, ca.crt,
-// revoked) to TLS and follows its changes. A bad new pair keeps the old one
-// and warns. It may be used concurrently.
+// revoked) to TLS and follows its changes. Each of pair, CAs and revocations is
+// taken by itself: a bad one keeps its old state and warns once, and holds up
+// none of the others. It may be used concurrently.
 type Source struct {
 	dir     string
 	revoked []string // files
 	log     *slog.Logger
 
-	mu      sync.RWMutex // guards the fields below
-	now     material
-	stamp   string        // what the files looked like when read
-	changed chan struct{} // closed and replaced when material changes
-}
+	// reading makes one reload follow another. It is held while files are read,
+	// and by nobody who serves a connection.
+	reading sync.Mutex
+	seen    [sha256.Size]byte // what the files held, guarded by reading
+	trouble string            // what was wrong with them, guarded by reading
 
-// material is one consistent state; it is never written after it was made.
-type material struct {
-	cert    *tls.Certificate
-	leaf    *x509.Certificate
-	id      ID
-	roots   *x509.CertPool
-	revoked map[string]bool
+	mu      sync.RWMutex // guards the fields below
+	now     *material
+	changed chan struct{} // closed and replaced when now changes
 }
 
 // NewSource reads the pair in dir. Extra files name further lists of revoked
-// serials. The error says what is wrong with which file.
+// certificates, such as that of a CA on this machine. A pair that cannot work
+// is an error that says what is wrong with which file; one that is expired, or
+// signed by a CA that is not in ca.crt, is served with a warning: peers have the
+// last word.
 func NewSource(dir string, log *slog.Logger, revokedFiles ...string) (*Source, error) {
 	s := &Source{
-		dir: dir, log: log, revoked: append(revokedFiles, filepath.Join(dir, "revoked")),
+		dir: dir, log: log, revoked: append(revokedFiles[:len(revokedFiles):len(revokedFiles)], filepath.Join(dir, "revoked")),
 		changed: make(chan struct{}),
 	}
-	s.stamp = s.look()
-	m, err := s.read()
-	if err != nil {
-		return nil, err
+	l := s.look()
+	m, problems := build(s.dir, l, nil, time.Now())
+	if m == nil {
+		return nil, problems[0]
 	}
-	s.now = m
+	s.now, s.seen = m, l.sum
+	for _, p := range problems {
+		log.Warn("others may refuse this certificate", "folder", dir, "error", p)
+	}
+	s.trouble = text(problems)
 	return s, nil
 }
 
-// Run follows the folder until ctx ends.
-func (s *Source) Run(ctx context.Context) error {
-	tick := time.NewTicker(pollInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			s.Reload()
-		}
-	}
-}
-
-// Reload looks at the files now.
+// Reload looks at the files now. Run does so by itself.
 func (s *Source) Reload() {
-	stamp := s.look()
-	s.mu.RLock()
-	same := stamp == s.stamp
-	s.mu.RUnlock()
-	if same {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	l := s.look()
+	if l.sum == s.seen && s.trouble == "" {
 		return
 	}
-	m, err := s.read()
-	s.mu.Lock()
-	s.stamp = stamp
-	if err == nil {
-		s.now = m
-		close(s.changed)
-		s.changed = make(chan struct{})
-	}
-	s.mu.Unlock()
-	if err != nil {
-		s.log.Warn("keeping the old certificate", "folder", s.dir, "error", err)
-		return
-	}
-	s.log.Info("certificates reloaded", "folder", s.dir, "expires", m.leaf.NotAfter)
-}
-
-// look sums up the files' identity and times.
-func (s *Source) look() string {
-	var out string
-	for _, f := range append([]string{s.file("tls.crt"), s.file("tls.key"), s.file("ca.crt")}, s.revoked...) {
-		if info, err := os.Stat(f); err == nil {
-			out += fmt.Sprintf("%s %d %d;", f, info.ModTime().UnixNano(), info.Size())
+	old := s.material()
+	m, problems := build(s.dir, l, old, time.Now())
+	s.seen = l.sum
+	if said := text(problems); said != s.trouble {
+		s.trouble = said
+		for _, p := range problems {
+			s.log.Warn("keeping the old certificates", "folder", s.dir, "error", p)
 		}
 	}
-	return out
+	if m.equal(old) {
+		return
+	}
+	s.mu.Lock()
+	s.now = m
+	close(s.changed)
+	s.changed = make(chan struct{})
+	s.mu.Unlock()
+	s.log.Info("certificates reloaded", "folder", s.dir, "identity", m.pair.id.String(),
+		"expires", m.pair.leaf().NotAfter, "cas", len(m.trust.cas), "revoked", len(m.revoked))
+}
+
+func text(problems []error) string {
+	if err := errors.Join(problems...); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// contents are the files as they were at one moment.
+type contents struct {
+	crt, key, ca file
+	lists        []file
+	sum          [sha256.Size]byte
+}
+
+type file struct {
+	path string
+	data []byte
+	err  error
+}
+
+func (f file) missing() bool { return errors.Is(f.err, fs.ErrNotExist) }
+
+// look reads the files, again until two looks agree: somebody may be writing.
+// They are small, and their bytes, unlike their times, cannot lie.
+func (s *Source) look() contents {
+	const tries = 10
+	l := s.lookOnce()
+	for range tries {
+		again := s.lookOnce()
+		if again.sum == l.sum {
+			break
+		}
+		l = again
+	}
+	return l
+}
+
+func (s *Source) lookOnce() contents {
+	var l contents
+	h := sha256.New()
+	take := func(path string) file {
+		data, err := os.ReadFile(path)
+		note := ""
+		if err != nil {
+			note = err.Error()
+		}
+		sum := sha256.Sum256(data)
+		h.Write([]byte(path + "\x00" + note + "\x00"))
+		h.Write(sum[:])
+		return file{path, data, err}
+	}
+	l.crt, l.key, l.ca = take(s.file("tls.crt")), take(s.file("tls.key")), take(s.file("ca.crt"))
+	for _, path := range s.revoked {
+		l.lists = append(l.lists, take(path))
+	}
+	copy(l.sum[:], h.Sum(nil))
+	return l
 }
 
 func (s *Source) file(name string) string { return filepath.Join(s.dir, name) }
 
-func (s *Source) read() (material, error) {
-	pair, err := tls.LoadX509KeyPair(s.file("tls.crt"), s.file("tls.key"))
-	if err != nil {
-		return material{}, fmt.Errorf("read the certificate in %s: %w", s.dir, err)
-	}
-	id, err := Identify(pair.Leaf)
-	if err != nil {
-		return material{}, fmt.Errorf("use the certificate in %s: %w", s.dir, err)
-	}
-	cas, err := readCerts(s.file("ca.crt"))
-	if err != nil {
-		return material{}, err
-	}
-	m := material{cert: &pair, leaf: pair.Leaf, id: id, roots: x509.NewCertPool(), revoked: map[string]bool{}}
-	for _, c := range cas {
-		m.roots.AddCert(c)
-		if id.Role == RoleScheduler && pair.Leaf.CheckSignatureFrom(c) == nil {
-			pair.Certificate = append(pair.Certificate, c.Raw) // a joining worker checks its pin on it
-		}
-	}
-	for _, f := range s.revoked {
-		list, err := readRevoked(f)
-		if err != nil {
-			return material{}, err
-		}
-		for serial := range list {
-			m.revoked[serial] = true
-		}
-	}
-	return m, nil
-}
-
-func (s *Source) material() material {
+func (s *Source) material() *material {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.now
 }
 
-// ID is the identity that the source serves.
-func (s *Source) ID() ID { return s.material().id }
+// ID is the identity that the source serves. It never changes.
+func (s *Source) ID() ID { return s.material().pair.id }
 
-// Leaf is the certificate that the source serves.
-func (s *Source) Leaf() *x509.Certificate { return s.material().leaf }
+// Leaf is the certificate that the source serves. It must not be changed.
+func (s *Source) Leaf() *x509.Certificate { return s.material().pair.leaf() }
 
-// Changed returns a channel that is closed at the next change.
+// Changed returns a channel that is closed at the next change of pair, CAs or
+// revocations. Ask for it before looking at the state that it is about.
 func (s *Source) Changed() <-chan struct{} {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.changed
 }
 
-// Revoked tells whether a serial (hex) is revoked.
-func (s *Source) Revoked(serial string) bool { return s.material().revoked[serial] }
-
-// ServerConfig is TLS for a listener: 1.3 only, no session tickets. A client
-// certificate is verified whenever there is one; a caller without one gets as
-// far as the RPC table, which denies everything but Join.
-func (s *Source) ServerConfig() *tls.Config {
-	return &tls.Config{
-		MinVersion:             tls.VersionTLS13,
-		SessionTicketsDisabled: true,
-		NextProtos:             []string{"h2"},
-		ClientAuth:             tls.RequestClientCert,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return s.material().cert, nil
-		},
-		VerifyConnection: func(cs tls.ConnectionState) error {
-			if len(cs.PeerCertificates) == 0 {
-				return nil
-			}
-			_, err := s.verify(cs.PeerCertificates, x509.ExtKeyUsageClientAuth)
-			return err
-		},
-	}
-}
-
-// ClientConfig is TLS for a dialer that expects a server of the given role
-// and, when name is not "", of that name. The server is known by its identity
-// in the certificate, not by its host name, so addresses may change.
-func (s *Source) ClientConfig(role Role, name string) *tls.Config {
-	return &tls.Config{
-		MinVersion:             tls.VersionTLS13,
-		SessionTicketsDisabled: true,
-		NextProtos:             []string{"h2"},
-		// Chain and identity are verified in VerifyConnection, which, unlike
-		// VerifyPeerCertificate, also runs for resumed sessions.
-		InsecureSkipVerify: true, //nolint:gosec // see above
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return s.material().cert, nil
-		},
-		VerifyConnection: func(cs tls.ConnectionState) error {
-			if len(cs.PeerCertificates) == 0 {
-				return errors.New("the server showed no certificate")
-			}
-			id, err := s.verify(cs.PeerCertificates, x509.ExtKeyUsageServerAuth)
-			if err != nil {
-				return err
-			}
-			if id.Role != role || name != "" && id.Name != name {
-				return fmt.Errorf("the server is %s, expected the %s %s", id, role, name)
-			}
-			return nil
-		},
-	}
-}
-
-// verify checks chain, validity, usage, revocation and identity of a peer.
-func (s *Source) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage) (ID, error) {
-	m := s.material()
-	intermediates := x509.NewCertPool()
-	for _, c := range chain[1:] {
-		intermediates.AddCert(c)
-	}
-	leaf := chain[0]
-	if _, err := leaf.Verify(x509.VerifyOptions{
-		Roots: m.roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{usage},
-	}); err != nil {
-		return ID{}, fmt.Errorf("certificate refused: %w", err)
-	}
-	id, err := Identify(leaf)
-	if err != nil {
-		return ID{}, fmt.Errorf("certificate refused: %w", err)
-	}
-	if id.Cluster != m.id.Cluster {
-		return ID{}, fmt.Errorf("certificate refused: %s is of the cluster %s, not %s", id, id.Cluster, m.id.Cluster)
-	}
-	if m.revoked[hex.EncodeToString(leaf.SerialNumber.Bytes())] {
-		return ID{}, fmt.Errorf("certificate refused: %s was revoked", id)
-	}
-	return id, nil
-}
-
-// JoinConfig is TLS for a first contact: the server must show a scheduler's
-// certificate of the CA that the token pins; there is no own certificate yet.
-func JoinConfig(pin string) *tls.Config {
-	return &tls.Config{
-		MinVersion:         tls.VersionTLS13,
-		NextProtos:         []string{"h2"},
-		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection checks the role; the pin is checked on the answer
-		VerifyConnection: func(cs tls.ConnectionState) error {
-			if len(cs.PeerCertificates) == 0 {
-				return errors.New("the server showed no certificate")
-			}
-			id, err := Identify(cs.PeerCertificates[0])
-			if err != nil {
-				return err
-			}
-			if id.Role != RoleScheduler {
-				return fmt.Errorf("the server is %s, not a scheduler", id)
-			}
-			return pinned(cs.PeerCertificates, pin)
-		},
-	}
-}
-
-// pinned verifies the leaf against the pinned CA that the server sent along.
-// Without it the secret of a token would reach whoever answers.
-func pinned(chain []*x509.Certificate, pin string) error {
-	for _, c := range chain[1:] {
-		if !c.IsCA || pinOf(c) != pin {
-			continue
-		}
-		roots := x509.NewCertPool()
-		roots.AddCert(c)
-		_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
-		if err != nil {
-			return fmt.Errorf("verify the scheduler: %w", err)
-		}
-		return nil
-	}
-	return fmt.Errorf("%w: the server's CA is not the one that the token names", ErrToken)
-}
+// Revoked tells whether a serial (lower-case hex) is revoked.
+func (s *Source) Revoked(serial string) bool { return s.material().revoked[strings.ToLower(serial)] }

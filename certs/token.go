@@ -9,19 +9,22 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
 	"time"
 )
 
 // ErrToken is any refusal of a join token; the text says which.
 var ErrToken = errors.New("join token refused")
 
+const tokenPrefix = "drover1"
+
 // TokenRequest says what a token is good for.
 type TokenRequest struct {
-	Role Role          // "" is worker
+	Role Role          // "" is worker, and no other role joins by token
 	TTL  time.Duration // 0 is one hour
 	Uses int           // 0 is one
 	Now  time.Time     // zero is the present
@@ -38,19 +41,23 @@ type tokenRecord struct {
 // Token is a parsed join token: drover1.<secret>.<sha256 of the CA's key>.
 type Token struct {
 	Secret string
-	Pin    string // the CA that the joining side must see
+	Pin    string // the CA that the joining side must see, hex
 }
 
 // ParseToken reads a token as it was printed.
 func ParseToken(s string) (Token, error) {
 	parts := strings.Split(strings.TrimSpace(s), ".")
-	if len(parts) != 3 || parts[0] != "drover1" || len(parts[2]) != 64 {
-		return Token{}, fmt.Errorf("%w: it is not of the form drover1.SECRET.PIN", ErrToken)
+	if len(parts) != 3 || parts[0] != tokenPrefix || parts[1] == "" {
+		return Token{}, fmt.Errorf("%w: it is not of the form %s.SECRET.PIN; copy it whole", ErrToken, tokenPrefix)
 	}
-	return Token{parts[1], parts[2]}, nil
+	pin, err := hex.DecodeString(parts[2])
+	if err != nil || len(pin) != sha256.Size {
+		return Token{}, fmt.Errorf("%w: its last part is not the sha256 of a key; copy it whole", ErrToken)
+	}
+	return Token{parts[1], strings.ToLower(parts[2])}, nil
 }
 
-// NewToken makes a token that pins this CA.
+// NewToken makes a token that pins this CA. The secret is in no file.
 func (ca *CA) NewToken(r TokenRequest) (string, error) {
 	if r.Role == "" {
 		r.Role = RoleWorker
@@ -64,18 +71,33 @@ func (ca *CA) NewToken(r TokenRequest) (string, error) {
 	if r.Now.IsZero() {
 		r.Now = time.Now()
 	}
-	if r.Role != RoleWorker || r.TTL < 0 || r.Uses < 0 {
-		return "", fmt.Errorf("make a token: only workers join by token, with a lifetime and uses above 0")
+	if r.Role != RoleWorker {
+		return "", fmt.Errorf("make a token: only workers join by token; issue a certificate for the %s instead", r.Role)
+	}
+	if r.TTL < 0 || r.Uses < 0 {
+		return "", fmt.Errorf("make a token: lifetime %v and uses %d must be above 0", r.TTL, r.Uses)
+	}
+	unlock, err := lockFolder(ca.dir)
+	if err != nil {
+		return "", fmt.Errorf("make a token: %w", err)
+	}
+	defer unlock()
+	a, err := ca.load()
+	if err != nil {
+		return "", fmt.Errorf("make a token: %w", err)
+	}
+	if err := ca.sweepTokens(r.Now); err != nil {
+		return "", err
 	}
 	random := make([]byte, 24)
 	if _, err := rand.Read(random); err != nil {
 		return "", fmt.Errorf("make a token: %w", err)
 	}
 	secret := base64.RawURLEncoding.EncodeToString(random)
-	if err := ca.writeToken(secret, tokenRecord{r.Role, r.Now.Add(r.TTL), r.Uses}); err != nil {
+	if err := writeToken(ca.tokenFile(secret), tokenRecord{r.Role, r.Now.Add(r.TTL), r.Uses}); err != nil {
 		return "", err
 	}
-	return "drover1." + secret + "." + ca.pin(), nil
+	return tokenPrefix + "." + secret + "." + pinOf(a.cert), nil
 }
 
 func (ca *CA) tokenFile(secret string) string {
@@ -83,18 +105,51 @@ func (ca *CA) tokenFile(secret string) string {
 	return filepath.Join(ca.dir, "tokens", hex.EncodeToString(sum[:]))
 }
 
-func (ca *CA) writeToken(secret string, rec tokenRecord) error {
+func writeToken(path string, rec tokenRecord) error {
 	data, err := json.Marshal(rec)
 	if err != nil {
 		return fmt.Errorf("encode a token: %w", err)
 	}
-	return writeFile(ca.tokenFile(secret), data, 0o600)
+	return writeFile(path, data, 0o600)
 }
 
-// Redeem trades a token for one worker certificate of the given name; of the
-// CSR only the key counts. Of several redeems of a last use exactly one wins,
-// also across processes: the use is taken under a file lock before signing.
-func (ca *CA) Redeem(secret, name string, csr []byte, now time.Time) (cert, bundle []byte, err error) {
+func readToken(path string) (tokenRecord, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return tokenRecord{}, fmt.Errorf("read a token: %w", err)
+	}
+	var rec tokenRecord
+	if err := json.Unmarshal(data, &rec); err != nil {
+		return tokenRecord{}, fmt.Errorf("read the token %s: %w", path, err)
+	}
+	return rec, nil
+}
+
+// sweepTokens removes the tokens that nobody used in time.
+func (ca *CA) sweepTokens(now time.Time) error {
+	files, err := filepath.Glob(ca.file("tokens/[0-9a-f]*"))
+	if err != nil {
+		return fmt.Errorf("look through the tokens: %w", err)
+	}
+	for _, f := range files {
+		rec, err := readToken(f)
+		if err != nil || now.Before(rec.Expires) {
+			continue // a damaged one is reported to whoever redeems it
+		}
+		if err := os.Remove(f); err != nil {
+			return fmt.Errorf("remove an expired token: %w", err)
+		}
+	}
+	return nil
+}
+
+// Redeem trades a token, with or without its pin, for one worker certificate of
+// the given name and the CA bundle; of the CSR only the key counts. Of several
+// redeems of a last use exactly one wins, also across processes: everything
+// happens under the folder's lock, and the use is gone for good before anything
+// is signed. A token that is no good is ErrToken; a name that another worker's
+// certificate has is fs.ErrExist and uses nothing up.
+func (ca *CA) Redeem(token, name string, csr []byte, now time.Time) (cert, bundle []byte, err error) {
 	public, err := csrKey(csr)
 	if err != nil {
 		return nil, nil, err
@@ -102,82 +157,82 @@ func (ca *CA) Redeem(secret, name string, csr []byte, now time.Time) (cert, bund
 	if err := CheckName(name); err != nil {
 		return nil, nil, err
 	}
-	role, err := ca.takeUse(secret, now)
+	unlock, err := lockFolder(ca.dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("redeem a token: %w", err)
+	}
+	defer unlock()
+	path := ca.tokenFile(secretOf(token))
+	rec, err := ca.checkToken(path, token, now)
 	if err != nil {
 		return nil, nil, err
 	}
-	cert, _, err = ca.Issue(IssueRequest{Name: name, Role: role, Public: public, Now: now, Hosts: []string{name}})
+	taken, err := ca.inForce(ID{Cluster: ca.cluster, Role: rec.Role, Name: name}, now)
 	if err != nil {
 		return nil, nil, err
 	}
-	bundle, err = ca.Bundle()
-	return cert, bundle, err
+	if taken {
+		return nil, nil, fmt.Errorf("join as %q: another %s has a certificate of that name; choose another name or revoke that one first: %w", name, rec.Role, fs.ErrExist)
+	}
+	if err := useUp(path, rec); err != nil {
+		return nil, nil, err
+	}
+	return ca.issueWithBundle(IssueRequest{Name: name, Role: rec.Role, Public: public, Now: now, Hosts: []string{name}})
 }
 
-func (ca *CA) takeUse(secret string, now time.Time) (Role, error) {
-	lock, err := os.OpenFile(filepath.Join(ca.dir, "tokens", ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return "", fmt.Errorf("lock the tokens: %w", err)
+// secretOf takes the secret out of a whole token, of one without its pin, or of
+// itself: base64url has no dots.
+func secretOf(token string) string {
+	if rest, ok := strings.CutPrefix(token, tokenPrefix+"."); ok {
+		token = rest
 	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return "", fmt.Errorf("lock the tokens: %w", err)
-	}
-	data, err := os.ReadFile(ca.tokenFile(secret))
-	if err != nil {
-		return "", fmt.Errorf("%w: it is unknown or was used", ErrToken)
-	}
-	var rec tokenRecord
-	if err := json.Unmarshal(data, &rec); err != nil {
-		return "", fmt.Errorf("read a token: %w", err)
-	}
-	if now.After(rec.Expires) {
-		return "", fmt.Errorf("%w: it expired at %s", ErrToken, rec.Expires.Format(time.RFC3339))
-	}
-	rec.Uses--
-	if rec.Uses > 0 {
-		return rec.Role, ca.writeToken(secret, rec)
-	}
-	if err := os.Remove(ca.tokenFile(secret)); err != nil {
-		return "", fmt.Errorf("use up a token: %w", err)
-	}
-	return rec.Role, nil
+	secret, _, _ := strings.Cut(token, ".")
+	return secret
 }
 
-// RenewFor signs a fresh certificate of an identity that the caller has proved.
-func (ca *CA) RenewFor(id ID, csr []byte, hosts []string, now time.Time) (cert, bundle []byte, err error) {
-	public, err := csrKey(csr)
+func (ca *CA) checkToken(path, token string, now time.Time) (tokenRecord, error) {
+	if whole, err := ParseToken(token); err == nil {
+		a, err := ca.load()
+		if err != nil {
+			return tokenRecord{}, err
+		}
+		if !slices.ContainsFunc(a.trust, func(c *x509.Certificate) bool { return pinOf(c) == whole.Pin }) {
+			return tokenRecord{}, fmt.Errorf("%w: it is of another CA", ErrToken)
+		}
+	}
+	rec, err := readToken(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return tokenRecord{}, fmt.Errorf("%w: it is unknown or was used", ErrToken)
+	}
 	if err != nil {
-		return nil, nil, err
+		return tokenRecord{}, err
 	}
-	if id.Cluster != ca.Cluster() {
-		return nil, nil, fmt.Errorf("renew: %s is not of the cluster %s", id, ca.Cluster())
+	if !now.Before(rec.Expires) {
+		return tokenRecord{}, fmt.Errorf("%w: it expired on %s", ErrToken, day(rec.Expires))
 	}
-	cert, _, err = ca.Issue(IssueRequest{Name: id.Name, Role: id.Role, Public: public, Now: now, Hosts: hosts})
-	if err != nil {
-		return nil, nil, err
-	}
-	bundle, err = ca.Bundle()
-	return cert, bundle, err
+	return rec, nil
 }
 
-func csrKey(der []byte) (any, error) {
-	csr, err := x509.ParseCertificateRequest(der)
-	if err != nil {
-		return nil, fmt.Errorf("read the certificate request: %w", err)
+// useUp takes one use from a token, durably.
+func useUp(path string, rec tokenRecord) error {
+	if rec.Uses > 1 {
+		rec.Uses--
+		return writeToken(path, rec)
 	}
-	if err := csr.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("check the certificate request: %w", err)
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("use up a token: %w", err)
 	}
-	return csr.PublicKey, nil
+	return syncFolder(filepath.Dir(path))
 }
 
 // CheckPin verifies that a bundle holds the CA that a token pins.
 func CheckPin(bundle []byte, pin string) error {
-	for _, c := range parseCerts(bundle) {
-		if pinOf(c) == pin {
-			return nil
-		}
+	cas, err := parseBundle(bundle)
+	if err != nil {
+		return fmt.Errorf("%w: read the scheduler's CA: %w", ErrToken, err)
 	}
-	return fmt.Errorf("%w: the scheduler's CA is not the one that the token names; you may be talking to a stranger", ErrToken)
+	if !slices.ContainsFunc(cas, func(c *x509.Certificate) bool { return pinOf(c) == pin }) {
+		return fmt.Errorf("%w: the scheduler's CA is not the one that the token names; you may be talking to a stranger", ErrToken)
+	}
+	return nil
 }

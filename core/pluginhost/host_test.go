@@ -376,11 +376,20 @@ func TestARestartedWorkerFindsItsJobs(t *testing.T) {
 	w := newWorld(t, "bash")
 	w.shutdown()
 	dir := t.TempDir()
-	gate := filepath.Join(dir, "gate")
-	if err := syscall.Mkfifo(gate, 0o600); err != nil {
-		t.Fatal(err)
+	scripts, gates := map[string]string{}, map[string]*os.File{}
+	for id, code := range map[string]int{"quick": 9, "slow": 11} {
+		path := filepath.Join(dir, id+".gate")
+		if err := syscall.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		// Open for both, so that no open waits and no line is lost.
+		gate, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { gate.Close() })
+		scripts[id], gates[id] = fmt.Sprintf("read x < %s; exit %d", path, code), gate
 	}
-	scripts := map[string]string{"quick": "read x < " + gate + "; exit 9", "slow": "read x < " + gate + "; read x < " + gate + "; exit 11"}
 	out, _, _ := lanes(t)
 	env := append(os.Environ(), hostRole+"=1", "DROVER_TEST_DIR="+w.dir, "DROVER_TEST_STATE="+w.state, "DROVER_TEST_OUT="+out)
 	for id, s := range scripts {
@@ -414,8 +423,7 @@ func TestARestartedWorkerFindsItsJobs(t *testing.T) {
 	}
 	_ = first.Process.Kill()
 	_ = first.Wait()
-	// Three lines: each job takes at least one, "quick" may be the first or not.
-	if err := os.WriteFile(gate, []byte("x\n"), 0); err != nil {
+	if _, err := gates["quick"].WriteString("x\n"); err != nil { // ends while nobody is there
 		t.Fatal(err)
 	}
 	w.open()
@@ -426,10 +434,8 @@ func TestARestartedWorkerFindsItsJobs(t *testing.T) {
 	if e := w.awaitExit("never"); !e.Unknown {
 		t.Errorf("a start that never arrived: %+v", e)
 	}
-	for range 2 {
-		if err := os.WriteFile(gate, []byte("x\nx\n"), 0); err != nil {
-			t.Fatal(err)
-		}
+	if _, err := gates["slow"].WriteString("x\n"); err != nil {
+		t.Fatal(err)
 	}
 	for id, code := range map[string]int32{"quick": 9, "slow": 11} {
 		if e := w.awaitExit(id); e.Exited.GetExitCode() != code {

@@ -182,15 +182,11 @@ func (h *Host) privateCopy(f *os.File, sum string) (string, error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return "", fmt.Errorf("copy the plugin: %w", err)
 	}
-	out, err := os.CreateTemp(filepath.Dir(path), ".copy-*")
+	copied, err := writeExecutable(filepath.Dir(path), 0o500, f)
 	if err != nil {
 		return "", fmt.Errorf("copy the plugin: %w", err)
 	}
-	_, err = io.Copy(out, f)
-	if err := errors.Join(err, out.Chmod(0o500), out.Close()); err != nil {
-		return "", fmt.Errorf("copy the plugin: %w", err)
-	}
-	if err := os.Rename(out.Name(), path); err != nil {
+	if err := os.Rename(copied, path); err != nil {
 		return "", fmt.Errorf("copy the plugin: %w", err)
 	}
 	return path, nil

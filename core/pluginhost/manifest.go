@@ -123,16 +123,42 @@ func stage(dir, file string) (path, sum string, err error) {
 	if info, err := in.Stat(); err != nil || !info.Mode().IsRegular() {
 		return "", "", errors.Join(err, fmt.Errorf("%s is not a regular file", file))
 	}
-	out, err := os.CreateTemp(dir, ".install-*")
-	if err != nil {
-		return "", "", err
-	}
 	hash := sha256.New()
-	_, err = io.Copy(io.MultiWriter(out, hash), in)
-	if err := errors.Join(err, out.Chmod(0o755), out.Sync(), out.Close()); err != nil {
-		return "", "", errors.Join(err, os.Remove(out.Name()))
+	path, err = writeExecutable(dir, 0o755, io.TeeReader(in, hash))
+	return path, hex.EncodeToString(hash.Sum(nil)), err
+}
+
+// writeExecutable writes a program under a temporary name in dir, on disk for
+// good. A child that another goroutine forks meanwhile would hold the file open
+// for writing until it executes its own program, and ours could not be executed
+// so long ("text file busy", go.dev/issue/22315): nobody forks while it is open.
+func writeExecutable(dir string, mode os.FileMode, from io.Reader) (string, error) {
+	syscall.ForkLock.RLock()
+	path, err := writeTemp(dir, mode, from)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
+		return "", err
 	}
-	return out.Name(), hex.EncodeToString(hash.Sum(nil)), nil
+	f, err := os.Open(path)
+	if err != nil {
+		return "", errors.Join(err, os.Remove(path))
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return "", errors.Join(err, os.Remove(path))
+	}
+	return path, nil
+}
+
+func writeTemp(dir string, mode os.FileMode, from io.Reader) (string, error) {
+	out, err := os.CreateTemp(dir, ".new-*")
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(out, from)
+	if err := errors.Join(err, out.Chmod(mode), out.Close()); err != nil {
+		return "", errors.Join(err, os.Remove(out.Name()))
+	}
+	return out.Name(), nil
 }
 
 func keepVersion(dir string, m Manifest) error {

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -46,6 +47,7 @@ type Client struct {
 	address string
 	conn    *grpc.ClientConn
 	watch   *transport
+	reason  func(error) string // why a handshake was refused; "" for other errors
 }
 
 // Dial prepares a connection; the first call makes it.
@@ -57,16 +59,16 @@ func Dial(t Target, version string) (*Client, error) {
 	if err != nil {
 		return nil, badCerts(t, err)
 	}
-	return connect(t.Address, source.ClientConfig(certs.RoleScheduler, ""), version)
+	return connect(t.Address, source.ClientConfig(certs.RoleScheduler, ""), source.Explain, version)
 }
 
 // DialToJoin prepares a connection without a certificate of one's own: the
 // scheduler must belong to the CA that the pin of a join token names.
 func DialToJoin(address, pin, version string) (*Client, error) {
-	return connect(address, certs.JoinConfig(pin), version)
+	return connect(address, certs.JoinConfig(pin), certs.Explain, version)
 }
 
-func connect(address string, config *tls.Config, version string) (*Client, error) {
+func connect(address string, config *tls.Config, reason func(error) string, version string) (*Client, error) {
 	if _, _, err := net.SplitHostPort(address); err != nil {
 		return nil, errs.E("connect to the scheduler", errs.Invalid, "ADDRESS", fmt.Errorf("%q is not HOST:PORT", address))
 	}
@@ -87,7 +89,7 @@ func connect(address string, config *tls.Config, version string) (*Client, error
 	if err != nil {
 		return nil, errs.E("connect to the scheduler", errs.Invalid, "ADDRESS", err)
 	}
-	return &Client{droverv1.NewSchedulerServiceClient(conn), droverv1.NewCertificateServiceClient(conn), address, conn, w}, nil
+	return &Client{droverv1.NewSchedulerServiceClient(conn), droverv1.NewCertificateServiceClient(conn), address, conn, w, reason}, nil
 }
 
 // Close ends the connection.
@@ -116,21 +118,19 @@ func (c *Client) Explain(op string, err error) error {
 	if st.Code() != codes.Unavailable {
 		return problem.FromStatus(op, err)
 	}
-	const refused = "remote error: tls: "
-	if i := strings.Index(st.Message(), refused); i >= 0 {
-		why := strings.Trim(st.Message()[i+len(refused):], `"`)
-		return errs.E("connect to the scheduler at "+c.address, errs.Unauthenticated, "CERTIFICATE",
-			fmt.Errorf("it refused the certificate: %s", why)).WithHint(`see which one is used with "drover context ls", or give another with --certs`)
-	}
 	c.watch.mu.Lock()
 	dial, handshake := c.watch.dialErr, c.watch.handshakeErr
 	c.watch.mu.Unlock()
+	why := c.reason(handshake)
+	if why == "" {
+		why = c.reason(err)
+	}
 	switch {
 	case dial != nil:
 		return c.unreachable(cause(dial))
-	case handshake != nil && !isNetwork(handshake):
-		return errs.E("connect to the scheduler at "+c.address, errs.Unauthenticated, "CERTIFICATE", handshake).
-			WithHint("is it another cluster's? see DROVER_ADDRESS, DROVER_CERTS and \"drover context ls\"")
+	case why != "":
+		return errs.E("connect to the scheduler at "+c.address, errs.Unauthenticated, "CERTIFICATE", errors.New(why)).
+			WithHint(`"drover context ls" shows which certificate is used; --certs and DROVER_CERTS give another`)
 	case handshake != nil:
 		return c.unreachable(cause(handshake))
 	default:
@@ -176,11 +176,6 @@ func cause(err error) error {
 	return err
 }
 
-func isNetwork(err error) bool {
-	var n net.Error
-	return errors.As(err, &n)
-}
-
 // transport remembers why the last connection was not made: gRPC keeps the
 // words of these errors, not the errors.
 type transport struct {
@@ -211,7 +206,33 @@ func (c *watched) ClientHandshake(ctx context.Context, authority string, conn ne
 	c.to.handshakeErr = err
 	c.to.reached = c.to.reached || err == nil
 	c.to.mu.Unlock()
-	return secure, info, err
+	if err != nil {
+		return nil, nil, err
+	}
+	return &alerted{secure}, info, nil
+}
+
+// alerted tells why the server hung up. With TLS 1.3 a client's handshake is
+// over before the server has judged its certificate; the refusal is an alert
+// that waits to be read when the first write fails with "broken pipe".
+type alerted struct{ net.Conn }
+
+// alertTimeout bounds the wait for an alert on a connection that is broken.
+const alertTimeout = time.Second
+
+// Write implements net.Conn.
+func (c *alerted) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		return n, err
+	}
+	if e := c.SetReadDeadline(time.Now().Add(alertTimeout)); e != nil {
+		return n, err
+	}
+	if _, e := c.Read(make([]byte, 1)); e != nil && certs.Explain(e) != "" {
+		return n, e
+	}
+	return n, err
 }
 
 // Clone implements credentials.TransportCredentials.
