@@ -50,7 +50,8 @@ func (w *Worker) Drain(ctx context.Context, deadline time.Duration) error {
 	return w.leave(ctx)
 }
 
-// leave deregisters.
+// leave ends the membership, then deregisters: a heartbeat that learns that the
+// worker is not known any more would register it again.
 func (w *Worker) leave(ctx context.Context) error {
 	id, ok := w.identity.get()
 	if !ok {
@@ -58,6 +59,13 @@ func (w *Worker) leave(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
+	w.leaveOnce.Do(func() { close(w.leaving) })
+	select {
+	case <-w.left:
+	case <-w.ended:
+	case <-ctx.Done():
+		return errs.E("deregister worker", errs.Canceled, "", ctx.Err())
+	}
 	if err := w.cfg.Scheduler.Deregister(ctx, id); err != nil {
 		return errs.E("deregister worker", errs.KindOf(err), errs.ReasonOf(err), err)
 	}

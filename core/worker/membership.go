@@ -54,8 +54,17 @@ type Scheduler interface {
 	Deregister(context.Context, job.WorkerID) error
 }
 
-// membership keeps the worker registered until the context ends.
+// membership keeps the worker registered until the context ends or it leaves.
 func (w *Worker) membership(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w.tasks.Go(func() {
+		select {
+		case <-w.leaving:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
 	for ctx.Err() == nil {
 		every, ok := w.register(ctx)
 		if !ok {

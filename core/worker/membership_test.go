@@ -55,6 +55,7 @@ func (r *registrar) Deregister(_ context.Context, id job.WorkerID) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.left = append(r.left, id)
+	r.unknown = true
 	return nil
 }
 
@@ -200,6 +201,25 @@ func TestDrainWaitsAndLeaves(t *testing.T) {
 		})
 		p.close(t)
 		b.clean()
+	}, with(r))
+}
+
+// TestALeaverStaysAway: no heartbeat that finds it deregistered brings it back.
+func TestALeaverStaysAway(t *testing.T) {
+	r := &registrar{}
+	story(t, func(t *testing.T, b *bench) {
+		synctest.Wait()
+		for range 2 { // a second drain changes nothing
+			if err := b.Drain(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+		}
+		r.set(func(r *registrar) {
+			if len(r.regs) != 1 {
+				t.Errorf("it registered %d times", len(r.regs))
+			}
+		})
 	}, with(r))
 }
 

@@ -61,15 +61,18 @@ type Worker struct {
 	instance string
 	identity *identity
 
-	machine *Machine // owned by the loop
-	inbox   *inbox
-	board   *board
-	tickets *tickets
-	hands   *hands
-	tasks   sync.WaitGroup
-	ready   chan struct{} // closed once earlier attempts are taken over
-	ended   chan struct{} // closed once Run is over
-	beat    chan struct{} // capacity 1: send a heartbeat now
+	machine   *Machine // owned by the loop
+	inbox     *inbox
+	board     *board
+	tickets   *tickets
+	hands     *hands
+	tasks     sync.WaitGroup
+	ready     chan struct{} // closed once earlier attempts are taken over
+	ended     chan struct{} // closed once Run is over
+	leaving   chan struct{} // closed when the membership shall end
+	left      chan struct{} // closed when it has
+	leaveOnce sync.Once
+	beat      chan struct{} // capacity 1: send a heartbeat now
 
 	mu        sync.Mutex // guards all below
 	counts    Counts
@@ -118,7 +121,7 @@ func New(c Config) (*Worker, error) {
 		machine: NewMachine(MachineConfig{BootID: c.BootID, Slots: c.Slots, Overshoot: c.Overshoot}),
 		inbox:   c.Feed.in, board: newBoard(), tickets: newTickets(),
 		ready: make(chan struct{}), ended: make(chan struct{}), beat: make(chan struct{}, 1),
-		indexed: make(chan struct{}),
+		leaving: make(chan struct{}), left: make(chan struct{}), indexed: make(chan struct{}),
 	}
 	w.hands = &hands{
 		log: c.Log, output: c.Output, groups: c.Groups, scripts: c.Scripts, runners: c.Runners,
@@ -183,7 +186,10 @@ func (w *Worker) Run(ctx context.Context) error {
 	close(w.ready)
 	w.tasks.Go(func() { w.watchIndexes(ctx) })
 	if w.cfg.Scheduler != nil {
-		w.tasks.Go(func() { w.membership(ctx) })
+		w.tasks.Go(func() {
+			defer close(w.left)
+			w.membership(ctx)
+		})
 	}
 	w.loop(ctx)
 	return nil
