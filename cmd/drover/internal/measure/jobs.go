@@ -36,9 +36,22 @@ type Result struct {
 // Plan says what to measure.
 type Plan struct {
 	Rounds    int
-	Slice     time.Duration  // length of each half of a round
-	InFlight  int            // jobs at once
-	Processes map[string]int // name -> pid, for CPU per job
+	Slice     time.Duration    // length of each half of a round
+	InFlight  int              // jobs at once
+	Processes map[string][]int // name -> pids, for CPU per job
+}
+
+// Limit measures the limit alone: the median of the rounds.
+func Limit(ctx context.Context, w Workload, p Plan) (float64, error) {
+	var limits []float64
+	for range p.Rounds {
+		limit, err := w.Bare.Rate(ctx, p.Slice)
+		if err != nil {
+			return 0, err
+		}
+		limits = append(limits, limit)
+	}
+	return median(limits), nil
 }
 
 // Compare measures the limit and drover in turns.
@@ -111,21 +124,28 @@ func median(xs []float64) float64 {
 
 // cpuTimes reads user and system time of processes, without their children
 // (proc(5), fields 14 and 15 of stat, in clock ticks of 10 ms).
-func cpuTimes(processes map[string]int) (map[string]time.Duration, error) {
+func cpuTimes(processes map[string][]int) (map[string]time.Duration, error) {
 	out := make(map[string]time.Duration, len(processes))
-	for name, pid := range processes {
-		data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-		if err != nil {
-			return nil, fmt.Errorf("read processor time of %s: %w", name, err)
+	for name, pids := range processes {
+		for _, pid := range pids {
+			t, err := cpuTime(pid)
+			if err != nil {
+				return nil, fmt.Errorf("read processor time of %s: %w", name, err)
+			}
+			out[name] += t
 		}
-		// The command name may hold spaces and brackets: count from the last one.
-		fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
-		user, errUser := strconv.Atoi(fields[11])
-		system, errSystem := strconv.Atoi(fields[12])
-		if err := cmp.Or(errUser, errSystem); err != nil {
-			return nil, fmt.Errorf("read processor time of %s: %w", name, err)
-		}
-		out[name] += time.Duration(user+system) * 10 * time.Millisecond
 	}
 	return out, nil
+}
+
+func cpuTime(pid int) (time.Duration, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	// The command name may hold spaces and brackets: count from the last one.
+	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	user, errUser := strconv.Atoi(fields[11])
+	system, errSystem := strconv.Atoi(fields[12])
+	return time.Duration(user+system) * 10 * time.Millisecond, cmp.Or(errUser, errSystem)
 }

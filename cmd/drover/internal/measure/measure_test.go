@@ -38,7 +38,7 @@ func TestCompareTakesLimitAndRateInTurns(t *testing.T) {
 	t.Parallel()
 	c := &instant{state: droverv1.JobState_JOB_STATE_SUCCEEDED}
 	r, err := measure.Compare(t.Context(), c, workload(t), measure.Plan{
-		Rounds: 3, Slice: 20 * time.Millisecond, InFlight: 2, Processes: map[string]int{"client": os.Getpid()},
+		Rounds: 3, Slice: 20 * time.Millisecond, InFlight: 2, Processes: map[string][]int{"client": {os.Getpid()}},
 	})
 	if err != nil {
 		t.Fatal(err)

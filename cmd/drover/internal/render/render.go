@@ -115,6 +115,19 @@ func One[R Row](p *Printer, row R, details func() []Field) error {
 	}
 }
 
+// Report writes a result that is one document for programs and a table for
+// people.
+func Report(p *Printer, v any, header []string, rows [][]string) error {
+	switch p.Format {
+	case JSON, YAML:
+		return p.document(v)
+	case Lines:
+		return p.line(v)
+	default:
+		return WriteTable(p.Out, header, rows)
+	}
+}
+
 // document writes one JSON or YAML document. YAML has the names and the order
 // of JSON.
 func (p *Printer) document(v any) error {
