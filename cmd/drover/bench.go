@@ -128,7 +128,7 @@ func (b *benchFlags) jobs(ctx context.Context, e *env) error {
 		var rows [][]string
 		for _, w := range workloads {
 			fmt.Fprintf(e.stderr, "Measuring %s: %d rounds of 2 x %v.\n", w.Name, b.rounds, b.slice)
-			r, err := measure.Compare(ctx, runner{c}, w, measure.Plan{
+			r, err := measure.Compare(ctx, benchJobs{c}, w, measure.Plan{
 				Rounds: b.rounds, Slice: b.slice, InFlight: b.inFlight, Processes: processes,
 			})
 			if err != nil {
@@ -202,11 +202,11 @@ func quietDown(ctx context.Context, c *dev.Cluster) error {
 	return err
 }
 
-// runner runs jobs for a measurement as any client would.
-type runner struct{ c *client.Client }
+// benchJobs runs jobs for a measurement as any client would.
+type benchJobs struct{ c *client.Client }
 
 // Run implements measure.Jobs.
-func (r runner) Run(ctx context.Context, q *droverv1.StartJobRequest) (*droverv1.Job, error) {
+func (r benchJobs) Run(ctx context.Context, q *droverv1.StartJobRequest) (*droverv1.Job, error) {
 	q.RequestId = uuid.NewString()
 	started, err := r.c.StartJob(ctx, q)
 	if err != nil {
