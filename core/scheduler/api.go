@@ -87,25 +87,45 @@ func (s *Scheduler) Locate(ctx context.Context, by Caller, ref string) (job.Job,
 func (s *Scheduler) AwaitStart(ctx context.Context, id job.ID) (job.Job, error) {
 	var found job.Job
 	stop := errors.New("found")
-	check := func(c Change) error {
+	err := s.watch(ctx, "read output", id, true, func(c Change) error {
 		if c.Job != nil && c.Job.State > job.Dispatched {
 			found = *c.Job
 			return stop
 		}
 		return nil
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if j, live := s.hub.job(id); !live {
-		return s.read(ctx, "read output", id)
-	} else if check(Change{Job: &j}) != nil {
-		return found, nil
-	}
-	err := s.hub.watch(ctx, id, true, check)
+	})
 	if errors.Is(err, stop) {
 		return found, nil
 	}
 	return job.Job{}, err
+}
+
+// watch yields the changes of a job, or of all, until ctx ends; with a snapshot
+// the present state comes first, also that of a terminal job.
+func (s *Scheduler) watch(ctx context.Context, op string, id job.ID, snapshot bool, yield func(Change) error) error {
+	w, jobs, workers := s.hub.subscribe(id)
+	defer s.hub.unsubscribe(w)
+	if !snapshot {
+		return w.follow(ctx, yield)
+	}
+	if id != (job.ID{}) && len(jobs) == 0 {
+		j, err := s.read(ctx, op, id)
+		if err != nil {
+			return err
+		}
+		jobs = append(jobs, j)
+	}
+	for i := range jobs {
+		if err := yield(Change{Job: &jobs[i]}); err != nil {
+			return err
+		}
+	}
+	for i := range workers {
+		if err := yield(Change{Worker: &workers[i]}); err != nil {
+			return err
+		}
+	}
+	return w.follow(ctx, yield)
 }
 
 func (s *Scheduler) await(ctx context.Context, op string, id job.ID) (job.Job, error) {
@@ -302,7 +322,7 @@ func (s *Scheduler) Watch(ctx context.Context, by Caller, ref string, snapshot b
 		}
 		id = j.ID
 	}
-	return s.hub.watch(ctx, id, snapshot, func(c Change) error {
+	return s.watch(ctx, "watch job", id, snapshot, func(c Change) error {
 		if by.Role == roleSubmitter && (c.Job == nil || c.Job.RequestedBy != by.Name) && c.Missed == 0 {
 			return nil
 		}

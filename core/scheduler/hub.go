@@ -124,6 +124,11 @@ func (h *hub) forget(id job.ID, done chan job.Job) {
 func (h *hub) allWorkers() []registry.Worker {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
+	return h.viewWorkers()
+}
+
+// viewWorkers copies all workers; h.mu is held.
+func (h *hub) viewWorkers() []registry.Worker {
 	running := map[job.WorkerID]int{}
 	for _, j := range h.jobs {
 		if j.State.Live() {
@@ -139,9 +144,14 @@ func (h *hub) allWorkers() []registry.Worker {
 	return out
 }
 
-func (h *hub) liveJobs() []job.Job {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
+// viewJobs copies the live jobs, or one if it is live; h.mu is held.
+func (h *hub) viewJobs(id job.ID) []job.Job {
+	if id != (job.ID{}) {
+		if j := h.jobs[id]; j != nil {
+			return []job.Job{*j}
+		}
+		return nil
+	}
 	out := make([]job.Job, 0, len(h.jobs))
 	for _, j := range h.jobs {
 		out = append(out, *j)
@@ -149,23 +159,28 @@ func (h *hub) liveJobs() []job.Job {
 	return out
 }
 
-// watch registers a watcher until the context ends; with a snapshot the
-// present state comes first.
-func (h *hub) watch(ctx context.Context, id job.ID, snapshot bool, yield func(Change) error) error {
-	w := &watcher{job: id, out: make(chan Change, watchBuffer)}
+// subscribe registers a watcher and returns the state at that moment: every
+// later change, and no earlier one, comes to the watcher. A job that is asked
+// for and not among the live ones is terminal or unknown, for good.
+func (h *hub) subscribe(id job.ID) (w *watcher, jobs []job.Job, workers []registry.Worker) {
+	w = &watcher{job: id, out: make(chan Change, watchBuffer)}
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.watchers[w] = struct{}{}
-	h.mu.Unlock()
-	defer func() {
-		h.mu.Lock()
-		delete(h.watchers, w)
-		h.mu.Unlock()
-	}()
-	if snapshot {
-		if err := h.snapshot(id, yield); err != nil {
-			return err
-		}
+	if id == (job.ID{}) {
+		workers = h.viewWorkers()
 	}
+	return w, h.viewJobs(id), workers
+}
+
+func (h *hub) unsubscribe(w *watcher) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.watchers, w)
+}
+
+// follow yields what comes until the context ends.
+func (w *watcher) follow(ctx context.Context, yield func(Change) error) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -181,24 +196,4 @@ func (h *hub) watch(ctx context.Context, id job.ID, snapshot bool, yield func(Ch
 			}
 		}
 	}
-}
-
-func (h *hub) snapshot(id job.ID, yield func(Change) error) error {
-	for _, j := range h.liveJobs() {
-		if id != (job.ID{}) && id != j.ID {
-			continue
-		}
-		if err := yield(Change{Job: &j}); err != nil {
-			return err
-		}
-	}
-	if id != (job.ID{}) {
-		return nil
-	}
-	for _, w := range h.allWorkers() {
-		if err := yield(Change{Worker: &w}); err != nil {
-			return err
-		}
-	}
-	return nil
 }
