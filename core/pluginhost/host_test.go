@@ -543,20 +543,20 @@ func TestInstallRefusesWhatIsNoPlugin(t *testing.T) {
 
 func TestBadPluginsAreShownAndHurtNobodyElse(t *testing.T) {
 	t.Parallel()
-	for name, text := range map[string]string{
-		"dies at start":                    describes + "exit 1",
-		"prints garbage":                   describes + "echo garbage; exec sleep 100",
-		"speaks another protocol":          describes + "echo '1|9|unix|/nowhere|grpc|'; exec sleep 100",
-		"stderr lines that look like logs": describes + `echo '{"@message":1}' >&2; exit 1`,
+	for name, c := range map[string]struct{ text, why string }{
+		"dies at start":                    {describes + "exit 1", "it ended, or closed"},
+		"prints garbage":                   {describes + "echo garbage; exec sleep 100", `it printed "garbage"`},
+		"speaks another protocol":          {describes + "echo '1|9|unix|/nowhere|grpc|'; exec sleep 100", "version"},
+		"stderr lines that look like logs": {describes + `echo '{"@message":1}' >&2; exit 1`, "it ended, or closed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, "bash")
-			if _, err := pluginhost.Install(w.dir, script(t, text), ""); err != nil {
+			if _, err := pluginhost.Install(w.dir, script(t, c.text), ""); err != nil {
 				t.Fatal(err)
 			}
-			if bad := w.awaitState("bad", "unhealthy"); bad.Message == "" {
-				t.Error("nothing says why it is unhealthy")
+			if bad := w.awaitState("bad", "unhealthy"); !strings.Contains(bad.Message, c.why) || strings.Contains(bad.Message, "\n") {
+				t.Errorf("the reason is %q, want %q in one line", bad.Message, c.why)
 			}
 			w.awaitState("bash", "ready")
 			w.startScript("a", "exit 0")

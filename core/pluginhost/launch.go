@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -146,12 +147,28 @@ func (h *Host) reattach(ctx context.Context, r record) (*process, error) {
 	return p, nil
 }
 
+// handshakeError is an error of go-plugin in one line. It follows the line that
+// it could not read with pages of guesses about file modes.
+func handshakeError(err error) error {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	said, ok := strings.CutPrefix(line, "Unrecognized remote plugin message:")
+	said = strings.TrimSpace(said)
+	switch {
+	case !ok:
+		return err
+	case said == "":
+		return errors.New("it ended, or closed its standard output, before it said that it is a plugin")
+	default:
+		return fmt.Errorf("it is no runner plugin: it printed %q", said)
+	}
+}
+
 // connect dispenses the service and makes the first call, the health check: it
 // also tells the plugin to let go of the worker's pipes.
 func connect(ctx context.Context, client *plugin.Client) (*process, error) {
 	protocol, err := client.Client()
 	if err != nil {
-		return nil, fmt.Errorf("start the plugin: %w", err)
+		return nil, fmt.Errorf("start the plugin: %w", handshakeError(err))
 	}
 	raw, err := protocol.Dispense(runner.PluginName)
 	if err != nil {
