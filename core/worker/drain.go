@@ -33,6 +33,9 @@ func (w *Worker) Drain(ctx context.Context, deadline time.Duration) error {
 		}
 		w.until(limit, func(c Counts) bool { return c.Live == 0 })
 	}
+	if err := ctx.Err(); err != nil { // before anything is stopped: jobs are left to the next life
+		return errs.E(op, errs.Canceled, "", err)
+	}
 	if err := w.setDrain(ctx, DrainAsked{On: true, Close: true, StopAll: true}); err != nil {
 		return err
 	}
