@@ -176,7 +176,7 @@ func (b *benchFlags) onCluster(ctx context.Context, e *env, f func(*client.Clien
 	defer func() { err = errors.Join(err, quietDown(context.WithoutCancel(ctx), cluster)) }()
 	up, cancel := context.WithTimeout(ctx, devReady)
 	defer cancel()
-	running, err := cluster.Up(up, probeDev)
+	running, err := cluster.Up(up, probeDev(cluster))
 	if err != nil {
 		return err
 	}
@@ -198,7 +198,7 @@ func (b *benchFlags) onCluster(ctx context.Context, e *env, f func(*client.Clien
 func quietDown(ctx context.Context, c *dev.Cluster) error {
 	ctx, cancel := context.WithTimeout(ctx, devReady)
 	defer cancel()
-	_, err := c.Down(ctx, probeDev)
+	_, err := c.Down(ctx, probeDev(c))
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -90,7 +91,10 @@ func runDev(ctx context.Context, e *env, d devFlags) error {
 	defer stop()
 	start, cancel := context.WithTimeout(ctx, devReady)
 	defer cancel()
-	r, err := c.Up(start, probeDev)
+	r, err := c.Up(start, probeDev(c))
+	if err != nil && !d.detach {
+		return errors.Join(err, quietDown(context.WithoutCancel(ctx), c))
+	}
 	if err != nil {
 		return err
 	}
@@ -120,7 +124,7 @@ func mustDefault() string {
 func downDev(ctx context.Context, e *env, c *dev.Cluster) error {
 	ctx, cancel := context.WithTimeout(ctx, devReady)
 	defer cancel()
-	n, err := c.Down(ctx, probeDev)
+	n, err := c.Down(ctx, probeDev(c))
 	if err != nil {
 		return err
 	}
@@ -132,8 +136,29 @@ func downDev(ctx context.Context, e *env, c *dev.Cluster) error {
 	return nil
 }
 
-// probeDev counts the workers that can take jobs.
-func probeDev(ctx context.Context, address, certs string) (int, error) {
+// probeDev counts the workers that can take jobs, and that have told which
+// scripts they have if there are any.
+func probeDev(cluster *dev.Cluster) dev.Probe {
+	return func(ctx context.Context, address, certs string) (int, error) {
+		scripts := uint32(0)
+		if holdsFiles(cluster.Scripts) {
+			scripts = 1
+		}
+		return readyWorkers(ctx, address, certs, scripts)
+	}
+}
+
+// holdsFiles tells whether there is a file in a folder or below it.
+func holdsFiles(dir string) bool {
+	return errors.Is(filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			return fs.ErrExist
+		}
+		return nil
+	}), fs.ErrExist)
+}
+
+func readyWorkers(ctx context.Context, address, certs string, scripts uint32) (int, error) {
 	t, err := client.Resolve(client.Flags{Address: address, Certs: certs}, func(string) string { return "" })
 	if err != nil {
 		return 0, err
@@ -151,7 +176,7 @@ func probeDev(ctx context.Context, address, certs string) (int, error) {
 	}
 	ready := 0
 	for _, w := range list.GetWorkers() {
-		if w.GetState() == droverv1.WorkerState_WORKER_STATE_ONLINE && runnersReady(w) && w.GetScripts() > 0 {
+		if w.GetState() == droverv1.WorkerState_WORKER_STATE_ONLINE && runnersReady(w) && w.GetScripts() >= scripts {
 			ready++
 		}
 	}

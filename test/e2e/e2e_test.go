@@ -104,7 +104,7 @@ type record struct {
 	} `json:"stop_proof"`
 }
 
-func status(t *testing.T, c *cluster.Cluster, id string) record {
+func status(t testing.TB, c *cluster.Cluster, id string) record {
 	t.Helper()
 	var r record
 	if err := json.Unmarshal([]byte(c.Must("status", id, "-o", "json")), &r); err != nil {
