@@ -87,7 +87,7 @@ type compared struct {
 	Results []measure.Result `json:"results"`
 }
 
-func (b *benchFlags) spawn(ctx context.Context, e *env) error {
+func (b *benchFlags) spawn(ctx context.Context, e *env) (err error) {
 	p, err := b.check(e)
 	if err != nil {
 		return err
@@ -98,7 +98,7 @@ func (b *benchFlags) spawn(ctx context.Context, e *env) error {
 	if err != nil {
 		return fmt.Errorf("make a folder to measure in: %w", err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	workloads, err := measure.Workloads(dir, "")
 	if err != nil {
 		return err
@@ -123,7 +123,7 @@ func (b *benchFlags) jobs(ctx context.Context, e *env) error {
 	}
 	ctx, stop := e.untilSignal(ctx)
 	defer stop()
-	return b.onCluster(ctx, e, func(c *client.Client, workloads []measure.Workload, processes map[string][]int) error {
+	return b.onCluster(ctx, func(c *client.Client, workloads []measure.Workload, processes map[string][]int) error {
 		out := compared{limits: limits{map[string]float64{}}}
 		var rows [][]string
 		for _, w := range workloads {
@@ -155,12 +155,12 @@ func benchRow(r measure.Result) []string {
 }
 
 // onCluster measures on a cluster that exists only for it.
-func (b *benchFlags) onCluster(ctx context.Context, e *env, f func(*client.Client, []measure.Workload, map[string][]int) error) (err error) {
+func (b *benchFlags) onCluster(ctx context.Context, f func(*client.Client, []measure.Workload, map[string][]int) error) (err error) {
 	dir, err := os.MkdirTemp("", "drover-bench-")
 	if err != nil {
 		return fmt.Errorf("make a folder to measure in: %w", err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	scripts := filepath.Join(dir, "scripts")
 	if err := os.Mkdir(scripts, 0o755); err != nil {
 		return fmt.Errorf("make a folder to measure in: %w", err)
