@@ -178,8 +178,14 @@ func (l *Library) open() error {
 		return fmt.Errorf("clear library: %w", err)
 	}
 	// Users that jobs run as pass through, and see only what is published.
-	for dir, mode := range map[string]os.FileMode{store: 0o700, tmp: 0o700, l.dir: 0o711} {
-		if err := os.MkdirAll(dir, mode); err != nil {
+	for _, d := range []struct {
+		dir  string
+		mode os.FileMode
+	}{{abs, 0o711}, {l.dir, 0o711}, {store, 0o700}, {tmp, 0o700}} {
+		if err := os.MkdirAll(d.dir, d.mode); err != nil {
+			return fmt.Errorf("make library: %w", err)
+		}
+		if err := os.Chmod(d.dir, d.mode); err != nil { // a former life may have made it otherwise
 			return fmt.Errorf("make library: %w", err)
 		}
 	}

@@ -62,6 +62,36 @@ func TestAsAnOrdinaryUser(t *testing.T) {
 	}
 }
 
+// TestJobsOfOtherUsersReachTheirScripts: the way to a published script is open
+// to whom a job runs as, also below a folder that an earlier life had closed.
+func TestJobsOfOtherUsersReachTheirScripts(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root runs jobs as others")
+	}
+	dir := t.TempDir()
+	own := filepath.Join(dir, "library")
+	for _, err := range []error{os.Chmod(filepath.Dir(dir), 0o755), os.Mkdir(own, 0o700)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	source := folderWith(t, "a.sh", "echo a")
+	if err := os.Chmod(filepath.Join(source, "a.sh"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l := open(t, Config{Folders: []string{source}, Dir: own})
+	live(t, l)
+	p := pin(t, l, "a.sh")
+	cmd := exec.Command("cat", p.Path)
+	cmd.Dir = p.Root
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "echo a" {
+		t.Errorf("%v: %s", err, out)
+	}
+	p.Release()
+}
+
 // copyFile lets another process write the copy: a descriptor of this one, open
 // for writing, could be inherited by a process that a test forks at this moment,
 // and the copy could not be executed (ETXTBSY).
