@@ -58,34 +58,45 @@ func Limit(ctx context.Context, w Workload, p Plan) (float64, error) {
 func Compare(ctx context.Context, jobs Jobs, w Workload, p Plan) (Result, error) {
 	var rates, limits, ratios []float64
 	total := 0
-	before, err := cpuTimes(p.Processes)
-	if err != nil {
-		return Result{}, err
-	}
+	used := map[string]time.Duration{}
 	for range p.Rounds {
 		limit, err := w.Bare.Rate(ctx, p.Slice)
 		if err != nil {
 			return Result{}, err
 		}
-		rate, n, err := rate(ctx, jobs, w, p)
+		rate, n, err := p.used(used, func() (float64, int, error) { return rate(ctx, jobs, w, p) })
 		if err != nil {
 			return Result{}, err
 		}
 		total += n
 		rates, limits, ratios = append(rates, rate), append(limits, limit), append(ratios, rate/limit)
 	}
-	after, err := cpuTimes(p.Processes)
-	if err != nil {
-		return Result{}, err
-	}
 	cpu := map[string]float64{}
-	for name, t := range after {
-		cpu[name] = float64((t - before[name]).Microseconds()) / float64(total)
+	for name, t := range used {
+		cpu[name] = float64(t.Microseconds()) / float64(total)
 	}
 	return Result{
 		Job: w.Name, InFlight: p.InFlight, JobsPerS: median(rates), LimitPerS: median(limits),
 		Ratio: median(ratios), RatioMin: slices.Min(ratios), RatioMax: slices.Max(ratios), CPUMicrosJob: cpu,
 	}, nil
+}
+
+// used adds the processor time that the processes take while f runs, and not
+// what the same processes do in the bare half of a round.
+func (p Plan) used(sum map[string]time.Duration, f func() (float64, int, error)) (float64, int, error) {
+	before, err := cpuTimes(p.Processes)
+	if err != nil {
+		return 0, 0, err
+	}
+	rate, n, err := f()
+	if err != nil {
+		return 0, 0, err
+	}
+	after, err := cpuTimes(p.Processes)
+	for name, t := range after {
+		sum[name] += t - before[name]
+	}
+	return rate, n, err
 }
 
 // rate keeps InFlight jobs going for about one slice.
