@@ -192,16 +192,15 @@ func (c *Cluster) preparePlugins() error {
 	return nil
 }
 
-// chooseAddress takes the well-known port when it is free, else any.
-func chooseAddress() string {
-	l, err := net.Listen("tcp", DefaultAddress)
-	if err != nil {
-		return "127.0.0.1:0"
-	}
-	if err := l.Close(); err != nil {
-		return "127.0.0.1:0"
-	}
-	return DefaultAddress
+// free tells whether a port can be listened on at this moment.
+func free(address string) bool {
+	l, err := net.Listen("tcp", address)
+	return err == nil && l.Close() == nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func readJSON(path string, v any) error {

@@ -100,10 +100,18 @@ func (c *Cluster) startMissing(ctx context.Context, r *Running) ([]*child, error
 // startScheduler starts it and waits until it has written the address that it
 // listens on.
 func (c *Cluster) startScheduler(ctx context.Context) (*child, error) {
-	listen := c.Address
-	if listen == "" {
-		listen = chooseAddress()
+	if c.Address != "" {
+		return c.listenOn(ctx, c.Address)
 	}
+	ch, err := c.listenOn(ctx, DefaultAddress)
+	if errors.Is(err, errDied) && !free(DefaultAddress) {
+		// Another cluster of this machine has the well-known port: any does.
+		return c.listenOn(ctx, "127.0.0.1:0")
+	}
+	return ch, err
+}
+
+func (c *Cluster) listenOn(ctx context.Context, listen string) (*child, error) {
 	data := c.path("scheduler")
 	addressFile := filepath.Join(data, "address")
 	if err := os.Remove(addressFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -141,9 +149,12 @@ func (c *Cluster) startWorker(name string) (*child, error) {
 		"--scripts", c.Scripts, "--policy", c.path("policy.yaml"), "--slots", "256", "--drain-timeout", "0s")
 }
 
+// errDied is in the error of a daemon that ended before it was ready.
+var errDied = errors.New("it ended at once")
+
 func died(ch *child) error {
 	return errs.E("start the "+ch.Role, errs.Internal, "DAEMON_DIED",
-		fmt.Errorf("%s ended at once; the end of its log:\n%s", ch.Name, ch.tail())).WithHint("the whole log is %s", ch.log)
+		fmt.Errorf("%s: %w; the end of its log:\n%s", ch.Name, errDied, ch.tail())).WithHint("the whole log is %s", ch.log)
 }
 
 // awaitReady polls the scheduler; a daemon of ours that dies meanwhile ends
@@ -295,6 +306,10 @@ func (c *Cluster) Reset() error {
 	if len(r.Processes) > 0 {
 		return errs.E("reset the dev cluster", errs.Precondition, "RUNNING", errors.New("it runs")).
 			WithHint(`stop it first with "drover dev stop"`)
+	}
+	if entries, err := os.ReadDir(c.opts.Dir); err == nil && len(entries) > 0 && !exists(c.path("cluster.json")) {
+		return errs.E("reset the dev cluster", errs.Precondition, "NO_CLUSTER", fmt.Errorf("%s holds other things than a dev cluster", c.opts.Dir)).
+			WithHint("look into it, and remove it yourself if it may go")
 	}
 	if err := os.RemoveAll(c.opts.Dir); err != nil {
 		return fmt.Errorf("remove %s: %w", c.opts.Dir, err)
