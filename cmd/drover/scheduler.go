@@ -88,6 +88,7 @@ func newScheduler(e *env) *cobra.Command {
 	f.DurationVar(&o.Lease, "lease", scheduler.DefaultLease, "how long a worker is ONLINE without a heartbeat")
 	f.DurationVar(&o.Heartbeat, "heartbeat", scheduler.DefaultHeartbeat, "how often workers send heartbeats")
 	d.register(cmd)
+	cmd.AddCommand(newSchedulerBackup(e), newSchedulerRestore(e))
 	return cmd
 }
 

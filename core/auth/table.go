@@ -36,6 +36,7 @@ func SchedulerTable() Table {
 		droverv1.SchedulerService_RemoveJobs_FullMethodName:       {admin, oper},
 		droverv1.SchedulerService_ListScripts_FullMethodName:      {admin, oper, subm, view},
 		droverv1.SchedulerService_WatchEvents_FullMethodName:      {admin, oper, subm, view},
+		droverv1.SchedulerService_Backup_FullMethodName:           {admin},
 		droverv1.CertificateService_Join_FullMethodName:           {Anyone},
 		droverv1.CertificateService_Renew_FullMethodName:          {AnyRole},
 		healthCheck: {AnyRole},

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bufio"
 	"context"
 
 	"google.golang.org/grpc"
@@ -214,4 +215,30 @@ func (s *SchedulerServer) WatchEvents(r *droverv1.WatchEventsRequest, stream grp
 		}
 		return stream.Send(ev)
 	})
+}
+
+// backupPart is the size of one frame of a backup.
+const backupPart = 256 << 10
+
+// Backup implements the service.
+func (s *SchedulerServer) Backup(_ *droverv1.BackupRequest, stream grpc.ServerStreamingServer[droverv1.BackupResponse]) error {
+	ctx := stream.Context()
+	out := bufio.NewWriterSize(backupStream{stream}, backupPart)
+	if err := s.scheduler.Backup(ctx, caller(ctx), out); err != nil {
+		return err
+	}
+	return out.Flush()
+}
+
+// backupStream writes frames.
+type backupStream struct {
+	stream grpc.ServerStreamingServer[droverv1.BackupResponse]
+}
+
+// Write implements io.Writer.
+func (b backupStream) Write(p []byte) (int, error) {
+	if err := b.stream.Send(&droverv1.BackupResponse{Data: p}); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/google/uuid"
@@ -12,6 +13,7 @@ import (
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/registry"
 	"github.com/droverhq/drover/core/store"
+	"github.com/droverhq/drover/core/store/backup"
 )
 
 const (
@@ -328,4 +330,14 @@ func (s *Scheduler) Watch(ctx context.Context, by Caller, ref string, snapshot b
 		}
 		return yield(c)
 	})
+}
+
+// Backup writes a copy of all records, as they are at this moment, to w.
+func (s *Scheduler) Backup(ctx context.Context, by Caller, w io.Writer) error {
+	n, err := backup.Write(ctx, s.config.Store, w)
+	if err != nil {
+		return errs.E("back up", errs.Internal, "BACKUP", err)
+	}
+	s.config.Log.Info("backup taken", "records", n, "by", by.Name)
+	return nil
 }

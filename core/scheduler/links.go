@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/registry"
 )
@@ -112,21 +113,21 @@ const (
 	maxBackoff = 2 * time.Second
 )
 
-// keep connects again and again until ctx ends.
+// keep connects again and again until ctx ends. What is wrong is logged when it
+// begins, not at every try.
 func (l *links) keep(ctx context.Context, c *connection) {
-	backoff := minBackoff
-	failing := false
+	backoff, trouble := minBackoff, ""
 	for ctx.Err() == nil {
 		link, err := l.connector.Connect(ctx, c.worker, l.term)
 		if err == nil {
-			if failing {
-				l.log.Info("worker link is back", "worker", c.worker.Name)
+			var talked bool
+			if talked, err = l.use(ctx, c, link, trouble != ""); talked {
+				backoff, trouble, err = minBackoff, "", nil // broken links are every day's business
 			}
-			failing, backoff = false, minBackoff
-			l.use(ctx, c, link)
-		} else if !failing && ctx.Err() == nil {
-			failing = true
-			l.log.Warn("worker cannot be reached, trying on", "worker", c.worker.Name, "address", c.worker.Address, "error", err)
+		}
+		if reason := errs.ReasonOf(err); err != nil && ctx.Err() == nil && trouble != "in "+reason {
+			trouble = "in " + reason
+			l.complain(c, err, reason)
 		}
 		select {
 		case <-ctx.Done():
@@ -136,15 +137,26 @@ func (l *links) keep(ctx context.Context, c *connection) {
 	}
 }
 
-// use carries frames until the link breaks or ctx ends.
-func (l *links) use(ctx context.Context, c *connection, link Link) {
+func (l *links) complain(c *connection, err error, reason string) {
+	if reason == job.ReasonFenced { // P3
+		l.log.Error("this scheduler's records are older than what the worker has been told; it must not command it. "+
+			"If they were restored from a backup and shall be in force: drover scheduler restore --term",
+			"worker", c.worker.Name, "term", l.term, "error", err)
+		return
+	}
+	l.log.Warn("worker cannot be reached, trying on", "worker", c.worker.Name, "address", c.worker.Address, "error", err)
+}
+
+// use carries frames until the link breaks, which the error explains, or ctx
+// ends. talked tells that the worker took part: one that refuses the session
+// says nothing.
+func (l *links) use(ctx context.Context, c *connection, link Link, again bool) (talked bool, err error) {
 	l.mu.Lock()
 	l.number++
 	number := l.number
 	l.mu.Unlock()
 	id := c.worker.ID
 	c.out.take()
-	l.deliver(ctx, Event{Up: &UpEvent{Worker: id, Link: number, Opened: true}})
 	both, cancel := context.WithCancel(ctx)
 	var wait sync.WaitGroup
 	wait.Go(func() {
@@ -156,16 +168,27 @@ func (l *links) use(ctx context.Context, c *connection, link Link) {
 		c.out.carry(both, link)
 	})
 	for {
-		up, err := link.Recv()
-		if err != nil {
+		var up Up
+		if up, err = link.Recv(); err != nil {
 			break
+		}
+		if !talked { // its first word: it has accepted the session
+			l.deliver(ctx, Event{Up: &UpEvent{Worker: id, Link: number, Opened: true}})
+			if again {
+				l.log.Info("worker link is back", "worker", c.worker.Name)
+			}
+			talked = true
 		}
 		l.deliver(ctx, Event{Up: &UpEvent{Worker: id, Link: number, Up: up}})
 	}
 	cancel()
 	wait.Wait()
+	if !talked {
+		return false, err
+	}
 	// When ctx has ended, a newer link, or nobody, wants to know.
 	l.deliver(ctx, Event{Up: &UpEvent{Worker: id, Link: number, Closed: true}})
+	return true, err
 }
 
 func (o *outbox) add(d Down) {

@@ -218,6 +218,16 @@ func (m *Machine) setReachable(id job.WorkerID, reachable bool) {
 	}
 }
 
+// reached marks the jobs of a worker that has a lease and a session. A worker
+// that registers and refuses the session (P3) is not reached.
+func (m *Machine) reached(id job.WorkerID) {
+	w, ok := m.workers.Get(id)
+	l := m.links[id]
+	if ok && l != nil && l.complete && (w.State == registry.Online || w.State == registry.Draining) {
+		m.setReachable(id, true)
+	}
+}
+
 // onWorker returns the live jobs of a worker in the order of their ids.
 func (m *Machine) onWorker(id job.WorkerID) []*entry {
 	var out []*entry
@@ -238,7 +248,7 @@ func (m *Machine) register(to uint64, ev *Register) {
 	}
 	m.effect(Effect{Worker: &w})
 	m.effect(Effect{Dial: &w})
-	m.setReachable(w.ID, true)
+	m.reached(w.ID)
 	m.reply(to, Result{Worker: w})
 	m.dirty = true
 }
@@ -254,7 +264,7 @@ func (m *Machine) heartbeat(to uint64, ev *Heartbeat) {
 		m.effect(Effect{Worker: &w})
 	}
 	if before.State == registry.Offline {
-		m.setReachable(w.ID, true)
+		m.reached(w.ID)
 		m.effect(Effect{Dial: &w})
 		m.dirty = true
 	}

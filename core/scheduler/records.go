@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/registry"
 	"github.com/droverhq/drover/core/store"
@@ -66,6 +67,21 @@ func (r records) raiseTerm(ctx context.Context) (uint64, error) {
 		return 0, fmt.Errorf("raise the term: %w", err)
 	}
 	return term, nil
+}
+
+// SetTerm makes term the one of the next scheduler life on a store that no
+// scheduler uses: the way to let a restored copy command workers that have seen
+// a newer one (P3).
+func SetTerm(ctx context.Context, st store.Store, term uint64) error {
+	if term == 0 {
+		return errs.Field("set the term", "term", "TERM", "0 is not above 0")
+	}
+	var b store.Batch
+	b.Put(termKey(), binary.BigEndian.AppendUint64(nil, term-1))
+	if err := st.Apply(ctx, &b); err != nil {
+		return fmt.Errorf("set the term: %w", err)
+	}
+	return nil
 }
 
 // load calls the functions for every worker and every live job.

@@ -44,6 +44,7 @@ func (m *Machine) up(ev *UpEvent) {
 	}
 	if l.hello.Complete && !l.complete {
 		l.complete = true
+		m.reached(ev.Worker)
 		m.reconcile(ev.Worker, l)
 		l.seen = nil
 	}

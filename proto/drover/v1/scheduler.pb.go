@@ -2286,6 +2286,90 @@ func (x *WatchLagged) GetMissed() uint64 {
 	return 0
 }
 
+// BackupRequest asks for everything.
+type BackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_drover_v1_scheduler_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_scheduler_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{35}
+}
+
+// BackupResponse is the next part of the copy. The parts in order are one file
+// that "drover scheduler restore" reads; its end is marked, so that a stream
+// that broke off is not taken for a whole one.
+type BackupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupResponse) Reset() {
+	*x = BackupResponse{}
+	mi := &file_drover_v1_scheduler_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupResponse) ProtoMessage() {}
+
+func (x *BackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_scheduler_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
+func (*BackupResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *BackupResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 var File_drover_v1_scheduler_proto protoreflect.FileDescriptor
 
 const file_drover_v1_scheduler_proto_rawDesc = "" +
@@ -2458,7 +2542,10 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\x06lagged\x18\x04 \x01(\v2\x16.drover.v1.WatchLaggedH\x00R\x06laggedB\x06\n" +
 	"\x04kind\"%\n" +
 	"\vWatchLagged\x12\x16\n" +
-	"\x06missed\x18\x01 \x01(\x04R\x06missed2\x8a\t\n" +
+	"\x06missed\x18\x01 \x01(\x04R\x06missed\"\x0f\n" +
+	"\rBackupRequest\"$\n" +
+	"\x0eBackupResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\xcb\t\n" +
 	"\x10SchedulerService\x12U\n" +
 	"\x0eRegisterWorker\x12 .drover.v1.RegisterWorkerRequest\x1a!.drover.v1.RegisterWorkerResponse\x12[\n" +
 	"\x10DeregisterWorker\x12\".drover.v1.DeregisterWorkerRequest\x1a#.drover.v1.DeregisterWorkerResponse\x12F\n" +
@@ -2475,7 +2562,8 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\n" +
 	"RemoveJobs\x12\x1c.drover.v1.RemoveJobsRequest\x1a\x1d.drover.v1.RemoveJobsResponse\x12L\n" +
 	"\vListScripts\x12\x1d.drover.v1.ListScriptsRequest\x1a\x1e.drover.v1.ListScriptsResponse\x12N\n" +
-	"\vWatchEvents\x12\x1d.drover.v1.WatchEventsRequest\x1a\x1e.drover.v1.WatchEventsResponse0\x012\x89\x01\n" +
+	"\vWatchEvents\x12\x1d.drover.v1.WatchEventsRequest\x1a\x1e.drover.v1.WatchEventsResponse0\x01\x12?\n" +
+	"\x06Backup\x12\x18.drover.v1.BackupRequest\x1a\x19.drover.v1.BackupResponse0\x012\x89\x01\n" +
 	"\x12CertificateService\x127\n" +
 	"\x04Join\x12\x16.drover.v1.JoinRequest\x1a\x17.drover.v1.JoinResponse\x12:\n" +
 	"\x05Renew\x12\x17.drover.v1.RenewRequest\x1a\x18.drover.v1.RenewResponseB5Z3github.com/droverhq/drover/proto/drover/v1;droverv1b\x06proto3"
@@ -2492,7 +2580,7 @@ func file_drover_v1_scheduler_proto_rawDescGZIP() []byte {
 	return file_drover_v1_scheduler_proto_rawDescData
 }
 
-var file_drover_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_drover_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_drover_v1_scheduler_proto_goTypes = []any{
 	(*JoinRequest)(nil),              // 0: drover.v1.JoinRequest
 	(*JoinResponse)(nil),             // 1: drover.v1.JoinResponse
@@ -2529,63 +2617,65 @@ var file_drover_v1_scheduler_proto_goTypes = []any{
 	(*WatchEventsRequest)(nil),       // 32: drover.v1.WatchEventsRequest
 	(*WatchEventsResponse)(nil),      // 33: drover.v1.WatchEventsResponse
 	(*WatchLagged)(nil),              // 34: drover.v1.WatchLagged
-	nil,                              // 35: drover.v1.RegisterWorkerRequest.LabelsEntry
-	nil,                              // 36: drover.v1.StartJobRequest.EnvEntry
-	nil,                              // 37: drover.v1.StartJobRequest.LabelsEntry
-	nil,                              // 38: drover.v1.StartJobRequest.SecretsEntry
-	nil,                              // 39: drover.v1.ListJobsRequest.LabelsEntry
-	nil,                              // 40: drover.v1.ListWorkersRequest.LabelsEntry
-	(*RunnerInfo)(nil),               // 41: drover.v1.RunnerInfo
-	(*durationpb.Duration)(nil),      // 42: google.protobuf.Duration
-	(*Condition)(nil),                // 43: drover.v1.Condition
-	(*Limits)(nil),                   // 44: drover.v1.Limits
-	(*RetryPolicy)(nil),              // 45: drover.v1.RetryPolicy
-	(OutputPolicy)(0),                // 46: drover.v1.OutputPolicy
-	(*Job)(nil),                      // 47: drover.v1.Job
-	(JobState)(0),                    // 48: drover.v1.JobState
-	(*timestamppb.Timestamp)(nil),    // 49: google.protobuf.Timestamp
-	(Stream)(0),                      // 50: drover.v1.Stream
-	(*OutputChunk)(nil),              // 51: drover.v1.OutputChunk
-	(*Worker)(nil),                   // 52: drover.v1.Worker
-	(*Script)(nil),                   // 53: drover.v1.Script
+	(*BackupRequest)(nil),            // 35: drover.v1.BackupRequest
+	(*BackupResponse)(nil),           // 36: drover.v1.BackupResponse
+	nil,                              // 37: drover.v1.RegisterWorkerRequest.LabelsEntry
+	nil,                              // 38: drover.v1.StartJobRequest.EnvEntry
+	nil,                              // 39: drover.v1.StartJobRequest.LabelsEntry
+	nil,                              // 40: drover.v1.StartJobRequest.SecretsEntry
+	nil,                              // 41: drover.v1.ListJobsRequest.LabelsEntry
+	nil,                              // 42: drover.v1.ListWorkersRequest.LabelsEntry
+	(*RunnerInfo)(nil),               // 43: drover.v1.RunnerInfo
+	(*durationpb.Duration)(nil),      // 44: google.protobuf.Duration
+	(*Condition)(nil),                // 45: drover.v1.Condition
+	(*Limits)(nil),                   // 46: drover.v1.Limits
+	(*RetryPolicy)(nil),              // 47: drover.v1.RetryPolicy
+	(OutputPolicy)(0),                // 48: drover.v1.OutputPolicy
+	(*Job)(nil),                      // 49: drover.v1.Job
+	(JobState)(0),                    // 50: drover.v1.JobState
+	(*timestamppb.Timestamp)(nil),    // 51: google.protobuf.Timestamp
+	(Stream)(0),                      // 52: drover.v1.Stream
+	(*OutputChunk)(nil),              // 53: drover.v1.OutputChunk
+	(*Worker)(nil),                   // 54: drover.v1.Worker
+	(*Script)(nil),                   // 55: drover.v1.Script
 }
 var file_drover_v1_scheduler_proto_depIdxs = []int32{
-	35, // 0: drover.v1.RegisterWorkerRequest.labels:type_name -> drover.v1.RegisterWorkerRequest.LabelsEntry
-	41, // 1: drover.v1.RegisterWorkerRequest.runners:type_name -> drover.v1.RunnerInfo
-	42, // 2: drover.v1.RegisterWorkerResponse.lease:type_name -> google.protobuf.Duration
-	42, // 3: drover.v1.RegisterWorkerResponse.heartbeat_interval:type_name -> google.protobuf.Duration
-	43, // 4: drover.v1.HeartbeatRequest.conditions:type_name -> drover.v1.Condition
-	42, // 5: drover.v1.HeartbeatResponse.lease:type_name -> google.protobuf.Duration
-	36, // 6: drover.v1.StartJobRequest.env:type_name -> drover.v1.StartJobRequest.EnvEntry
-	37, // 7: drover.v1.StartJobRequest.labels:type_name -> drover.v1.StartJobRequest.LabelsEntry
-	42, // 8: drover.v1.StartJobRequest.timeout:type_name -> google.protobuf.Duration
-	42, // 9: drover.v1.StartJobRequest.idle_timeout:type_name -> google.protobuf.Duration
-	42, // 10: drover.v1.StartJobRequest.queue_timeout:type_name -> google.protobuf.Duration
-	42, // 11: drover.v1.StartJobRequest.grace:type_name -> google.protobuf.Duration
-	42, // 12: drover.v1.StartJobRequest.linger:type_name -> google.protobuf.Duration
-	44, // 13: drover.v1.StartJobRequest.limits:type_name -> drover.v1.Limits
-	45, // 14: drover.v1.StartJobRequest.retry:type_name -> drover.v1.RetryPolicy
-	46, // 15: drover.v1.StartJobRequest.output_policy:type_name -> drover.v1.OutputPolicy
-	38, // 16: drover.v1.StartJobRequest.secrets:type_name -> drover.v1.StartJobRequest.SecretsEntry
-	42, // 17: drover.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
-	47, // 18: drover.v1.StopJobResponse.job:type_name -> drover.v1.Job
-	47, // 19: drover.v1.GetJobResponse.job:type_name -> drover.v1.Job
-	48, // 20: drover.v1.ListJobsRequest.states:type_name -> drover.v1.JobState
-	39, // 21: drover.v1.ListJobsRequest.labels:type_name -> drover.v1.ListJobsRequest.LabelsEntry
-	49, // 22: drover.v1.ListJobsRequest.since:type_name -> google.protobuf.Timestamp
-	47, // 23: drover.v1.ListJobsResponse.jobs:type_name -> drover.v1.Job
-	50, // 24: drover.v1.StreamOutputRequest.stream:type_name -> drover.v1.Stream
-	49, // 25: drover.v1.StreamOutputRequest.since:type_name -> google.protobuf.Timestamp
-	51, // 26: drover.v1.StreamOutputResponse.chunk:type_name -> drover.v1.OutputChunk
-	40, // 27: drover.v1.ListWorkersRequest.labels:type_name -> drover.v1.ListWorkersRequest.LabelsEntry
-	52, // 28: drover.v1.ListWorkersResponse.workers:type_name -> drover.v1.Worker
-	52, // 29: drover.v1.GetWorkerResponse.worker:type_name -> drover.v1.Worker
-	42, // 30: drover.v1.DrainWorkerRequest.deadline:type_name -> google.protobuf.Duration
-	52, // 31: drover.v1.DrainWorkerResponse.worker:type_name -> drover.v1.Worker
-	53, // 32: drover.v1.ListScriptsResponse.scripts:type_name -> drover.v1.Script
-	49, // 33: drover.v1.WatchEventsResponse.time:type_name -> google.protobuf.Timestamp
-	47, // 34: drover.v1.WatchEventsResponse.job:type_name -> drover.v1.Job
-	52, // 35: drover.v1.WatchEventsResponse.worker:type_name -> drover.v1.Worker
+	37, // 0: drover.v1.RegisterWorkerRequest.labels:type_name -> drover.v1.RegisterWorkerRequest.LabelsEntry
+	43, // 1: drover.v1.RegisterWorkerRequest.runners:type_name -> drover.v1.RunnerInfo
+	44, // 2: drover.v1.RegisterWorkerResponse.lease:type_name -> google.protobuf.Duration
+	44, // 3: drover.v1.RegisterWorkerResponse.heartbeat_interval:type_name -> google.protobuf.Duration
+	45, // 4: drover.v1.HeartbeatRequest.conditions:type_name -> drover.v1.Condition
+	44, // 5: drover.v1.HeartbeatResponse.lease:type_name -> google.protobuf.Duration
+	38, // 6: drover.v1.StartJobRequest.env:type_name -> drover.v1.StartJobRequest.EnvEntry
+	39, // 7: drover.v1.StartJobRequest.labels:type_name -> drover.v1.StartJobRequest.LabelsEntry
+	44, // 8: drover.v1.StartJobRequest.timeout:type_name -> google.protobuf.Duration
+	44, // 9: drover.v1.StartJobRequest.idle_timeout:type_name -> google.protobuf.Duration
+	44, // 10: drover.v1.StartJobRequest.queue_timeout:type_name -> google.protobuf.Duration
+	44, // 11: drover.v1.StartJobRequest.grace:type_name -> google.protobuf.Duration
+	44, // 12: drover.v1.StartJobRequest.linger:type_name -> google.protobuf.Duration
+	46, // 13: drover.v1.StartJobRequest.limits:type_name -> drover.v1.Limits
+	47, // 14: drover.v1.StartJobRequest.retry:type_name -> drover.v1.RetryPolicy
+	48, // 15: drover.v1.StartJobRequest.output_policy:type_name -> drover.v1.OutputPolicy
+	40, // 16: drover.v1.StartJobRequest.secrets:type_name -> drover.v1.StartJobRequest.SecretsEntry
+	44, // 17: drover.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
+	49, // 18: drover.v1.StopJobResponse.job:type_name -> drover.v1.Job
+	49, // 19: drover.v1.GetJobResponse.job:type_name -> drover.v1.Job
+	50, // 20: drover.v1.ListJobsRequest.states:type_name -> drover.v1.JobState
+	41, // 21: drover.v1.ListJobsRequest.labels:type_name -> drover.v1.ListJobsRequest.LabelsEntry
+	51, // 22: drover.v1.ListJobsRequest.since:type_name -> google.protobuf.Timestamp
+	49, // 23: drover.v1.ListJobsResponse.jobs:type_name -> drover.v1.Job
+	52, // 24: drover.v1.StreamOutputRequest.stream:type_name -> drover.v1.Stream
+	51, // 25: drover.v1.StreamOutputRequest.since:type_name -> google.protobuf.Timestamp
+	53, // 26: drover.v1.StreamOutputResponse.chunk:type_name -> drover.v1.OutputChunk
+	42, // 27: drover.v1.ListWorkersRequest.labels:type_name -> drover.v1.ListWorkersRequest.LabelsEntry
+	54, // 28: drover.v1.ListWorkersResponse.workers:type_name -> drover.v1.Worker
+	54, // 29: drover.v1.GetWorkerResponse.worker:type_name -> drover.v1.Worker
+	44, // 30: drover.v1.DrainWorkerRequest.deadline:type_name -> google.protobuf.Duration
+	54, // 31: drover.v1.DrainWorkerResponse.worker:type_name -> drover.v1.Worker
+	55, // 32: drover.v1.ListScriptsResponse.scripts:type_name -> drover.v1.Script
+	51, // 33: drover.v1.WatchEventsResponse.time:type_name -> google.protobuf.Timestamp
+	49, // 34: drover.v1.WatchEventsResponse.job:type_name -> drover.v1.Job
+	54, // 35: drover.v1.WatchEventsResponse.worker:type_name -> drover.v1.Worker
 	34, // 36: drover.v1.WatchEventsResponse.lagged:type_name -> drover.v1.WatchLagged
 	4,  // 37: drover.v1.SchedulerService.RegisterWorker:input_type -> drover.v1.RegisterWorkerRequest
 	6,  // 38: drover.v1.SchedulerService.DeregisterWorker:input_type -> drover.v1.DeregisterWorkerRequest
@@ -2602,27 +2692,29 @@ var file_drover_v1_scheduler_proto_depIdxs = []int32{
 	28, // 49: drover.v1.SchedulerService.RemoveJobs:input_type -> drover.v1.RemoveJobsRequest
 	30, // 50: drover.v1.SchedulerService.ListScripts:input_type -> drover.v1.ListScriptsRequest
 	32, // 51: drover.v1.SchedulerService.WatchEvents:input_type -> drover.v1.WatchEventsRequest
-	0,  // 52: drover.v1.CertificateService.Join:input_type -> drover.v1.JoinRequest
-	2,  // 53: drover.v1.CertificateService.Renew:input_type -> drover.v1.RenewRequest
-	5,  // 54: drover.v1.SchedulerService.RegisterWorker:output_type -> drover.v1.RegisterWorkerResponse
-	7,  // 55: drover.v1.SchedulerService.DeregisterWorker:output_type -> drover.v1.DeregisterWorkerResponse
-	9,  // 56: drover.v1.SchedulerService.Heartbeat:output_type -> drover.v1.HeartbeatResponse
-	11, // 57: drover.v1.SchedulerService.StartJob:output_type -> drover.v1.StartJobResponse
-	13, // 58: drover.v1.SchedulerService.StopJob:output_type -> drover.v1.StopJobResponse
-	15, // 59: drover.v1.SchedulerService.GetJob:output_type -> drover.v1.GetJobResponse
-	17, // 60: drover.v1.SchedulerService.ListJobs:output_type -> drover.v1.ListJobsResponse
-	19, // 61: drover.v1.SchedulerService.StreamOutput:output_type -> drover.v1.StreamOutputResponse
-	21, // 62: drover.v1.SchedulerService.ListWorkers:output_type -> drover.v1.ListWorkersResponse
-	23, // 63: drover.v1.SchedulerService.GetWorker:output_type -> drover.v1.GetWorkerResponse
-	25, // 64: drover.v1.SchedulerService.DrainWorker:output_type -> drover.v1.DrainWorkerResponse
-	27, // 65: drover.v1.SchedulerService.RemoveWorker:output_type -> drover.v1.RemoveWorkerResponse
-	29, // 66: drover.v1.SchedulerService.RemoveJobs:output_type -> drover.v1.RemoveJobsResponse
-	31, // 67: drover.v1.SchedulerService.ListScripts:output_type -> drover.v1.ListScriptsResponse
-	33, // 68: drover.v1.SchedulerService.WatchEvents:output_type -> drover.v1.WatchEventsResponse
-	1,  // 69: drover.v1.CertificateService.Join:output_type -> drover.v1.JoinResponse
-	3,  // 70: drover.v1.CertificateService.Renew:output_type -> drover.v1.RenewResponse
-	54, // [54:71] is the sub-list for method output_type
-	37, // [37:54] is the sub-list for method input_type
+	35, // 52: drover.v1.SchedulerService.Backup:input_type -> drover.v1.BackupRequest
+	0,  // 53: drover.v1.CertificateService.Join:input_type -> drover.v1.JoinRequest
+	2,  // 54: drover.v1.CertificateService.Renew:input_type -> drover.v1.RenewRequest
+	5,  // 55: drover.v1.SchedulerService.RegisterWorker:output_type -> drover.v1.RegisterWorkerResponse
+	7,  // 56: drover.v1.SchedulerService.DeregisterWorker:output_type -> drover.v1.DeregisterWorkerResponse
+	9,  // 57: drover.v1.SchedulerService.Heartbeat:output_type -> drover.v1.HeartbeatResponse
+	11, // 58: drover.v1.SchedulerService.StartJob:output_type -> drover.v1.StartJobResponse
+	13, // 59: drover.v1.SchedulerService.StopJob:output_type -> drover.v1.StopJobResponse
+	15, // 60: drover.v1.SchedulerService.GetJob:output_type -> drover.v1.GetJobResponse
+	17, // 61: drover.v1.SchedulerService.ListJobs:output_type -> drover.v1.ListJobsResponse
+	19, // 62: drover.v1.SchedulerService.StreamOutput:output_type -> drover.v1.StreamOutputResponse
+	21, // 63: drover.v1.SchedulerService.ListWorkers:output_type -> drover.v1.ListWorkersResponse
+	23, // 64: drover.v1.SchedulerService.GetWorker:output_type -> drover.v1.GetWorkerResponse
+	25, // 65: drover.v1.SchedulerService.DrainWorker:output_type -> drover.v1.DrainWorkerResponse
+	27, // 66: drover.v1.SchedulerService.RemoveWorker:output_type -> drover.v1.RemoveWorkerResponse
+	29, // 67: drover.v1.SchedulerService.RemoveJobs:output_type -> drover.v1.RemoveJobsResponse
+	31, // 68: drover.v1.SchedulerService.ListScripts:output_type -> drover.v1.ListScriptsResponse
+	33, // 69: drover.v1.SchedulerService.WatchEvents:output_type -> drover.v1.WatchEventsResponse
+	36, // 70: drover.v1.SchedulerService.Backup:output_type -> drover.v1.BackupResponse
+	1,  // 71: drover.v1.CertificateService.Join:output_type -> drover.v1.JoinResponse
+	3,  // 72: drover.v1.CertificateService.Renew:output_type -> drover.v1.RenewResponse
+	55, // [55:73] is the sub-list for method output_type
+	37, // [37:55] is the sub-list for method input_type
 	37, // [37:37] is the sub-list for extension type_name
 	37, // [37:37] is the sub-list for extension extendee
 	0,  // [0:37] is the sub-list for field type_name
@@ -2646,7 +2738,7 @@ func file_drover_v1_scheduler_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_scheduler_proto_rawDesc), len(file_drover_v1_scheduler_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   41,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

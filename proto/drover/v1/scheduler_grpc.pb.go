@@ -34,6 +34,7 @@ const (
 	SchedulerService_RemoveJobs_FullMethodName       = "/drover.v1.SchedulerService/RemoveJobs"
 	SchedulerService_ListScripts_FullMethodName      = "/drover.v1.SchedulerService/ListScripts"
 	SchedulerService_WatchEvents_FullMethodName      = "/drover.v1.SchedulerService/WatchEvents"
+	SchedulerService_Backup_FullMethodName           = "/drover.v1.SchedulerService/Backup"
 )
 
 // SchedulerServiceClient is the client API for SchedulerService service.
@@ -78,6 +79,9 @@ type SchedulerServiceClient interface {
 	ListScripts(ctx context.Context, in *ListScriptsRequest, opts ...grpc.CallOption) (*ListScriptsResponse, error)
 	// WatchEvents streams changes of jobs and workers as they become durable.
 	WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error)
+	// Backup streams a copy of all records as they are at one moment, while the
+	// scheduler goes on. Role: admin.
+	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error)
 }
 
 type schedulerServiceClient struct {
@@ -256,6 +260,25 @@ func (c *schedulerServiceClient) WatchEvents(ctx context.Context, in *WatchEvent
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type SchedulerService_WatchEventsClient = grpc.ServerStreamingClient[WatchEventsResponse]
 
+func (c *schedulerServiceClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &SchedulerService_ServiceDesc.Streams[2], SchedulerService_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupRequest, BackupResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SchedulerService_BackupClient = grpc.ServerStreamingClient[BackupResponse]
+
 // SchedulerServiceServer is the server API for SchedulerService service.
 // All implementations must embed UnimplementedSchedulerServiceServer
 // for forward compatibility.
@@ -298,6 +321,9 @@ type SchedulerServiceServer interface {
 	ListScripts(context.Context, *ListScriptsRequest) (*ListScriptsResponse, error)
 	// WatchEvents streams changes of jobs and workers as they become durable.
 	WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error
+	// Backup streams a copy of all records as they are at one moment, while the
+	// scheduler goes on. Role: admin.
+	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error
 	mustEmbedUnimplementedSchedulerServiceServer()
 }
 
@@ -352,6 +378,9 @@ func (UnimplementedSchedulerServiceServer) ListScripts(context.Context, *ListScr
 }
 func (UnimplementedSchedulerServiceServer) WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchEvents not implemented")
+}
+func (UnimplementedSchedulerServiceServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
 }
 func (UnimplementedSchedulerServiceServer) mustEmbedUnimplementedSchedulerServiceServer() {}
 func (UnimplementedSchedulerServiceServer) testEmbeddedByValue()                          {}
@@ -630,6 +659,17 @@ func _SchedulerService_WatchEvents_Handler(srv interface{}, stream grpc.ServerSt
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type SchedulerService_WatchEventsServer = grpc.ServerStreamingServer[WatchEventsResponse]
 
+func _SchedulerService_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(SchedulerServiceServer).Backup(m, &grpc.GenericServerStream[BackupRequest, BackupResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SchedulerService_BackupServer = grpc.ServerStreamingServer[BackupResponse]
+
 // SchedulerService_ServiceDesc is the grpc.ServiceDesc for SchedulerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -699,6 +739,11 @@ var SchedulerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchEvents",
 			Handler:       _SchedulerService_WatchEvents_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Backup",
+			Handler:       _SchedulerService_Backup_Handler,
 			ServerStreams: true,
 		},
 	},

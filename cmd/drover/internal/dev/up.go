@@ -30,16 +30,24 @@ func (c *Cluster) Up(ctx context.Context, probe Probe) (Running, error) {
 	if err := c.prepare(); err != nil {
 		return Running{}, err
 	}
-	running, err := c.running()
-	if err != nil {
-		return Running{}, err
+	for {
+		running, err := c.running()
+		if err != nil {
+			return Running{}, err
+		}
+		started, err := c.startMissing(ctx, &running)
+		if err != nil {
+			return Running{}, err
+		}
+		// One that was dying when it was taken over is started anew.
+		if err := c.awaitReady(ctx, probe, running, started); !errors.Is(err, errGone) {
+			return running, err
+		}
 	}
-	started, err := c.startMissing(ctx, &running)
-	if err != nil {
-		return Running{}, err
-	}
-	return running, c.awaitReady(ctx, probe, running, started)
 }
+
+// errGone tells that a daemon that was taken over has ended.
+var errGone = errors.New("a daemon that was running has ended")
 
 // running reads dev.json and leaves out what does not live any more.
 func (c *Cluster) running() (Running, error) {
@@ -175,6 +183,9 @@ func (c *Cluster) awaitReady(ctx context.Context, probe Probe, r Running, starte
 				return died(ch)
 			default:
 			}
+		}
+		if slices.ContainsFunc(r.Processes, func(p Process) bool { return !p.Alive() }) {
+			return errGone
 		}
 		select {
 		case <-ctx.Done():
