@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -95,8 +96,8 @@ func (g *Guard) admit(ctx context.Context, method string) (context.Context, erro
 const reasonRevoked = "REVOKED"
 
 func revoked(id Identity) error {
-	return errs.E("check the certificate", errs.Unauthenticated, reasonRevoked, nil).
-		WithHint("the certificate of %s %q was revoked; ask an admin for a new one", id.Role, id.Name)
+	return errs.E("check the certificate", errs.Unauthenticated, reasonRevoked, fmt.Errorf("that of %s %q was revoked", id.Role, id.Name)).
+		WithHint("ask an admin for a new one")
 }
 
 type guarded struct {
