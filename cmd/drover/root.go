@@ -93,6 +93,7 @@ func group(cmd *cobra.Command, args []string) error {
 	if verb(cmd) == "" {
 		e = errs.E(fmt.Sprintf("there is no command %q", args[0]), errs.Invalid, "", nil)
 	}
+	cmd.SuggestionsMinimumDistance = cmd.Root().SuggestionsMinimumDistance
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		return e.WithHint("did you mean %q?", strings.TrimSpace(verb(cmd)+" "+near[0]))
 	}

@@ -55,7 +55,8 @@ func Probe(ctx context.Context, file string) (runner.Description, error) {
 			WithHint("a runner plugin is a program that calls runner.Serve; see docs/plugin-authors.md")
 	}
 	if err := json.Unmarshal(out, &d); err != nil {
-		return d, errs.E(op, errs.Precondition, "PLUGIN_BROKEN", fmt.Errorf("%s --describe printed no JSON object: %w", file, err))
+		return d, errs.E(op, errs.Precondition, "PLUGIN_BROKEN", fmt.Errorf("%s --describe printed no JSON object: %w", file, err)).
+			WithHint("a runner plugin is a program that calls runner.Serve; see docs/plugin-authors.md")
 	}
 	if !namePattern.MatchString(d.Name) {
 		return d, errs.E(op, errs.Precondition, "PLUGIN_NAME", fmt.Errorf("%s calls itself %q, not [a-z][a-z0-9-]*", file, d.Name))

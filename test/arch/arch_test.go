@@ -26,6 +26,7 @@ var layers = map[string]int{
 	"core/lifecycle":         11,
 	"core/store":             20,
 	"core/store/storetest":   21,
+	"core/store/backup":      21,
 	"core/store/memory":      21,
 	"core/store/embedded":    21,
 	"core/journal":           20,

@@ -20,7 +20,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/status"
 
 	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/cmd/drover/internal/problem"
@@ -108,7 +107,7 @@ func (c *Client) Explain(op string, err error) error {
 	if err == nil || problem.Reported(err) {
 		return problem.FromStatus(op, err)
 	}
-	st, ok := status.FromError(err)
+	st, ok := problem.Status(err)
 	if !ok {
 		return err
 	}

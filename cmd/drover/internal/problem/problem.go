@@ -125,8 +125,8 @@ const domain = "drover"
 // FromStatus turns a gRPC status into an error of the core. A status that
 // drover made says itself what was tried; others get op in front.
 func FromStatus(op string, err error) error {
-	st, ok := status.FromError(err)
-	if err == nil || !ok {
+	st, ok := Status(err)
+	if !ok {
 		return err
 	}
 	e := errs.E(op, kind(st.Code()), "", errors.New(st.Message()))
@@ -143,11 +143,21 @@ func FromStatus(op string, err error) error {
 	return e
 }
 
+// Status finds the gRPC status in an error. Unlike status.FromError it leaves
+// the status's message as it is when the error is wrapped.
+func Status(err error) (*status.Status, bool) {
+	var g interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &g) {
+		return nil, false
+	}
+	return g.GRPCStatus(), true
+}
+
 // Reported tells whether a status was made by drover itself rather than by the
 // connection.
 func Reported(err error) bool {
-	st, ok := status.FromError(err)
-	if err == nil || !ok {
+	st, ok := Status(err)
+	if !ok {
 		return false
 	}
 	for _, d := range st.Details() {
