@@ -27,7 +27,7 @@ demo: build ## start a cluster on this machine and run a first job
 	@bash examples/demo.sh
 
 test: build ## unit, property, conformance, command-line and end-to-end tests
-	$(GO) test -race -shuffle=on -timeout 20m ./...
+	$(GO) test -race -shuffle=on -timeout 10m ./...
 
 lint: ## formatting, static checks, protocol checks, reproducible generated code
 	@out="$$($(GOFUMPT) -l $$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$'))"; \

@@ -493,6 +493,13 @@ func TestBothStreamsInTheOrderOfWriting(t *testing.T) {
 	if err := exec.Command("mkfifo", gate).Run(); err != nil {
 		t.Fatal(err)
 	}
+	// Held open for both sides: neither opening it waits, and closing it between
+	// the two reads would be an end of file for the second.
+	hold, err := os.OpenFile(gate, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hold.Close()
 	cmd := w.start(l, "echo 1; read x < "+gate+"; echo 2 >&2; read x < "+gate+"; echo 3")
 	r, err := w.ReadBoth(key, [2]uint64{})
 	if err != nil {
@@ -504,7 +511,7 @@ func TestBothStreamsInTheOrderOfWriting(t *testing.T) {
 			t.Fatalf("%d: %q, %v", i, c.Data, err)
 		}
 		if i < 2 {
-			if err := os.WriteFile(gate, []byte("x\n"), 0); err != nil {
+			if _, err := hold.WriteString("x\n"); err != nil {
 				t.Fatal(err)
 			}
 		}
