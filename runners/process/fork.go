@@ -46,10 +46,12 @@ func (r *Runner) openFiles(s runner.Spec) (*files, error) {
 	return f, nil
 }
 
+// close may be called again.
 func (f *files) close() {
-	for _, fd := range f.own {
+	for i, fd := range f.own {
 		if fd >= 0 {
 			_ = syscall.Close(fd)
+			f.own[i] = -1
 		}
 	}
 }

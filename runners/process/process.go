@@ -5,6 +5,7 @@ package process
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -52,6 +53,9 @@ func New(c Config) *Runner {
 	// Orphans of jobs come to this process instead of init, so that they are
 	// reaped here and stay visible as descendants.
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	// What this process inherited by accident is not for jobs: they get fds 0 to
+	// 2. Kernels before 5.11 cannot say it in one call and pass it on.
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	r := &Runner{
 		config: c, null: -1, byPID: map[int]*proc{}, byID: map[string]*proc{},
 		forks: map[uint64]struct{}{}, cgroups: map[string]int{},
@@ -125,9 +129,15 @@ func (r *Runner) Start(s runner.Spec, exited func(runner.Exit)) (runner.Process,
 		r.endFork(number, nil)
 		return runner.Process{}, explain(err, path, s)
 	}
+	f.close() // leaves room for one descriptor more, whatever the limit
 	// The reaper takes no process of this fork before endFork: the entry in
 	// /proc cannot go away.
 	ticks, err := startTicks(pid)
+	if err != nil {
+		// What cannot be named for ever must not run: a failed start is no process.
+		_ = syscall.Kill(-pid, syscall.SIGKILL)
+		exited = func(runner.Exit) {}
+	}
 	r.endFork(number, &proc{id: s.ID, pid: pid, exited: exited})
 	if err != nil {
 		return runner.Process{}, err
