@@ -411,8 +411,7 @@ func (h *Host) Resume(ctx context.Context, attempts []Attempt) error {
 	h.mu.Unlock()
 	for _, r := range dead {
 		k := r.Name + "@" + r.SHA256
-		h.bury(r, byKey[k])
-		delete(byKey, k)
+		byKey[k] = h.bury(r, byKey[k])
 	}
 	for k, as := range byKey {
 		h.mu.Lock()
@@ -430,19 +429,28 @@ func (h *Host) Resume(ctx context.Context, attempts []Attempt) error {
 	return nil
 }
 
-// bury settles what a dead plugin left.
-func (h *Host) bury(r record, attempts []Attempt) {
+// bury settles the attempts that a dead plugin process began to start, and
+// returns the others: another process has them, or none.
+func (h *Host) bury(r record, attempts []Attempt) (others []Attempt) {
 	m := Manifest{SHA256: r.SHA256}
 	m.Name, m.Version = r.Name, r.Version
 	p := newHosted(h, m)
 	p.draining = true // it is never started again
-	h.hold(p, attempts)
 	left, err := runner.ReadJournal(r.Dir)
 	if err != nil {
 		h.config.Log.Error("exit journal not read", "runner", r.Name, "error", err)
 	}
-	p.settle(left)
-	h.forget(&r)
+	var mine []Attempt
+	for _, a := range attempts {
+		if mentions(left, a.ID) {
+			mine = append(mine, a)
+		} else {
+			others = append(others, a)
+		}
+	}
+	h.hold(p, mine)
+	p.settle(r, left)
+	return others
 }
 
 func (h *Host) hold(p *hosted, attempts []Attempt) {

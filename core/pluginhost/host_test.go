@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -225,10 +226,18 @@ func (w *world) awaitExit(id string) pluginhost.Event {
 // pluginPID reads the reattach record of a plugin.
 func (w *world) pluginPID(name string) int {
 	w.t.Helper()
-	files, _ := filepath.Glob(filepath.Join(w.state, "plugins", name+"@*.json"))
-	if len(files) != 1 {
-		w.t.Fatalf("records of %s: %v", name, files)
+	files, _ := filepath.Glob(filepath.Join(w.state, "plugins", name+"-*.json"))
+	if len(files) == 0 {
+		w.t.Fatalf("no record of %s", name)
 	}
+	slices.SortFunc(files, func(a, b string) int { // the newest process comes first
+		x, err1 := os.Stat(a)
+		y, err2 := os.Stat(b)
+		if err := errors.Join(err1, err2); err != nil {
+			w.t.Fatal(err)
+		}
+		return y.ModTime().Compare(x.ModTime())
+	})
 	data, err := os.ReadFile(files[0])
 	if err != nil {
 		w.t.Fatal(err)
@@ -368,6 +377,64 @@ func hostMain() {
 		}
 	}
 	select {}
+}
+
+// TestAPluginThenItsWorkerAreKilled: the worker dies before it has on disk what
+// the dead plugin's journal told it. The next one must not take the attempts for
+// ones that were never started: they would run twice (P2).
+func TestAPluginThenItsWorkerAreKilled(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "bash")
+	w.awaitState("bash", "ready")
+	m, err := pluginhost.Verify(w.dir, "bash")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := pluginhost.Runner{Name: "bash", Version: m.Version, SHA256: m.SHA256}
+	w.startScript("ended", "exit 3")
+	w.awaitExit("ended")
+	w.startScript("running", "exec sleep 1000")
+	pid := w.awaitStart("running")
+	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
+	old := w.pluginPID("bash")
+	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	w.startScript("after", "exit 5") // the next process of the plugin runs
+	w.awaitExit("after")
+	w.close()
+	w.mu.Lock()
+	w.events = nil
+	w.mu.Unlock()
+	w.open()
+	// What this worker has on disk: three intents, no start.
+	if err := w.Resume(t.Context(), []pluginhost.Attempt{
+		{ID: "ended", Runner: r}, {ID: "running", Runner: r}, {ID: "after", Runner: r}, {ID: "never", Runner: r},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if e := w.awaitExit("ended"); e.Exited.GetExitCode() != 3 || e.Evidence != job.ExitJournal {
+		t.Errorf("ended: %+v", e)
+	}
+	if got := w.awaitStart("running"); got != pid {
+		t.Errorf("running is process %d, was %d", got, pid)
+	}
+	if e := w.awaitExit("after"); e.Exited.GetExitCode() != 5 {
+		t.Errorf("after: %+v", e)
+	}
+	if e := w.awaitExit("never"); !e.Unknown {
+		t.Errorf("never: %+v", e)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if e := w.awaitExit("running"); e.Exited.GetSignal() != int32(syscall.SIGKILL) {
+		t.Errorf("running: %+v", e)
+	}
+	w.Ack("ended", "running", "after", "never")
+	if left, _ := filepath.Glob(filepath.Join(w.state, "plugins", "*.json")); len(left) != 1 {
+		t.Errorf("records left: %q", left)
+	}
 }
 
 // TestARestartedWorkerFindsItsJobs: P7 and P11 for the worker.

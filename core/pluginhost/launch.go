@@ -33,8 +33,9 @@ const (
 	maxSocket    = 90 // bytes of a socket's folder; unix(7) allows 108 for the whole path
 )
 
-// record is State/plugins/NAME@SHA.json: what a restarted worker needs to find
-// a plugin that went on without it.
+// record is State/plugins/FOLDER.json: what a restarted worker needs to find a
+// plugin process that went on without it, or what a dead one has left. FOLDER is
+// the name of its folder, so that no process takes the place of another.
 type record struct {
 	Name       string `json:"name"`
 	Version    string `json:"version"`
@@ -227,8 +228,8 @@ func (h *Host) runFolder(name string) (string, error) {
 	return dir, nil
 }
 
-func (h *Host) recordFile(name, sum string) string {
-	return filepath.Join(h.config.State, "plugins", name+"@"+sum+".json")
+func (h *Host) recordFile(r *record) string {
+	return filepath.Join(h.config.State, "plugins", filepath.Base(r.Dir)+".json")
 }
 
 func (h *Host) save(r *record) error {
@@ -236,7 +237,7 @@ func (h *Host) save(r *record) error {
 	if err != nil {
 		return fmt.Errorf("encode the plugin record: %w", err)
 	}
-	path := h.recordFile(r.Name, r.SHA256)
+	path := h.recordFile(r)
 	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
 		return fmt.Errorf("write the plugin record: %w", err)
 	}
@@ -248,14 +249,7 @@ func (h *Host) save(r *record) error {
 
 // forget removes what a plugin process left on disk.
 func (h *Host) forget(r *record) {
-	if data, err := os.ReadFile(h.recordFile(r.Name, r.SHA256)); err == nil {
-		var now record
-		if json.Unmarshal(data, &now) == nil && now.PID != r.PID {
-			_ = os.RemoveAll(r.Dir) // a newer process has the record
-			return
-		}
-	}
-	_ = os.Remove(h.recordFile(r.Name, r.SHA256))
+	_ = os.Remove(h.recordFile(r))
 	_ = os.RemoveAll(r.Dir)
 }
 

@@ -48,6 +48,16 @@ type hosted struct {
 	draining bool
 	deaths   int
 	session  context.CancelFunc // ends the present session, for a fresh replay
+	graves   []*grave
+}
+
+// grave is what a dead plugin process left. It is kept until the worker has on
+// disk what became of every attempt in its journal: a worker that is killed
+// before that asks the journal again, instead of taking the start for one that
+// never happened (P2).
+type grave struct {
+	record record
+	ids    map[string]bool // attempts in the journal that are not acknowledged
 }
 
 // given is an attempt that was handed to the plugin and not acknowledged.
@@ -125,6 +135,7 @@ func (p *hosted) start(s *runnerv1.Start) {
 
 // ack forgets attempts whose end is on the worker's disk.
 func (p *hosted) ack(ids []string) (known []string) {
+	defer p.closeGraves(ids)
 	p.add(func(f *runnerv1.SessionRequest) {
 		for _, id := range ids {
 			if _, ok := p.attempts[id]; ok {
@@ -404,23 +415,53 @@ func (p *hosted) died(proc *process) {
 		h.config.Log.Warn("plugin died", "runner", p.manifest.Name, "pid", proc.PID)
 		p.set(stateStarting, "it died and is started again")
 	}
-	p.settle(left)
-	h.forget(&proc.record)
+	p.settle(proc.record, left)
 }
 
 // settle goes through the attempts of a dead process.
-func (p *hosted) settle(left runner.Journal) {
+func (p *hosted) settle(r record, left runner.Journal) {
+	buried := &grave{record: r, ids: map[string]bool{}}
 	p.mu.Lock()
 	ids := make([]string, 0, len(p.attempts))
 	for id, g := range p.attempts {
+		if mentions(left, id) {
+			buried.ids[id] = true
+		}
 		if !g.exited && !g.adopted {
 			ids = append(ids, id)
 		}
 	}
 	slices.Sort(ids)
+	// Before the news: the answer to it may close the grave.
+	p.graves = append(p.graves, buried)
 	p.mu.Unlock()
 	for _, id := range ids {
 		p.settleOne(id, left)
+	}
+	p.closeGraves(nil)
+}
+
+// mentions tells whether a plugin process began to start an attempt.
+func mentions(j runner.Journal, id string) bool {
+	return j.Started[id] != nil || j.Exited[id] != nil
+}
+
+// closeGraves removes what dead processes left once nobody needs it any more.
+func (p *hosted) closeGraves(acked []string) {
+	var done []*grave
+	p.mu.Lock()
+	p.graves = slices.DeleteFunc(p.graves, func(g *grave) bool {
+		for _, id := range acked {
+			delete(g.ids, id)
+		}
+		if len(g.ids) == 0 {
+			done = append(done, g)
+		}
+		return len(g.ids) == 0
+	})
+	p.mu.Unlock()
+	for _, g := range done {
+		p.host.forget(&g.record)
 	}
 }
 
