@@ -141,8 +141,10 @@ func takeLock(path string) (*os.File, error) {
 }
 
 // Append writes the records as one write(2): either all of them are in the
-// journal when it returns nil, or none is. A record that raises the term is
-// also synced to the disk (P3). It may rewrite the file when most of it is dead.
+// journal when it returns nil, or none is. A record that raises the term (P3) or
+// the epoch is also synced to the disk: neither may fall back with a power loss,
+// or orders and reports would look older than they are. It may rewrite the file
+// when most of it is dead.
 func (j *Journal) Append(records ...Record) error {
 	if len(records) == 0 {
 		return nil
@@ -159,7 +161,7 @@ func (j *Journal) Append(records ...Record) error {
 	if err := j.write(j.buf); err != nil {
 		return err
 	}
-	term := j.index.fence.Term
+	term, epoch := j.index.fence.Term, j.index.epoch
 	start := 0
 	for i := range records {
 		at := ref{off: j.size + int64(start), n: int64(ends[i] - start)}
@@ -167,9 +169,9 @@ func (j *Journal) Append(records ...Record) error {
 		start = ends[i]
 	}
 	j.size += int64(len(j.buf))
-	if j.index.fence.Term > term {
+	if j.index.fence.Term > term || j.index.epoch > epoch {
 		if err := j.f.Sync(); err != nil {
-			return errs.E("append to journal", errs.Internal, ReasonWrite, fmt.Errorf("sync a raised term: %w", err))
+			return errs.E("append to journal", errs.Internal, ReasonWrite, fmt.Errorf("sync a raised term or epoch: %w", err))
 		}
 	}
 	if j.dead > j.compact && j.dead > j.size-j.dead {

@@ -419,12 +419,16 @@ func (h *Host) Resume(ctx context.Context, attempts []Attempt) error {
 		h.mu.Unlock()
 		if p != nil {
 			h.hold(p, as)
-			p.resync()
 			continue
 		}
 		for _, a := range as { // no process and no journal of it
 			h.alone(k, a)
 		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range h.byKey {
+		p.resync()
 	}
 	return nil
 }

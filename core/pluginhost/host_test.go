@@ -512,6 +512,27 @@ func TestARestartedWorkerFindsItsJobs(t *testing.T) {
 	w.Ack("quick", "slow", "never")
 }
 
+// TestAnAckThatGotLostIsMadeGood: a worker was killed after it had an exit on
+// disk and before the plugin heard of that. The next one does not ask for the
+// attempt; the plugin must not keep it, and its pipes, for ever.
+func TestAnAckThatGotLostIsMadeGood(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "bash")
+	w.awaitState("bash", "ready")
+	w.startScript("a", "exit 3")
+	w.awaitExit("a")
+	pid := w.pluginPID("bash")
+	w.close()
+	w.open()
+	if err := w.Resume(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if w.pluginPID("bash") != pid {
+		t.Fatal("the plugin was not taken over")
+	}
+	w.shutdown() // returns once the plugin has ended: it holds nothing
+}
+
 func TestTamperedAndUnsafePluginsAreRefused(t *testing.T) {
 	t.Parallel()
 	cases := []struct {

@@ -48,6 +48,7 @@ type hosted struct {
 	draining bool
 	deaths   int
 	session  context.CancelFunc // ends the present session, for a fresh replay
+	resumed  bool               // attempts holds all that the worker has not on disk
 	graves   []*grave
 }
 
@@ -278,25 +279,29 @@ func (p *hosted) serve(ctx context.Context, proc *process) {
 		p.session = cancel
 		p.mu.Unlock()
 		stream, err := proc.api.Session(sctx)
+		again := false
 		if err == nil {
 			var wait sync.WaitGroup
 			wait.Go(func() { p.send(sctx, stream) })
 			p.receive(stream)
+			again = sctx.Err() != nil // resync ended it
 			cancel()
 			p.nudge()
 			wait.Wait()
 		}
 		cancel()
-		if ctx.Err() != nil || !p.survives(ctx, proc) {
+		if ctx.Err() != nil || !again && !p.survives(ctx, proc) {
 			return
 		}
 	}
 }
 
-// resync opens a new session: the plugin then tells again all that it has.
+// resync opens a new session: the plugin then tells again all that it has, and
+// what nobody waits for is acknowledged.
 func (p *hosted) resync() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.resumed = true
 	if p.session != nil {
 		p.session()
 	}
@@ -365,7 +370,13 @@ func (p *hosted) receive(stream grpc.BidiStreamingClient[runnerv1.SessionRequest
 			}
 		}
 		for _, e := range f.GetExited() {
-			if g := p.attempts[e.GetId()]; g != nil && !g.exited {
+			switch g := p.attempts[e.GetId()]; {
+			case g == nil && p.resumed:
+				// The worker has it on disk since an earlier life, and its word did
+				// not reach the plugin.
+				p.pending.Acks = append(p.pending.Acks, e.GetId())
+				p.nudge()
+			case g != nil && !g.exited:
 				g.held, g.exited, g.start = false, true, nil
 				out = append(out, Event{Plugin: p.key(), ID: e.GetId(), Exited: e, Evidence: job.Wait})
 			}

@@ -19,8 +19,11 @@ const opSubmit = "start job"
 
 // submit accepts a job (P1): place it at once if a worker fits, else queue it.
 func (m *Machine) submit(to uint64, s *Submit) {
-	key := ""
-	hash := specHash(&s.Spec)
+	spec := s.Spec
+	if spec.Command == "" {
+		spec.Command = defaultCommand(spec.Path)
+	}
+	key, hash := "", specHash(&spec) // of what is recorded: a restart computes it anew
 	if s.RequestID != "" {
 		key = requestKey(s.Caller.Name, s.RequestID)
 		earlier, known := m.requests[key]
@@ -31,10 +34,6 @@ func (m *Machine) submit(to uint64, s *Submit) {
 			m.reply(to, repeated(earlier, hash, s.RequestID))
 			return
 		}
-	}
-	spec := s.Spec
-	if spec.Command == "" {
-		spec.Command = defaultCommand(spec.Path)
 	}
 	w, reason := m.workers.Place(&spec)
 	if err := m.refuse(&spec, reason); err != nil {
@@ -58,7 +57,7 @@ func (m *Machine) submit(to uint64, s *Submit) {
 		m.dispatch(e, w)
 	}
 	j := e.Job
-	m.effect(Effect{Put: &j, New: true})
+	m.effect(Effect{Put: &j, New: true, Hash: hash})
 	m.reply(to, Result{Job: j})
 }
 

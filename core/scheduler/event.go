@@ -84,6 +84,7 @@ type UpEvent struct {
 type Effect struct {
 	Put        *job.Job // write the job's record
 	New        bool     // with Put: also its request id and indexes
+	Hash       [32]byte // with New: of the request, to be kept with its id
 	Drop       bool     // with Put: it is terminal and leaves memory
 	Delete     *job.Job // remove its record
 	Worker     *registry.Worker

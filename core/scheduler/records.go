@@ -175,8 +175,7 @@ func putJob(b *store.Batch, e *Effect) error {
 		b.Put(idKey(prefixLive, j.ID), nil)
 		b.Put(suffixKey(j.ID), j.ID[:])
 		if j.RequestID != "" {
-			hash := specHash(&j.Spec)
-			b.Put(requestRecord(requestKey(j.RequestedBy, j.RequestID)), append(j.ID[:], hash[:]...))
+			b.Put(requestRecord(requestKey(j.RequestedBy, j.RequestID)), append(j.ID[:], e.Hash[:]...))
 		}
 	}
 	if e.Drop {

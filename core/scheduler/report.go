@@ -103,8 +103,9 @@ func (m *Machine) reconcile(id job.WorkerID, l *link) {
 			// Known or not: a stop of an unknown attempt leaves a tombstone.
 			m.send(id, Down{Stops: []job.StopOrder{e.stop}})
 		case known:
-		case e.State == job.Dispatched && e.Result.Sequence == 0:
-			// Never confirmed: the same order again is harmless (P2).
+		case e.State == job.Dispatched && e.Result.Sequence == 0 && l.hello.BootID == e.BootID:
+			// Never confirmed: the same order again is harmless (P2), for the worker
+			// remembers what it was told. After a reboot it may not.
 			m.send(id, Down{Starts: []job.StartOrder{{Key: e.attempt(), Fence: e.Fence, Spec: e.Spec}}})
 		default:
 			m.lose(e, l)

@@ -60,7 +60,7 @@ type Server struct {
 	timer    *time.Timer // of idleness
 
 	queue *startQueue
-	wait  sync.WaitGroup // of the spawners
+	wait  sync.WaitGroup // of the spawners and of who listens to sessions
 }
 
 // attempt is one Start that was not acknowledged yet.
@@ -96,7 +96,8 @@ func NewServer(r Runner, c ServerConfig) (*Server, error) {
 	return s, nil
 }
 
-// Close ends the spawners and the runner. Running jobs are left alone.
+// Close ends the spawners and the runner. Running jobs are left alone. Sessions
+// have been ended before, by stopping the gRPC server.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true

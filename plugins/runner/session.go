@@ -18,17 +18,37 @@ const (
 	gateDelay  = 500 * time.Microsecond
 )
 
-// Session implements the protocol.
+// Session implements the protocol. It ends when the worker leaves, and when a
+// newer session takes over: whoever speaks on the old one must learn that.
 func (s *Server) Session(stream grpc.BidiStreamingServer[runnerv1.SessionRequest, runnerv1.SessionResponse]) error {
+	if err := stream.Context().Err(); err != nil {
+		return err // given up before its turn came: it must not end a newer one
+	}
 	out := s.openSession()
 	var wait sync.WaitGroup
 	defer wait.Wait()
 	defer s.closeSession(out)
 	wait.Go(func() { out.send(stream) })
+	left := make(chan struct{})
+	// Owned by the server, not by this call: Recv returns after the call has.
+	s.wait.Go(func() {
+		defer close(left)
+		s.receive(stream)
+	})
+	select {
+	case <-left:
+	case <-out.done:
+	}
+	return nil
+}
+
+// receive takes frames until the worker is gone; it comes back with a new
+// session.
+func (s *Server) receive(stream grpc.BidiStreamingServer[runnerv1.SessionRequest, runnerv1.SessionResponse]) {
 	for {
 		frame, err := stream.Recv()
 		if err != nil {
-			return nil // the worker is gone; it comes back with a new session
+			return
 		}
 		s.queue.add(frame.GetStarts())
 		for _, sig := range frame.GetSignals() {
@@ -38,9 +58,6 @@ func (s *Server) Session(stream grpc.BidiStreamingServer[runnerv1.SessionRequest
 		}
 		if ids := frame.GetAcks(); len(ids) > 0 {
 			s.ack(ids)
-		}
-		if out.isClosed() {
-			return nil
 		}
 	}
 }
@@ -83,10 +100,11 @@ type outbox struct {
 	frame  *runnerv1.SessionResponse
 	closed bool
 	wake   chan struct{}
+	done   chan struct{} // closed with the outbox
 }
 
 func newOutbox() *outbox {
-	return &outbox{frame: &runnerv1.SessionResponse{}, wake: make(chan struct{}, 1)}
+	return &outbox{frame: &runnerv1.SessionResponse{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
 func (o *outbox) change(f func(*runnerv1.SessionResponse)) {
@@ -113,15 +131,12 @@ func (o *outbox) synced() {
 
 func (o *outbox) close() {
 	o.mu.Lock()
-	o.closed = true
+	if !o.closed {
+		o.closed = true
+		close(o.done)
+	}
 	o.mu.Unlock()
 	o.change(func(*runnerv1.SessionResponse) {})
-}
-
-func (o *outbox) isClosed() bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.closed
 }
 
 // send carries frames out until the outbox is closed or the stream breaks.

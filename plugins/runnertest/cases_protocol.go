@@ -112,8 +112,6 @@ func oneSession(t *testing.T, h Harness) {
 	old := w.session
 	j := w.prepare("sleep").run()
 	w.connect()
-	// The old one ends, at the latest with its next frame.
-	_ = old.send_(&runnerv1.SessionRequest{Acks: []string{"nobody"}})
 	select {
 	case <-old.done:
 	case <-time.After(patience):

@@ -62,7 +62,7 @@ func (w *world) connect() {
 		w.t.Fatal(err)
 	}
 	s := &session{
-		t: w.t, send_: stream.Send, cancel: cancel, done: make(chan struct{}), news: make(chan struct{}),
+		t: w.t, transmit: stream.Send, cancel: cancel, done: make(chan struct{}), news: make(chan struct{}),
 		started: map[string]*runnerv1.Started{}, exited: map[string]*runnerv1.Exited{}, heard: map[string]int{},
 	}
 	go func() {
@@ -281,7 +281,7 @@ func (w *world) awaitEnd() {
 // session is what one worker hears.
 type session struct {
 	t      *testing.T
-	send_  func(*runnerv1.SessionRequest) error
+	transmit  func(*runnerv1.SessionRequest) error
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the stream has ended
 
@@ -311,7 +311,7 @@ func (s *session) take(m *runnerv1.SessionResponse) {
 
 func (s *session) send(m *runnerv1.SessionRequest) {
 	s.t.Helper()
-	if err := s.send_(m); err != nil {
+	if err := s.transmit(m); err != nil {
 		s.t.Fatalf("send a frame: %v", err)
 	}
 }
