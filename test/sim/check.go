@@ -1,0 +1,303 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/scheduler"
+)
+
+// checker holds the truth and compares everything with it.
+type checker struct {
+	w       *World
+	clients map[job.ID]*client
+	names   map[job.ID]string
+	truths  map[job.Key]*truth
+	stopped map[job.ID]bool // a stop was acknowledged
+	fences  map[int]job.Fence
+}
+
+// truth is what really happened to one attempt.
+type truth struct {
+	host   *host
+	begins int
+	ended  bool
+	code   int32
+	signal string
+}
+
+func newChecker(w *World) *checker {
+	return &checker{
+		w: w, clients: map[job.ID]*client{}, names: map[job.ID]string{}, truths: map[job.Key]*truth{},
+		stopped: map[job.ID]bool{}, fences: map[int]job.Fence{},
+	}
+}
+
+func (c *checker) label(k job.Key) string { return c.names[k.Job] + "/" + string(rune('0'+k.Attempt%10)) }
+
+// accepted notes an acknowledged submit (P1).
+func (c *checker) accepted(cl *client) {
+	c.clients[cl.id] = cl
+	if _, ok := c.w.sched.disk.jobs[cl.id]; !ok {
+		c.w.fail("P1: job %s of %s was acknowledged and is not on disk", cl.id, cl.name())
+	}
+}
+
+// stopDurable notes an acknowledged stop (P9).
+func (c *checker) stopDurable(id job.ID) {
+	c.stopped[id] = true
+	if s := c.w.sched.disk.jobs[id].State; s != job.Stopping && !s.Terminal() {
+		c.w.fail("P9: the stop of %s was acknowledged in state %s", c.names[id], s)
+	}
+}
+
+// began notes a fork and returns how the process will behave (P2, P5).
+func (c *checker) began(h *host, key job.Key) Job {
+	t := c.truths[key]
+	if t == nil {
+		t = &truth{host: h}
+		c.truths[key] = t
+	}
+	t.begins++
+	if t.begins > 1 {
+		c.w.fail("P2: %s was started twice, the second time on %s", c.label(key), h.name)
+	}
+	for k, other := range c.truths {
+		if k.Job == key.Job && k.Attempt != key.Attempt {
+			if p := other.host.procs[k]; p != nil && p.main {
+				c.w.fail("P5: %s begins while %s runs", c.label(key), c.label(k))
+			}
+		}
+	}
+	j := c.w.sched.disk.jobs[key.Job]
+	if j.State.Terminal() && j.Attempt == key.Attempt {
+		c.w.fail("%s begins after the job is %s", c.label(key), j.State)
+	}
+	return c.jobOf(j)
+}
+
+func (c *checker) jobOf(j job.Job) Job {
+	for i := range c.w.plan.Jobs {
+		if "r"+string(rune('A'+i)) == j.RequestID {
+			return c.w.plan.Jobs[i]
+		}
+	}
+	return Job{Duration: probeTime} // a probe
+}
+
+func (c *checker) exited(p *process) {
+	if t := c.truths[p.key]; t != nil && !t.ended {
+		t.ended, t.code, t.signal = true, p.code, p.signal
+	}
+}
+
+// committed looks at every change of a job's record.
+func (c *checker) committed(before, after job.Job) {
+	c.names[after.ID] = after.RequestID
+	c.w.log("%s: %s -> %s %s attempt %d %s", after.RequestID, before.State, after.State, after.Reason, after.Attempt, after.Message)
+	switch {
+	case before.ID == uuid.Nil, before.State == after.State && before.Attempt == after.Attempt:
+	case before.State.Terminal():
+		c.w.fail("%s was %s and became %s", after.RequestID, before.State, after.State)
+	case after.State == job.Queued: // a retry
+		c.retried(before, after)
+	case !reachable(before.State, after.State):
+		c.w.fail("%s: %s -> %s is not legal", after.RequestID, before.State, after.State)
+	}
+	if after.Attempt < before.Attempt || before.Fence != (job.Fence{}) && after.Fence.Less(before.Fence) {
+		c.w.fail("%s: attempt %d fence %v after attempt %d fence %v", after.RequestID, after.Attempt, after.Fence, before.Attempt, before.Fence)
+	}
+	if after.State.Terminal() && !before.State.Terminal() {
+		c.ended(after)
+	}
+}
+
+// reachable tells whether one round may take a job from one state to another:
+// its steps in between need not be records of their own.
+func reachable(from, to job.State) bool {
+	if from.CanBecome(to) {
+		return true
+	}
+	for s := job.None; s <= job.Lost; s++ {
+		if s != from && !s.Terminal() && from.CanBecome(s) && s > from && reachable(s, to) {
+			return true
+		}
+	}
+	return false
+}
+
+// retried looks at an attempt that its policy gave up (P5).
+func (c *checker) retried(before, after job.Job) {
+	if before.Attempt > before.Spec.Retry.Max {
+		c.w.fail("P5: %s is retried after attempt %d of %d", after.RequestID, before.Attempt, before.Spec.Retry.Max+1)
+	}
+	if c.stopped[after.ID] {
+		c.w.fail("P9: %s was stopped and is retried", after.RequestID)
+	}
+	c.notRunning(job.Key{Job: before.ID, Attempt: before.Attempt}, "it is retried")
+}
+
+// ended compares a terminal state with the truth (P4, P6, P9).
+func (c *checker) ended(j job.Job) {
+	c.w.result.Ends[j.State.String()]++
+	key := job.Key{Job: j.ID, Attempt: j.Attempt}
+	t := c.truths[key]
+	r := &j.Result
+	switch j.State {
+	case job.Succeeded, job.Failed:
+		c.outcome(j, key, t, r)
+	case job.Stopped:
+		c.nothing(key, "it is STOPPED")
+	case job.Rejected:
+		if t != nil && t.begins > 0 {
+			c.w.fail("%s is REJECTED (%s) and was started", c.label(key), j.Reason)
+		}
+	case job.Lost:
+		c.notRunning(key, "it is LOST")
+		if c.kind(j.Reason) == "" {
+			c.w.fail("P4: %s is LOST without a reason", c.label(key))
+		}
+	}
+}
+
+func (c *checker) kind(reason string) string { return reason }
+
+// outcome compares a result with what the process really did (P6).
+func (c *checker) outcome(j job.Job, key job.Key, t *truth, r *job.Report) {
+	if r.ExitCode == nil && r.Signal == "" {
+		if j.State == job.Succeeded {
+			c.w.fail("P6: %s SUCCEEDED without an exit code", c.label(key))
+		}
+		return // a spawn error, or a limit that ended it before its exit was seen
+	}
+	switch {
+	case t == nil || !t.ended:
+		c.w.fail("P6: %s ended with %v %q and never ran to an end", c.label(key), r.ExitCode, r.Signal)
+	case r.Evidence == job.NoEvidence:
+		c.w.fail("P6: %s has a result without evidence", c.label(key))
+	case r.Signal != t.signal, r.ExitCode != nil && *r.ExitCode != t.code:
+		c.w.fail("P6: %s is reported as %v %q and ended with %d %q", c.label(key), r.ExitCode, r.Signal, t.code, t.signal)
+	case j.State == job.Succeeded && t.code != 0:
+		c.w.fail("P6: %s SUCCEEDED with %d", c.label(key), t.code)
+	}
+	if !j.Spec.DetachChildren {
+		c.nothing(key, "it has ended")
+	}
+}
+
+// notRunning wants the main process of an attempt gone.
+func (c *checker) notRunning(key job.Key, why string) {
+	if t := c.truths[key]; t != nil {
+		if p := t.host.procs[key]; p != nil && p.main {
+			c.w.fail("%s runs though %s", c.label(key), why)
+		}
+	}
+}
+
+// nothing wants no process of an attempt.
+func (c *checker) nothing(key job.Key, why string) {
+	if t := c.truths[key]; t != nil {
+		c.nothingLives(t.host, key, why)
+	}
+}
+
+func (c *checker) nothingLives(h *host, key job.Key, why string) {
+	if p := h.procs[key]; p != nil && p.alive() && (p.main || !p.job.Detach) {
+		c.w.fail("P9: a process of %s lives though %s", c.label(key), why)
+	}
+}
+
+// fence wants what a worker remembers to grow (P3). A power loss may take what
+// was not synced.
+func (c *checker) fence(h *host, f job.Fence) {
+	if before := c.fences[h.n]; f.Term < before.Term {
+		c.w.fail("P3: %s remembers fence %v after %v", h.name, f, before)
+	}
+	c.fences[h.n] = f
+}
+
+// converged looks at the world long after the last fault: nothing waits, runs or
+// is remembered without need.
+func (c *checker) converged() {
+	if n := len(c.w.sched.disk.live); n > 0 {
+		for id := range c.w.sched.disk.live {
+			j := c.w.sched.disk.jobs[id]
+			c.w.fail("%s is still %s (%s %s), unreachable since %v", j.RequestID, j.State, j.Reason, j.Message, j.UnreachableSince)
+		}
+	}
+	for i := range c.w.plan.Jobs {
+		found := false
+		for _, j := range c.w.sched.disk.jobs {
+			found = found || j.RequestID == "r"+string(rune('A'+i))
+		}
+		if !found {
+			c.w.fail("the request %d was never accepted", i)
+		}
+	}
+	for _, h := range c.w.hosts {
+		if n := h.worker.m.Counts(); n.Live+n.Running+n.Waiting+n.Unacked != 0 {
+			c.w.fail("%s is left with %+v", h.name, n)
+		}
+		for _, p := range h.procs {
+			if p.alive() {
+				c.w.fail("%s: process %d of %s is left", h.name, p.pid, c.label(p.key))
+			}
+		}
+		if p := h.plugin; p != nil && len(p.attempts)+len(p.log) > 0 {
+			for key := range p.log {
+				c.w.fail("%s: the plugin is left with %s", h.name, c.label(key))
+			}
+		}
+		if len(h.graves) > 0 {
+			c.w.fail("%s: %d journals of dead plugins are left", h.name, len(h.graves))
+		}
+	}
+}
+
+// probeTime is how long probes run.
+const probeTime = 20 * time.Second
+
+// probe fills every slot of the cluster at once: none may have leaked.
+func (w *World) probe() {
+	want := len(w.hosts) * w.plan.Slots
+	var ids []job.ID
+	for range want {
+		w.sched.ask(scheduler.Event{Submit: &scheduler.Submit{
+			ID: w.newID(), Caller: scheduler.Caller{Name: "probe", Role: "admin"}, Time: w.sched.instant(),
+			Spec: job.Spec{Command: "job", Linger: time.Second},
+		}}, func(r scheduler.Result) {
+			if r.Err != nil {
+				w.fail("a probe was refused: %v", r.Err)
+			}
+			ids = append(ids, r.Job.ID)
+		})
+	}
+	w.run(w.now + probeTime/2)
+	for _, id := range ids {
+		if j := w.sched.disk.jobs[id]; j.State != job.Running && !j.State.Terminal() {
+			w.fail("of %d slots not all can be used: a probe is %s (%s %s)", want, j.State, j.Reason, j.Message)
+		}
+	}
+	if len(ids) != want {
+		w.fail("%d probes of %d were answered", len(ids), want)
+	}
+}
+
+// drain takes a worker out of placement for a while.
+func (w *World) drain(h *host, f Fault) {
+	set := func(on bool) {
+		if h.id == uuid.Nil || !w.sched.up {
+			return
+		}
+		ev := scheduler.Event{Drain: &scheduler.Drain{ID: h.id, Drain: on, Reason: "maintenance"}}
+		if on && f.Point == AmidActs {
+			ev.Drain.After = time.Second
+		}
+		w.sched.ask(ev, func(scheduler.Result) {})
+	}
+	set(true)
+	w.after(f.For, func() { set(false) })
+	w.at(faultyFor+time.Second, func() { set(false) })
+}

@@ -1,0 +1,172 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/droverhq/drover/core/job"
+)
+
+// Plan is everything that comes from outside of the cluster in one run.
+type Plan struct {
+	Seed    uint64 // of delays and other small chances
+	Workers int
+	Slots   int // of each worker
+	Jobs    []Job
+	Faults  []Fault
+	Trace   bool // keep a trace
+}
+
+// Job is one request of a client, and how its process will behave.
+type Job struct {
+	At       time.Duration // of the submit
+	Twice    bool          // the client asks twice with one request id
+	Retry    job.Retry
+	Timeout  time.Duration
+	Grace    time.Duration
+	Detach   bool
+	StopAt   time.Duration // 0: never
+	Duration time.Duration // of the process
+	Code     int32
+	Children time.Duration // how much longer its children live
+	Stubborn bool          // deaf to SIGTERM
+}
+
+// Kind is a kind of fault.
+type Kind string
+
+// The faults.
+const (
+	KillScheduler Kind = "kill scheduler"
+	KillWorker    Kind = "kill worker"
+	KillPlugin    Kind = "kill plugin"
+	KillBoth      Kind = "kill worker and plugin"
+	Reboot        Kind = "reboot host"
+	CutUp         Kind = "cut worker -> scheduler"
+	CutDown       Kind = "cut scheduler -> worker"
+	CutBoth       Kind = "cut both ways"
+	Reset         Kind = "reset connection"
+	FreezeSched   Kind = "freeze scheduler"
+	FreezeWorker  Kind = "freeze worker"
+	ClockJump     Kind = "jump of the wall clock"
+	Drain         Kind = "drain worker"
+)
+
+// Kinds lists all faults.
+func Kinds() []Kind {
+	return []Kind{
+		KillScheduler, KillWorker, KillPlugin, KillBoth, Reboot, CutUp, CutDown, CutBoth, Reset,
+		FreezeSched, FreezeWorker, ClockJump, Drain,
+	}
+}
+
+// Fault is one thing that goes wrong.
+type Fault struct {
+	Kind  Kind
+	At    time.Duration
+	For   time.Duration // until it is mended
+	Host  int
+	Point Point // of a kill
+}
+
+// Point is where in its round a daemon is killed.
+type Point uint8
+
+// The points: at once, or in the next round before its records are durable,
+// after that, or in the middle of what follows.
+const (
+	AtOnce Point = iota
+	BeforeCommit
+	AfterCommit
+	AmidActs
+)
+
+// NewPlan draws a plan.
+func NewPlan(seed uint64) Plan {
+	r := rand.New(rand.NewPCG(seed, 0x91a2))
+	p := Plan{Seed: seed, Workers: 1 + r.IntN(3), Slots: 1 + r.IntN(3)}
+	within := func(d time.Duration) time.Duration { return time.Duration(r.Int64N(int64(d))) }
+	for range 2 + r.IntN(10) {
+		j := Job{
+			At: within(faultyFor), Twice: r.IntN(4) == 0, Duration: within(500 * time.Millisecond),
+			Grace: time.Duration(r.IntN(3)) * time.Second, Stubborn: r.IntN(4) == 0, Detach: r.IntN(10) == 0,
+		}
+		if r.IntN(2) == 0 {
+			j.Duration = within(20 * time.Second)
+		}
+		if r.IntN(3) == 0 {
+			j.Code = int32(1 + r.IntN(100))
+		}
+		if r.IntN(3) == 0 {
+			j.StopAt = j.At + within(10*time.Second)
+		}
+		if r.IntN(4) == 0 {
+			j.Children = within(4 * time.Second)
+		}
+		if r.IntN(6) == 0 {
+			j.Timeout = time.Second + within(5*time.Second)
+		}
+		if r.IntN(3) == 0 {
+			j.Retry = job.Retry{Max: uint32(1 + r.IntN(3)), OnLost: true, OnFailure: r.IntN(2) == 0, Backoff: within(2 * time.Second)}
+		}
+		p.Jobs = append(p.Jobs, j)
+	}
+	kinds := Kinds()
+	for range r.IntN(9) {
+		f := Fault{
+			Kind: kinds[r.IntN(len(kinds))], At: within(faultyFor), For: within(time.Second), Host: r.IntN(p.Workers),
+			Point: Point(r.IntN(4)),
+		}
+		if r.IntN(3) == 0 {
+			f.For = within(25 * time.Second)
+		}
+		if r.IntN(2) == 0 { // near a submit there is more to break
+			f.At = p.Jobs[r.IntN(len(p.Jobs))].At + within(100*time.Millisecond)
+		}
+		p.Faults = append(p.Faults, f)
+	}
+	return p
+}
+
+// Shrink drops jobs and faults for as long as the plan still breaks a promise.
+func Shrink(p Plan) Plan {
+	for changed := true; changed; {
+		changed = false
+		for i := 0; i < len(p.Faults); i++ {
+			q := p
+			q.Faults = without(p.Faults, i)
+			if Run(q).Violation != "" {
+				p, changed = q, true
+				i--
+			}
+		}
+		for i := 0; i < len(p.Jobs) && len(p.Jobs) > 1; i++ {
+			q := p
+			q.Jobs = without(p.Jobs, i)
+			if Run(q).Violation != "" {
+				p, changed = q, true
+				i--
+			}
+		}
+	}
+	return p
+}
+
+func without[T any](list []T, i int) []T {
+	return append(append([]T(nil), list[:i]...), list[i+1:]...)
+}
+
+// String describes the plan for people.
+func (p Plan) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "seed %d, %d workers with %d slots\n", p.Seed, p.Workers, p.Slots)
+	for i, j := range p.Jobs {
+		fmt.Fprintf(&b, "job %d: %+v\n", i, j)
+	}
+	for _, f := range p.Faults {
+		fmt.Fprintf(&b, "fault: %+v\n", f)
+	}
+	return b.String()
+}

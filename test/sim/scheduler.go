@@ -1,0 +1,300 @@
+package sim
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/registry"
+	"github.com/droverhq/drover/core/scheduler"
+)
+
+// disk is what a scheduler's store holds. Scheduler.turn commits a round as one
+// batch; here that is one call of commit.
+type disk struct {
+	term     uint64
+	jobs     map[job.ID]job.Job
+	live     map[job.ID]bool
+	workers  map[job.WorkerID]registry.Worker
+	requests map[string]scheduler.Accepted
+}
+
+// schedulerNode is the scheduler: its machine, and around it what
+// scheduler.Scheduler does around its own.
+type schedulerNode struct {
+	w      *World
+	disk   disk
+	up     bool
+	frozen bool
+	life   int
+	doom   Point
+	m      *scheduler.Machine
+	inbox  []scheduler.Event
+	busy   bool // a round is under way
+	ticket uint64
+	asked  map[uint64]func(scheduler.Result)
+	links  map[job.WorkerID]*keeper
+	number uint64
+	alarm  uint64
+}
+
+func newSchedulerNode(w *World) *schedulerNode {
+	return &schedulerNode{w: w, disk: disk{
+		jobs: map[job.ID]job.Job{}, live: map[job.ID]bool{},
+		workers: map[job.WorkerID]registry.Worker{}, requests: map[string]scheduler.Accepted{},
+	}}
+}
+
+// instant is the scheduler's monotonic clock.
+func (s *schedulerNode) instant() time.Time { return epoch().Add(s.w.now) }
+
+// start begins a life: term, then what the store knows (scheduler.New).
+func (s *schedulerNode) start() {
+	s.life++
+	s.up, s.frozen, s.doom, s.busy = true, false, AtOnce, false
+	s.disk.term++
+	s.m = scheduler.NewMachine(s.disk.term, lease)
+	s.inbox, s.asked, s.links = nil, map[uint64]func(scheduler.Result){}, map[job.WorkerID]*keeper{}
+	for _, id := range sortedIDs(s.disk.workers) {
+		s.m.LoadWorker(s.disk.workers[id])
+	}
+	for _, id := range sortedIDs(s.disk.live) {
+		j := s.disk.jobs[id]
+		if j.State.Live() && j.UnreachableSince.IsZero() {
+			j.UnreachableSince = s.instant()
+		}
+		s.m.LoadJob(s.instant(), j)
+	}
+	s.w.log("scheduler starts, term %d, %d live jobs", s.disk.term, len(s.disk.live))
+	s.deliver(scheduler.Event{Tick: true})
+}
+
+func sortedIDs[V any](m map[uuid.UUID]V) []uuid.UUID {
+	return slices.SortedFunc(maps.Keys(m), func(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) })
+}
+
+// kill is kill -9.
+func (s *schedulerNode) kill() {
+	if !s.up {
+		return
+	}
+	s.w.log("scheduler is killed")
+	s.up = false
+	for _, id := range sortedIDs(s.links) {
+		s.links[id].end()
+	}
+}
+
+// deliver puts an event into the inbox; a round takes all that are there.
+func (s *schedulerNode) deliver(ev scheduler.Event) {
+	if !s.up {
+		return
+	}
+	s.inbox = append(s.inbox, ev)
+	if s.busy || s.frozen {
+		return
+	}
+	s.busy = true
+	life := s.life
+	s.w.soon(func() {
+		if s.up && s.life == life {
+			s.busy = false
+			s.round()
+		}
+	})
+}
+
+// thaw goes on after a freeze.
+func (s *schedulerNode) thaw() {
+	s.frozen = false
+	s.deliver(scheduler.Event{Tick: true})
+}
+
+// ask delivers an event of somebody who waits for the answer.
+func (s *schedulerNode) ask(ev scheduler.Event, answer func(scheduler.Result)) {
+	s.ticket++
+	ev.Reply = s.ticket
+	s.asked[ev.Reply] = answer
+	s.deliver(ev)
+}
+
+func (s *schedulerNode) round() {
+	if s.frozen {
+		return
+	}
+	evs := s.inbox
+	s.inbox = nil
+	var effects []scheduler.Effect
+	for i := range evs {
+		ev := &evs[i]
+		if ev.Submit != nil && ev.Submit.RequestID != "" {
+			ev.Submit.Earlier = nil
+			if a, ok := s.disk.requests[ev.Submit.Caller.Name+"\x00"+ev.Submit.RequestID]; ok {
+				ev.Submit.Earlier = &a
+			}
+		}
+		effects = append(effects, s.m.Step(s.instant(), ev)...)
+	}
+	if s.doomed(BeforeCommit) {
+		return
+	}
+	s.commit(effects)
+	if s.doomed(AfterCommit) {
+		return
+	}
+	for i := range effects {
+		if i == len(effects)/2 && s.doomed(AmidActs) {
+			return
+		}
+		s.act(&effects[i])
+	}
+	s.arm()
+}
+
+// doomed kills the scheduler at the point that a fault chose.
+func (s *schedulerNode) doomed(p Point) bool {
+	if s.doom != p {
+		return false
+	}
+	s.kill()
+	return true
+}
+
+func (s *schedulerNode) arm() {
+	next := s.m.NextDeadline()
+	if next.IsZero() {
+		return
+	}
+	s.alarm++
+	alarm, life := s.alarm, s.life
+	s.w.at(next.Sub(epoch()), func() {
+		if s.life == life && s.alarm == alarm {
+			s.deliver(scheduler.Event{Tick: true})
+		}
+	})
+}
+
+// commit makes a round durable (records.go does it with keys and values).
+func (s *schedulerNode) commit(effects []scheduler.Effect) {
+	for i := range effects {
+		switch e := &effects[i]; {
+		case e.Put != nil:
+			s.w.check.committed(s.disk.jobs[e.Put.ID], *e.Put)
+			s.disk.jobs[e.Put.ID] = *e.Put
+			if e.New {
+				s.disk.live[e.Put.ID] = true
+				if e.Put.RequestID != "" {
+					a := scheduler.Accepted{Job: e.Put.ID, Hash: e.Hash}
+					s.disk.requests[e.Put.RequestedBy+"\x00"+e.Put.RequestID] = a
+				}
+			}
+			if e.Drop {
+				delete(s.disk.live, e.Put.ID)
+			}
+		case e.Worker != nil:
+			s.disk.workers[e.Worker.ID] = *e.Worker
+		case e.Gone != nil:
+			delete(s.disk.workers, *e.Gone)
+		}
+	}
+}
+
+func (s *schedulerNode) act(e *scheduler.Effect) {
+	switch {
+	case e.Send != nil:
+		if k := s.links[e.Send.Worker]; k != nil && k.conn != nil {
+			k.conn.down.send(e.Send.Down)
+		}
+	case e.Dial != nil:
+		s.dial(*e.Dial)
+	case e.Hang != nil:
+		if k := s.links[*e.Hang]; k != nil {
+			k.end()
+			delete(s.links, *e.Hang)
+		}
+	case e.Result != nil:
+		if answer := s.asked[e.Result.To]; answer != nil {
+			delete(s.asked, e.Result.To)
+			answer(*e.Result)
+		}
+	case e.Unexpected != "":
+		s.w.fail("the scheduler refuses a report of its own worker: %s", e.Unexpected)
+	}
+}
+
+// keeper keeps a link to one worker process (links.keep).
+type keeper struct {
+	s      *schedulerNode
+	life   int
+	worker registry.Worker
+	gone   bool
+	conn   *conn
+	pause  time.Duration
+}
+
+func (s *schedulerNode) dial(w registry.Worker) {
+	if k := s.links[w.ID]; k != nil {
+		if k.worker.InstanceID == w.InstanceID {
+			return
+		}
+		k.end()
+	}
+	k := &keeper{s: s, life: s.life, worker: w, pause: 50 * time.Millisecond}
+	s.links[w.ID] = k
+	s.w.soon(k.connect)
+}
+
+// end lets go of the link for good.
+func (k *keeper) end() {
+	k.gone = true
+	if k.conn != nil {
+		k.conn.close()
+	}
+}
+
+func (k *keeper) again() {
+	k.s.w.after(k.s.w.between(k.pause/2, k.pause*3/2), k.connect)
+	k.pause = min(2*k.pause, 2*time.Second)
+}
+
+// connect opens a session with the worker, which may refuse it (P3).
+func (k *keeper) connect() {
+	s := k.s
+	if k.gone || !s.up || s.life != k.life || k.conn != nil {
+		return
+	}
+	h := s.w.hostOf(k.worker.Address)
+	if h.worker == nil || h.cutDown || h.cutUp || s.frozen || h.worker.id != k.worker.ID {
+		k.again()
+		return
+	}
+	p := h.worker
+	p.greet(s.disk.term, func(err error) {
+		if k.gone || !s.up || s.life != k.life {
+			return
+		}
+		if err != nil {
+			s.w.log("%s refuses the session: %v", h.name, err)
+			k.again()
+			return
+		}
+		k.pause = 50 * time.Millisecond
+		s.number++
+		k.conn = newConn(s.w, k, p, s.number)
+	})
+}
+
+// newID makes ids that are the same in every run of a plan.
+func (w *World) newID() uuid.UUID {
+	var id uuid.UUID
+	copy(id[:], fmt.Sprintf("%016x", w.sequence))
+	for i := 8; i < 16; i++ {
+		id[i] = byte(w.rng.Uint32())
+	}
+	return id
+}
