@@ -70,18 +70,26 @@ func (m *Machine) report(from job.WorkerID, r *job.Report) {
 	if r.Sequence <= e.Result.Sequence {
 		return
 	}
-	e.Result = *r
 	next := r.State
-	if e.State == job.Stopping && next == job.Rejected {
+	switch {
+	case e.State == job.Stopping && next == job.Rejected:
 		next = job.Stopped // the tombstone of our own stop refused the start: nothing ran
+	case e.State != job.Stopping && next == job.Stopped:
+		// The worker began the stop itself and its STOPPING was missed: reports
+		// are states, a slow link shows the last one only.
+		e.State, e.Reason, e.Message = job.Stopping, r.Reason, ""
+		m.put(e)
 	}
+	if !next.Live() && !e.State.CanBecome(next) {
+		m.effect(Effect{Unexpected: fmt.Sprintf("job %s: %s -> %s", e.ID, e.State, next)})
+		return
+	}
+	e.Result = *r
 	switch {
 	case next == e.State, e.State == job.Stopping && next.Live():
 		m.put(e)
 	case next == job.Dispatched: // accepted, not started yet
 		m.put(e)
-	case !e.State.CanBecome(next):
-		m.effect(Effect{Unexpected: fmt.Sprintf("job %s: %s -> %s", e.ID, e.State, next)})
 	case next.Terminal():
 		m.finish(e, next, r.Reason, r.Message)
 	default:
