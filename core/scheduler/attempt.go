@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -210,6 +211,10 @@ func (m *Machine) stopJob(to uint64, s *Stop) {
 		m.put(e)
 	case job.Stopping: // a second stop may shorten the grace
 		e.stop.Grace = s.Grace
+		if ownStop(e.Reason) { // the worker's, until now: a retry is off
+			e.Reason, e.Message, e.stop.Reason = s.Reason, "stop requested", s.Reason
+			m.put(e)
+		}
 		m.send(e.Worker, Down{Stops: []job.StopOrder{e.stop}})
 	default:
 		m.counter++
@@ -228,7 +233,7 @@ func (m *Machine) stopJob(to uint64, s *Stop) {
 func (m *Machine) finish(e *entry, s job.State, reason, message string) {
 	m.workers.Occupy(e.Worker, -1)
 	m.dirty = true
-	if e.State != job.Stopping && retries(&e.Job, s) {
+	if asked := e.State == job.Stopping && !ownStop(e.Reason); !asked && retries(&e.Job, s) {
 		m.retry(e, s, reason)
 		return
 	}
@@ -237,6 +242,12 @@ func (m *Machine) finish(e *entry, s job.State, reason, message string) {
 	// What is secret is kept no longer than it is needed.
 	e.Spec.Secrets, e.Spec.Stdin = nil, nil
 	m.put(e)
+}
+
+// ownStop tells whether a worker stops an attempt for its own limits: that is a
+// failure. Every other stop was asked for, and ends the job.
+func ownStop(reason string) bool {
+	return reason == job.ReasonTimeout || reason == job.ReasonIdleTimeout || reason == job.ReasonOutputLimit
 }
 
 // retries tells whether the policy asks for one more attempt.
@@ -259,12 +270,28 @@ func retries(j *job.Job, s job.State) bool {
 	}
 }
 
+// reasonRetry is why a job waits for its backoff, and only then.
+const reasonRetry = "RETRY"
+
 func (m *Machine) retry(e *entry, s job.State, reason string) {
-	wait := e.Spec.Retry.Backoff << min(e.Attempt-1, 10)
-	e.State, e.Reason = job.Queued, "RETRY"
+	wait := backoff(&e.Job)
+	e.State, e.Reason = job.Queued, reasonRetry
 	e.Message = fmt.Sprintf("attempt %d ended %s (%s); the next is made in %v", e.Attempt, s, reason, wait)
 	e.Worker, e.WorkerName, e.UnreachableSince = job.WorkerID{}, "", time.Time{}
+	m.delay(e, wait)
+	m.put(e)
+}
+
+func (m *Machine) delay(e *entry, wait time.Duration) {
 	e.delayed = true
 	m.setDeadline(e, m.now.Add(wait))
-	m.put(e)
+}
+
+// backoff is the wait after the present attempt.
+func backoff(j *job.Job) time.Duration {
+	wait := j.Spec.Retry.Backoff
+	for n := min(j.Attempt, 11); n > 1 && wait <= math.MaxInt64/2; n-- {
+		wait *= 2
+	}
+	return wait
 }

@@ -72,10 +72,11 @@ func (m *Machine) LoadJob(now time.Time, j job.Job) {
 		e.key, e.hash = requestKey(j.RequestedBy, j.RequestID), specHash(&j.Spec)
 		m.requests[e.key] = Accepted{j.ID, e.hash}
 	}
-	m.jobs[j.ID] = e
-	switch j.State {
-	case job.Queued:
-		m.now = now
+	m.jobs[j.ID], m.now = e, now
+	switch {
+	case j.State == job.Queued && j.Reason == reasonRetry:
+		m.delay(e, backoff(&j)) // anew: how much of it had passed is not known (P14)
+	case j.State == job.Queued:
 		m.enqueue(e)
 	default:
 		m.workers.Occupy(j.Worker, 1)
