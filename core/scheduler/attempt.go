@@ -239,8 +239,6 @@ func (m *Machine) finish(e *entry, s job.State, reason, message string) {
 	}
 	e.State, e.Reason, e.Message = s, reason, message
 	e.UnreachableSince = time.Time{}
-	// What is secret is kept no longer than it is needed.
-	e.Spec.Secrets, e.Spec.Stdin = nil, nil
 	m.put(e)
 }
 

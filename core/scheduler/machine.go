@@ -124,8 +124,12 @@ func (m *Machine) reply(to uint64, r Result) {
 	}
 }
 
-// put records a job; terminal ones leave memory.
+// put records a job; terminal ones leave memory, and what is secret is kept no
+// longer than it is needed.
 func (m *Machine) put(e *entry) {
+	if e.State.Terminal() {
+		e.Spec.Secrets, e.Spec.Stdin = nil, nil
+	}
 	j := e.Job
 	m.effect(Effect{Put: &j, Drop: j.State.Terminal()})
 	if j.State.Terminal() {
@@ -264,10 +268,10 @@ func (m *Machine) heartbeat(to uint64, ev *Heartbeat) {
 	if changed {
 		m.effect(Effect{Worker: &w})
 	}
+	m.dirty = m.dirty || before.State != w.State
 	if before.State == registry.Offline {
 		m.reached(w.ID)
 		m.effect(Effect{Dial: &w})
-		m.dirty = true
 	}
 	m.reply(to, Result{Worker: w})
 }
@@ -317,6 +321,8 @@ func (m *Machine) removeWorker(to uint64, id job.WorkerID) {
 	}
 	m.workers.Remove(id)
 	delete(m.links, id)
+	delete(m.drains, id)
+	m.dirty = true // jobs that wait for it learn that it is gone
 	m.effect(Effect{Gone: &id})
 	m.effect(Effect{Hang: &id})
 	m.reply(to, Result{Worker: w})
