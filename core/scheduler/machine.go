@@ -192,7 +192,9 @@ func (m *Machine) endDrains() {
 func (m *Machine) queueDeadline(e *entry) {
 	if e.delayed {
 		e.delayed = false
-		m.enqueue(e)
+		if m.enqueue(e); e.Reason != reasonRetry { // it joins others that wait
+			m.put(e)
+		}
 		m.dirty = true
 		return
 	}

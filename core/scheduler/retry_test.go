@@ -212,3 +212,15 @@ func TestARetriedJobWaitsForASlotLikeAnyOther(t *testing.T) {
 		d.want(first, job.Dispatched, "")
 	})
 }
+
+func TestARetryThatJoinsOthersThatWaitSaysWhy(t *testing.T) {
+	desks(t, func(t *testing.T, d *desk) {
+		w := d.worker("w", 1)
+		id := d.submit(job.Spec{Command: "sleep", Retry: job.Retry{Max: 1, OnFailure: true, Backoff: time.Second}})
+		d.ask(Event{Drain: &Drain{ID: w, Drain: true}})
+		d.submit(plain())
+		d.report(d.exits(id, 1))
+		d.pass(time.Second)
+		d.want(id, job.Queued, job.ReasonWorkerDrained)
+	})
+}
