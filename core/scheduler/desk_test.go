@@ -42,6 +42,7 @@ type desk struct {
 	link    uint64
 	seq     uint64
 	ids     uint64
+	look    func(ev *Event) // after each step, before its records are written
 }
 
 func newDesk(t tb) *desk {
@@ -55,6 +56,9 @@ func newDesk(t tb) *desk {
 func (d *desk) step(ev Event) []Effect {
 	d.t.Helper()
 	d.last = slices.Clone(d.m.Step(d.now, &ev))
+	if d.look != nil {
+		d.look(&ev)
+	}
 	var b store.Batch
 	for i := range d.last {
 		if err := putEffect(&b, &d.last[i]); err != nil {
