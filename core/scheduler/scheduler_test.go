@@ -160,7 +160,7 @@ func TestAStoreThatFailsEndsTheScheduler(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := &gate{Store: memory.New()}
-		w := &world{t: t, ctx: t.Context(), store: g, workers: map[job.WorkerID]*player{}}
+		w := &world{t: t, ctx: t.Context(), store: g, workers: map[string]*player{}}
 		s, err := New(w.ctx, Config{Store: g, Connector: w})
 		if err != nil {
 			t.Fatal(err)

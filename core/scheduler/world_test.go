@@ -30,13 +30,31 @@ type world struct {
 	t     *testing.T
 	ctx   context.Context //nolint:containedctx // the life of one test
 	store store.Store
-	log   *bytes.Buffer
+	log   *logbook
 
 	mu      sync.Mutex // guards the fields below
 	s       *Scheduler
-	workers map[job.WorkerID]*player
+	workers map[string]*player // by name
 	cancel  context.CancelFunc
 	ended   chan error
+}
+
+// logbook keeps what was logged.
+type logbook struct {
+	mu   sync.Mutex // guards text
+	text bytes.Buffer
+}
+
+func (l *logbook) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logbook) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // admin may see everything.
@@ -48,7 +66,7 @@ func story(t *testing.T, f func(t *testing.T, w *world)) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 1000*time.Hour)
-		w := &world{t: t, ctx: ctx, store: memory.New(), log: &bytes.Buffer{}, workers: map[job.WorkerID]*player{}}
+		w := &world{t: t, ctx: ctx, store: memory.New(), log: &logbook{}, workers: map[string]*player{}}
 		w.begin()
 		f(t, w)
 		cancel()
@@ -133,6 +151,9 @@ func (w *world) join(name string, slots int, scripts ...string) *player {
 	for _, s := range scripts {
 		p.scripts.Scripts = append(p.scripts.Scripts, job.ScriptInfo{Path: s, Folder: "scripts", SHA256: "of " + s})
 	}
+	w.mu.Lock()
+	w.workers[name] = p
+	w.mu.Unlock()
 	p.register()
 	go p.live()
 	synctest.Wait()
@@ -150,9 +171,6 @@ func (p *player) register() {
 	p.mu.Lock()
 	p.reg.ID = r.Worker.ID
 	p.mu.Unlock()
-	p.w.mu.Lock()
-	p.w.workers[r.Worker.ID] = p
-	p.w.mu.Unlock()
 }
 
 // live renews the lease until the test ends.
@@ -202,7 +220,7 @@ func (p *player) heal() {
 // Connect implements Connector.
 func (w *world) Connect(_ context.Context, to registry.Worker, term uint64) (Link, error) {
 	w.mu.Lock()
-	p := w.workers[to.ID]
+	p := w.workers[to.Name]
 	w.mu.Unlock()
 	if p == nil {
 		return nil, errs.E("connect", errs.Unavailable, "NOBODY", errors.New("nobody listens"))
