@@ -368,6 +368,12 @@ type sick struct {
 	*os.File
 	left   int
 	writes int
+	syncs  int
+}
+
+func (s *sick) Sync() error {
+	s.syncs++
+	return s.File.Sync()
 }
 
 func (s *sick) Write(p []byte) (int, error) {
@@ -433,6 +439,31 @@ func TestOneBatchIsOneWrite(t *testing.T) {
 	appendAll(t, j)
 	if got := s.writes - before; got != 1 {
 		t.Errorf("an empty batch wrote")
+	}
+}
+
+// TestWhatMustSurviveAPowerLossIsSynced: the term, or an old scheduler commands
+// again; the epoch, or new reports look older than those of before.
+func TestWhatMustSurviveAPowerLossIsSynced(t *testing.T) {
+	t.Parallel()
+	j, s := openSick(t)
+	defer j.Close()
+	for _, c := range []struct {
+		name string
+		r    Record
+		want int
+	}{
+		{"a term", Record{Kind: KindFence, Fence: job.Fence{Term: 2}}, 1},
+		{"the same term", Record{Kind: KindFence, Fence: job.Fence{Term: 2, Counter: 5}}, 0},
+		{"an epoch", Record{Kind: KindFence, Fence: job.Fence{Term: 2}, Epoch: 1}, 1},
+		{"the next epoch", Record{Kind: KindFence, Epoch: 2}, 1},
+		{"an intent", Record{Kind: KindIntent, Key: key(1), Fence: job.Fence{Term: 2, Counter: 6}, Intent: &Intent{}}, 0},
+	} {
+		before := s.syncs
+		appendAll(t, j, c.r)
+		if got := s.syncs - before; got != c.want {
+			t.Errorf("%s: %d syncs, want %d", c.name, got, c.want)
+		}
 	}
 }
 

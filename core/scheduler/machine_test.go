@@ -279,7 +279,7 @@ func TestReconciliationAfterHello(t *testing.T) {
 		orders []string
 	}{
 		{"never confirmed: the order again", job.None, "boot", job.None, job.Dispatched, "", []string{"start/1"}},
-		{"never confirmed, rebooted: the order again", job.None, "other", job.None, job.Dispatched, "", []string{"start/1"}},
+		{"never confirmed, rebooted: it may have run", job.None, "other", job.None, job.Lost, job.ReasonReboot, nil},
 		{"confirmed and gone", job.Dispatched, "boot", job.None, job.Lost, job.ReasonNoProcess, nil},
 		{"ran and is gone", job.Running, "boot", job.None, job.Lost, job.ReasonNoProcess, nil},
 		{"ran on a host that was rebooted", job.Running, "other", job.None, job.Lost, job.ReasonReboot, nil},
