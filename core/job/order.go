@@ -6,8 +6,9 @@ import "time"
 // its spec are read only.
 type StartOrder struct {
 	Key
-	Fence Fence
-	Spec  Spec
+	Fence  Fence
+	Spec   Spec
+	BootID string // boot of the host that it is meant for; "" is any
 }
 
 // StopOrder is a scheduler's command to end one attempt.

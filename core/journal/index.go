@@ -91,6 +91,8 @@ type Attempt struct {
 	Exit    *Exit    // nil: no exit was observed
 	Done    *Done    // nil: not terminal
 	Acked   bool
+	// StopFirst tells that the stop was on disk before the exit (P9).
+	StopFirst bool
 }
 
 // Replay returns what records add up to, as Open does for those of a file. It
@@ -146,6 +148,7 @@ func (f *fold) add(r *Record) {
 		a.Started = r.Started
 	case KindStop:
 		a.Stop = r.Stop
+		a.StopFirst = a.StopFirst || a.Exit == nil
 	case KindExited:
 		a.Exit = r.Exit
 	case KindDone:

@@ -223,6 +223,14 @@ func (r *Registry) SetDrain(id job.WorkerID, drain bool, reason string) (Worker,
 	return e.Worker, nil
 }
 
+// SetBoot notes the boot of a worker's host, which may speak before it has
+// registered again.
+func (r *Registry) SetBoot(id job.WorkerID, boot string) {
+	if e := r.byID[id]; e != nil {
+		e.BootID = boot
+	}
+}
+
 // SetScripts replaces what scripts a worker offers.
 func (r *Registry) SetScripts(id job.WorkerID, x job.ScriptIndex) {
 	if e := r.byID[id]; e != nil {

@@ -227,7 +227,7 @@ func reportFromProto(p *droverv1.AttemptReport) (job.Report, error) {
 
 func startToProto(o *job.StartOrder) *droverv1.StartAttempt {
 	return &droverv1.StartAttempt{
-		JobId: o.Job.String(), Attempt: o.Attempt, Fence: fenceToProto(o.Fence), Spec: specToProto(&o.Spec),
+		JobId: o.Job.String(), Attempt: o.Attempt, Fence: fenceToProto(o.Fence), Spec: specToProto(&o.Spec), BootId: o.BootID,
 	}
 }
 
@@ -240,7 +240,7 @@ func startFromProto(p *droverv1.StartAttempt) (job.StartOrder, error) {
 	if err != nil {
 		return job.StartOrder{}, fmt.Errorf("start of %s: %w", key.Job, err)
 	}
-	return job.StartOrder{Key: key, Fence: fenceFromProto(p.GetFence()), Spec: spec}, nil
+	return job.StartOrder{Key: key, Fence: fenceFromProto(p.GetFence()), Spec: spec, BootID: p.GetBootId()}, nil
 }
 
 func stopToProto(o *job.StopOrder) *droverv1.StopAttempt {

@@ -186,7 +186,11 @@ func (m *Machine) dispatch(e *entry, w registry.Worker) {
 	e.Result = job.Report{}
 	e.deadline = time.Time{}
 	m.workers.Occupy(w.ID, 1)
-	m.send(w.ID, Down{Starts: []job.StartOrder{{Key: e.attempt(), Fence: e.Fence, Spec: e.Spec}}})
+	m.send(w.ID, Down{Starts: []job.StartOrder{e.order()}})
+}
+
+func (e *entry) order() job.StartOrder {
+	return job.StartOrder{Key: e.attempt(), Fence: e.Fence, Spec: e.Spec, BootID: e.BootID}
 }
 
 // send orders something when the worker listens; otherwise the reconciliation

@@ -171,6 +171,13 @@ func (m *Machine) start(e StartAsked) {
 		m.refuseFence(e, err)
 		return
 	}
+	if o.BootID != "" && o.BootID != m.boot {
+		// Given before this host was rebooted: the scheduler settles the attempt
+		// with the boot that it hears of, and has perhaps done so (P4 b).
+		m.reply(e.Ticket, nil, errs.E("start attempt", errs.Precondition, job.ReasonReboot,
+			fmt.Errorf("the order is for boot %s of this host, this is boot %s", o.BootID, m.boot)))
+		return
+	}
 	if err := m.full(e.Session == 0); err != nil && e.Session == 0 {
 		// The caller hears it and may come again: nothing is remembered.
 		m.reply(e.Ticket, nil, err)
@@ -227,10 +234,11 @@ func (m *Machine) fenced(f job.Fence, session uint64) error {
 }
 
 // refuseFence answers without keeping a record: the fence itself will refuse
-// the same order again.
+// the same order again. What an older session left over is dropped in silence:
+// the scheduler of the present one may have given the same order anew.
 func (m *Machine) refuseFence(e StartAsked, err error) {
 	m.reply(e.Ticket, nil, err)
-	if e.Session != 0 {
+	if e.Session != 0 && e.Session >= m.fence.Term {
 		m.emit(Announce{&job.Report{Key: e.Order.Key, Sequence: 1, State: job.Rejected, Reason: job.ReasonFenced, Message: err.Error()}})
 	}
 }

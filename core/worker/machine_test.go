@@ -56,6 +56,8 @@ func TestStepsOfOneAttempt(t *testing.T) {
 	sick := ProcessExited{Key: k, Exit: journal.Exit{SpawnError: "RUNNER_UNAVAILABLE: it keeps dying"}}
 	busy := ProcessExited{Key: k, Exit: journal.Exit{SpawnError: "SHUTTING_DOWN: later"}}
 	empty := Settled{Key: k, Finished: &finished}
+	earlier := order(1)
+	earlier.BootID = "a"
 	for _, c := range []struct {
 		name   string
 		events []Event
@@ -119,7 +121,9 @@ func TestStepsOfOneAttempt(t *testing.T) {
 		{"start of a tombstone", []Event{stop, ask}, []string{"reply", "STOPPED"}},
 		{"session of a new term", []Event{TermSeen{Term: 2, Ticket: 1}}, []string{"fence!", "reply"}},
 		{"session of an old term (P3)", []Event{TermSeen{Term: 2}, TermSeen{Term: 1, Ticket: 1}}, []string{"reply"}},
-		{"order left over from an old session (P3)", []Event{TermSeen{Term: 2}, StartAsked{Order: order(1), Session: 1}}, []string{"Announce"}},
+		{"order left over from an old session (P3)", []Event{TermSeen{Term: 2}, StartAsked{Order: order(1), Session: 1}}, nil},
+		{"order for an earlier boot (P4)", []Event{StartAsked{Order: earlier, Session: 1}}, nil},
+		{"order for an earlier boot, from elsewhere", []Event{StartAsked{Order: earlier, Ticket: 1}}, []string{"reply"}},
 		{"stop left over from an old session", []Event{TermSeen{Term: 2}, StopAsked{Order: stopOrder(1, 0), Session: 1}}, nil},
 		{"resend in a new session", []Event{TermSeen{Term: 2}, StartAsked{Order: order(1), Session: 2}}, []string{"DISPATCHED", "Prepare"}},
 		{"unknown to the plugin (P7)", []Event{ask, prepared, ProcessUnknown{Key: k}}, []string{"StartProcess"}},
@@ -543,5 +547,35 @@ func TestARunningAttemptIsSmall(t *testing.T) {
 	t.Logf("%d bytes and %s for each of %d attempts up to RUNNING", bytes.AllocedBytesPerOp()/n, time.Duration(bytes.NsPerOp()/n), n)
 	if per := bytes.AllocedBytesPerOp() / n; per > 5<<10 {
 		t.Errorf("%d bytes per attempt", per)
+	}
+}
+
+// TestAStopBeforeTheExitStaysBeforeIt: what came first is told by the order of
+// the records, also to a worker that starts between the exit and the report.
+func TestAStopBeforeTheExitStaysBeforeIt(t *testing.T) {
+	t.Parallel()
+	k := testKey(1)
+	stop := journal.Record{Kind: journal.KindStop, Key: k, Stop: &journal.Stop{Reason: job.ReasonTimeout}}
+	exit := journal.Record{Kind: journal.KindExited, Key: k, Exit: &journal.Exit{Signal: "SIGKILL", Evidence: job.Wait}}
+	for name, c := range map[string]struct {
+		records []journal.Record
+		want    string
+	}{
+		"stop, exit": {[]journal.Record{stop, exit}, job.ReasonTimeout},
+		"exit, stop": {[]journal.Record{exit, stop}, job.ReasonSignal},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := NewMachine(MachineConfig{BootID: "b"})
+			m.Restore(at(0), journal.Replay(append([]journal.Record{
+				{Kind: journal.KindIntent, Key: k, Intent: &journal.Intent{BootID: "b"}},
+				{Kind: journal.KindStarted, Key: k, Started: &journal.Started{PID: 50}},
+			}, c.records...)))
+			m.Step(at(time.Second), GroupStopped{Key: k, Proof: job.StopProof{Method: "cgroup-kill"}})
+			m.Step(at(time.Second), Finished{Key: k})
+			if r := m.attempts[k].report; r.State != job.Failed || r.Reason != c.want {
+				t.Errorf("%s (%s), want %s", r.State, r.Reason, c.want)
+			}
+		})
 	}
 }

@@ -79,7 +79,7 @@ func (m *Machine) restoreLive(a *attempt, j *journal.Attempt) {
 	}
 	if j.Stop != nil {
 		a.stopReason, a.stopBy = cmp.Or(j.Stop.Reason, job.ReasonUser), m.now.Boot+j.Stop.Grace
-		a.stopFirst = j.Exit == nil
+		a.stopFirst = j.StopFirst
 		r.State, r.Reason = job.Stopping, a.stopReason
 	}
 	a.report = &r

@@ -280,10 +280,10 @@ func (w *world) awaitEnd() {
 
 // session is what one worker hears.
 type session struct {
-	t      *testing.T
-	transmit  func(*runnerv1.SessionRequest) error
-	cancel context.CancelFunc
-	done   chan struct{} // closed when the stream has ended
+	t        *testing.T
+	transmit func(*runnerv1.SessionRequest) error
+	cancel   context.CancelFunc
+	done     chan struct{} // closed when the stream has ended
 
 	mu      sync.Mutex // guards the fields below
 	started map[string]*runnerv1.Started

@@ -7,6 +7,7 @@ import (
 
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/scheduler"
+	"github.com/droverhq/drover/core/worker"
 )
 
 // checker holds the truth and compares everything with it.
@@ -26,6 +27,7 @@ type truth struct {
 	ended  bool
 	code   int32
 	signal string
+	ours   bool // a stop of drover ended it
 }
 
 func newChecker(w *World) *checker {
@@ -35,7 +37,9 @@ func newChecker(w *World) *checker {
 	}
 }
 
-func (c *checker) label(k job.Key) string { return c.names[k.Job] + "/" + string(rune('0'+k.Attempt%10)) }
+func (c *checker) label(k job.Key) string {
+	return c.names[k.Job] + "/" + string(rune('0'+k.Attempt%10))
+}
 
 // accepted notes an acknowledged submit (P1).
 func (c *checker) accepted(cl *client) {
@@ -89,7 +93,7 @@ func (c *checker) jobOf(j job.Job) Job {
 
 func (c *checker) exited(p *process) {
 	if t := c.truths[p.key]; t != nil && !t.ended {
-		t.ended, t.code, t.signal = true, p.code, p.signal
+		t.ended, t.code, t.signal, t.ours = true, p.code, p.signal, p.signal != ""
 	}
 }
 
@@ -156,21 +160,25 @@ func (c *checker) ended(j job.Job) {
 		}
 	case job.Lost:
 		c.notRunning(key, "it is LOST")
-		if c.kind(j.Reason) == "" {
+		if j.Reason == "" {
 			c.w.fail("P4: %s is LOST without a reason", c.label(key))
+		}
+		if t != nil && !t.host.hurt {
+			c.w.fail("P7: %s is LOST though its plugin and its host went on", c.label(key))
 		}
 	}
 }
 
-func (c *checker) kind(reason string) string { return reason }
-
 // outcome compares a result with what the process really did (P6).
 func (c *checker) outcome(j job.Job, key job.Key, t *truth, r *job.Report) {
 	if r.ExitCode == nil && r.Signal == "" {
-		if j.State == job.Succeeded {
-			c.w.fail("P6: %s SUCCEEDED without an exit code", c.label(key))
+		switch j.Reason {
+		case job.ReasonSpawn, job.ReasonTimeout:
+			// It never was, or its limit ended it before its exit was seen.
+		default:
+			c.w.fail("P6: %s is %s (%s) without a result", c.label(key), j.State, j.Reason)
 		}
-		return // a spawn error, or a limit that ended it before its exit was seen
+		return
 	}
 	switch {
 	case t == nil || !t.ended:
@@ -179,6 +187,8 @@ func (c *checker) outcome(j job.Job, key job.Key, t *truth, r *job.Report) {
 		c.w.fail("P6: %s has a result without evidence", c.label(key))
 	case r.Signal != t.signal, r.ExitCode != nil && *r.ExitCode != t.code:
 		c.w.fail("P6: %s is reported as %v %q and ended with %d %q", c.label(key), r.ExitCode, r.Signal, t.code, t.signal)
+	case t.ours && j.Reason == job.ReasonSignal:
+		c.w.fail("P9: %s was ended by its stop and is reported as %s by itself", c.label(key), t.signal)
 	case j.State == job.Succeeded && t.code != 0:
 		c.w.fail("P6: %s SUCCEEDED with %d", c.label(key), t.code)
 	}
@@ -237,7 +247,7 @@ func (c *checker) converged() {
 		}
 	}
 	for _, h := range c.w.hosts {
-		if n := h.worker.m.Counts(); n.Live+n.Running+n.Waiting+n.Unacked != 0 {
+		if n := h.worker.m.Counts(); n != (worker.Counts{}) {
 			c.w.fail("%s is left with %+v", h.name, n)
 		}
 		for _, p := range h.procs {

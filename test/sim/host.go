@@ -29,6 +29,8 @@ type host struct {
 	lives  int
 	pids   int
 
+	hurt   bool // a plugin was killed or the host rebooted: results may be LOST
+
 	cutUp, cutDown bool
 	cuts           int
 }
@@ -170,6 +172,7 @@ func (h *host) killPlugin() {
 		return
 	}
 	h.w.log("%s: plugin is killed", h.name)
+	h.hurt = true
 	p.alive = false
 	h.plugin = nil
 	h.graves = append(h.graves, p)
@@ -182,6 +185,7 @@ func (h *host) killPlugin() {
 // reboot ends everything; of the journal only what was synced is sure to stay.
 func (h *host) reboot() {
 	h.w.log("%s: reboots", h.name)
+	h.hurt = true
 	h.killWorker()
 	if h.plugin != nil {
 		h.plugin.alive = false

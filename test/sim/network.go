@@ -13,6 +13,7 @@ type conn struct {
 	k      *keeper
 	p      *workerProc
 	number uint64
+	term   uint64
 	open   bool
 	talked bool
 	down   *pipe[scheduler.Down]
@@ -20,7 +21,7 @@ type conn struct {
 }
 
 func newConn(w *World, k *keeper, p *workerProc, number uint64) *conn {
-	c := &conn{w: w, k: k, p: p, number: number, open: true}
+	c := &conn{w: w, k: k, p: p, number: number, term: k.s.disk.term, open: true}
 	c.down = &pipe[scheduler.Down]{c: c, cut: func() bool { return p.h.cutDown }, take: p.receive}
 	c.up = &pipe[scheduler.Up]{c: c, cut: func() bool { return p.h.cutUp }, take: c.hear}
 	p.attach(c)
@@ -37,12 +38,25 @@ func (c *conn) hear(u scheduler.Up) {
 	s.deliver(scheduler.Event{Up: &scheduler.UpEvent{Worker: c.k.worker.ID, Link: c.number, Up: u}})
 }
 
-// close ends the stream; what is on its way is lost.
+// close ends the stream. What is on its way is lost, or comes when nobody
+// expects it any more: after a newer stream, after a restart of the worker. Only
+// a reboot of its host is sure to lose it.
 func (c *conn) close() {
 	if !c.open {
 		return
 	}
 	c.open = false
+	for _, frame := range c.down.queue {
+		if h := c.p.h; c.w.chance(2) {
+			boot := h.boot
+			c.w.after(c.w.between(0, 10*time.Second), func() {
+				if h.worker != nil && h.boot == boot {
+					c.w.log("%s: a late frame of session %d", h.name, c.number)
+					h.worker.take(frame, c.term)
+				}
+			})
+		}
+	}
 	if c.p.session == c {
 		c.p.session = nil
 	}

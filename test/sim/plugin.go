@@ -404,4 +404,3 @@ const (
 	sigterm = "SIGTERM"
 	sigkill = "SIGKILL"
 )
-

@@ -39,6 +39,7 @@ func TestEveryPromiseUnderEveryFault(t *testing.T) {
 		return
 	}
 	n := seeds(t)
+	first := os.Getenv("DROVER_SIM_FIRST") != "" // one failure will do: a planted bug
 	var (
 		next     atomic.Uint64
 		mu       sync.Mutex // guards the maps and the list
@@ -61,7 +62,7 @@ func TestEveryPromiseUnderEveryFault(t *testing.T) {
 				if r.Violation != "" {
 					broken = append(broken, seed)
 				}
-				stop := len(broken) >= 5
+				stop := len(broken) >= 1 && first || len(broken) >= 5
 				mu.Unlock()
 				if stop {
 					return
@@ -74,7 +75,10 @@ func TestEveryPromiseUnderEveryFault(t *testing.T) {
 	for _, seed := range broken {
 		t.Errorf("seed %d: %s", seed, sim.Run(sim.NewPlan(seed)).Violation)
 	}
-	if len(broken) > 0 {
+	switch {
+	case first:
+		return
+	case len(broken) > 0:
 		explain(t, broken[0])
 		return
 	}

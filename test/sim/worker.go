@@ -399,10 +399,12 @@ func (p *workerProc) send() {
 
 // receive takes a frame of the scheduler (Worker.receive).
 func (p *workerProc) receive(d scheduler.Down) {
-	if p.dead() || p.session == nil {
-		return
+	if !p.dead() && p.session != nil {
+		p.take(d, p.session.term)
 	}
-	term := p.session.k.s.disk.term
+}
+
+func (p *workerProc) take(d scheduler.Down, term uint64) {
 	for _, o := range d.Starts {
 		p.post(worker.StartAsked{Order: o, Session: term})
 	}

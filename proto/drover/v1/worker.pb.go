@@ -33,7 +33,11 @@ type StartAttempt struct {
 	// Order of the command.
 	Fence *Fence `protobuf:"bytes,3,opt,name=fence,proto3" json:"fence,omitempty"`
 	// What to run.
-	Spec          *JobSpec `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
+	Spec *JobSpec `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
+	// Boot of the worker's host that the order is meant for; a worker of another
+	// boot drops it, and the scheduler settles the attempt when it hears of that
+	// boot. Empty is any.
+	BootId        string `protobuf:"bytes,5,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -94,6 +98,13 @@ func (x *StartAttempt) GetSpec() *JobSpec {
 		return x.Spec
 	}
 	return nil
+}
+
+func (x *StartAttempt) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
 }
 
 // StopAttempt orders the end of one attempt.
@@ -1265,12 +1276,13 @@ var File_drover_v1_worker_proto protoreflect.FileDescriptor
 
 const file_drover_v1_worker_proto_rawDesc = "" +
 	"\n" +
-	"\x16drover/v1/worker.proto\x12\tdrover.v1\x1a\x15drover/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x01\n" +
+	"\x16drover/v1/worker.proto\x12\tdrover.v1\x1a\x15drover/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\x01\n" +
 	"\fStartAttempt\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12&\n" +
 	"\x05fence\x18\x03 \x01(\v2\x10.drover.v1.FenceR\x05fence\x12&\n" +
-	"\x04spec\x18\x04 \x01(\v2\x12.drover.v1.JobSpecR\x04spec\"\xaf\x01\n" +
+	"\x04spec\x18\x04 \x01(\v2\x12.drover.v1.JobSpecR\x04spec\x12\x17\n" +
+	"\aboot_id\x18\x05 \x01(\tR\x06bootId\"\xaf\x01\n" +
 	"\vStopAttempt\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12&\n" +
