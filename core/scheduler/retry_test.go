@@ -224,3 +224,18 @@ func TestARetryThatJoinsOthersThatWaitSaysWhy(t *testing.T) {
 		d.want(id, job.Queued, job.ReasonWorkerDrained)
 	})
 }
+
+// The queue's deadline of the first wait must not end the wait of a retry.
+func TestAnOldDeadlineOfTheQueueDoesNotCutABackoffShort(t *testing.T) {
+	desks(t, func(t *testing.T, d *desk) {
+		id := d.submit(job.Spec{
+			Command: "sleep", QueueTimeout: 2 * time.Second, Retry: job.Retry{Max: 1, OnFailure: true, Backoff: 5 * time.Second},
+		})
+		d.worker("w", 1)
+		d.report(d.exits(id, 1))
+		d.pass(3 * time.Second)
+		d.want(id, job.Queued, reasonRetry)
+		d.pass(2 * time.Second)
+		d.want(id, job.Dispatched, "")
+	})
+}
