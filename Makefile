@@ -12,7 +12,7 @@ BUF := $(GO) tool -modfile=tools/buf/go.mod buf
 LINT := $(GO) tool -modfile=tools/lint/go.mod golangci-lint
 GOFUMPT := $(GO) tool -modfile=tools/gofumpt/go.mod gofumpt
 
-.PHONY: build demo test lint gen gen-check bench clean fmt help FORCE
+.PHONY: build demo test sim lint gen gen-check bench clean fmt help FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ demo: build ## start a cluster on this machine and run a first job
 
 test: build ## unit, property, conformance, command-line and end-to-end tests
 	$(GO) test -race -shuffle=on -timeout 10m ./...
+
+sim: ## 100,000 simulated schedules of faults, and the planted bugs that they must find
+	DROVER_LONG=1 DROVER_SIM_SEEDS=100000 $(GO) test -count=1 -timeout 60m -v ./test/sim
 
 lint: ## formatting, static checks, protocol checks, reproducible generated code
 	@out="$$($(GOFUMPT) -l $$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$'))"; \

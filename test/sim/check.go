@@ -44,7 +44,7 @@ func (c *checker) label(k job.Key) string {
 // accepted notes an acknowledged submit (P1).
 func (c *checker) accepted(cl *client) {
 	c.clients[cl.id] = cl
-	if _, ok := c.w.sched.disk.jobs[cl.id]; !ok {
+	if _, ok := c.w.sched.records().jobs[cl.id]; !ok {
 		c.w.fail("P1: job %s of %s was acknowledged and is not on disk", cl.id, cl.name())
 	}
 }
@@ -52,7 +52,7 @@ func (c *checker) accepted(cl *client) {
 // stopDurable notes an acknowledged stop (P9).
 func (c *checker) stopDurable(id job.ID) {
 	c.stopped[id] = true
-	if s := c.w.sched.disk.jobs[id].State; s != job.Stopping && !s.Terminal() {
+	if s := c.w.sched.records().jobs[id].State; s != job.Stopping && !s.Terminal() {
 		c.w.fail("P9: the stop of %s was acknowledged in state %s", c.names[id], s)
 	}
 }
@@ -75,7 +75,7 @@ func (c *checker) began(h *host, key job.Key) Job {
 			}
 		}
 	}
-	j := c.w.sched.disk.jobs[key.Job]
+	j := c.w.sched.records().jobs[key.Job]
 	if j.State.Terminal() && j.Attempt == key.Attempt {
 		c.w.fail("%s begins after the job is %s", c.label(key), j.State)
 	}
@@ -231,15 +231,15 @@ func (c *checker) fence(h *host, f job.Fence) {
 // converged looks at the world long after the last fault: nothing waits, runs or
 // is remembered without need.
 func (c *checker) converged() {
-	if n := len(c.w.sched.disk.live); n > 0 {
-		for id := range c.w.sched.disk.live {
-			j := c.w.sched.disk.jobs[id]
+	if n := len(c.w.sched.records().live); n > 0 {
+		for id := range c.w.sched.records().live {
+			j := c.w.sched.records().jobs[id]
 			c.w.fail("%s is still %s (%s %s), unreachable since %v", j.RequestID, j.State, j.Reason, j.Message, j.UnreachableSince)
 		}
 	}
 	for i := range c.w.plan.Jobs {
 		found := false
-		for _, j := range c.w.sched.disk.jobs {
+		for _, j := range c.w.sched.records().jobs {
 			found = found || j.RequestID == "r"+string(rune('A'+i))
 		}
 		if !found {
@@ -298,7 +298,7 @@ func (w *World) probe() {
 // drain takes a worker out of placement for a while.
 func (w *World) drain(h *host, f Fault) {
 	set := func(on bool) {
-		if h.id == uuid.Nil || !w.sched.up {
+		if h.id == uuid.Nil || !w.sched.serves() {
 			return
 		}
 		ev := scheduler.Event{Drain: &scheduler.Drain{ID: h.id, Drain: on, Reason: "maintenance"}}

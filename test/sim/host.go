@@ -29,7 +29,7 @@ type host struct {
 	lives  int
 	pids   int
 
-	hurt   bool // a plugin was killed or the host rebooted: results may be LOST
+	hurt bool // a plugin was killed or the host rebooted: results may be LOST
 
 	cutUp, cutDown bool
 	cuts           int
@@ -45,7 +45,7 @@ func (w *World) hostOf(name string) *host {
 			return h
 		}
 	}
-	panic("no host " + name)
+	panic("unreachable: no host " + name)
 }
 
 func (h *host) bootID() string { return fmt.Sprintf("%s-boot%d", h.name, h.boot) }
@@ -241,21 +241,26 @@ func (w *World) inflict(f Fault) {
 		h.wall += w.between(-10*365*24*time.Hour, 10*365*24*time.Hour)
 	case Drain:
 		w.drain(h, f)
+	case Rollback:
+		w.sched.rollback(f)
 	}
 }
 
 func (w *World) doomScheduler(f Fault) {
 	s := w.sched
-	if !s.up {
+	if !s.up || s.real != nil { // each life of an old copy would raise its term
 		return
 	}
 	if f.Point == AtOnce {
 		s.kill()
 	}
 	s.doom = f.Point
+	life := s.life
 	w.after(f.For, func() {
-		s.kill() // when no round came by
-		s.start()
+		if s.life == life {
+			s.kill() // when no round came by
+			s.start()
+		}
 	})
 }
 
@@ -302,6 +307,7 @@ func (h *host) freeze(d time.Duration) {
 // heal ends all faults.
 func (w *World) heal() {
 	w.log("all faults end")
+	w.sched.rollForward()
 	if !w.sched.up {
 		w.sched.start()
 	}

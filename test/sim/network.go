@@ -180,7 +180,7 @@ func (c *client) submit() {
 		}
 	}
 	w.after(2*time.Second, again)
-	if !w.sched.up {
+	if !w.sched.serves() {
 		return
 	}
 	ev := scheduler.Event{Submit: &scheduler.Submit{
@@ -191,6 +191,9 @@ func (c *client) submit() {
 		},
 	}}
 	w.soon(func() {
+		if !w.sched.serves() {
+			return
+		}
 		w.sched.ask(ev, func(r scheduler.Result) {
 			if w.chance(10) {
 				return // the answer is lost on its way
@@ -219,11 +222,11 @@ func (c *client) stop() {
 		return
 	}
 	w.after(3*time.Second, c.stop)
-	if c.id == (job.ID{}) || !w.sched.up {
+	if c.id == (job.ID{}) || !w.sched.serves() {
 		return
 	}
 	w.soon(func() {
-		if !w.sched.up {
+		if !w.sched.serves() {
 			return
 		}
 		w.sched.ask(scheduler.Event{Stop: &scheduler.Stop{ID: c.id, Grace: &c.job.Grace, Reason: job.ReasonUser}}, func(r scheduler.Result) {

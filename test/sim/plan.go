@@ -52,13 +52,14 @@ const (
 	FreezeWorker  Kind = "freeze worker"
 	ClockJump     Kind = "jump of the wall clock"
 	Drain         Kind = "drain worker"
+	Rollback      Kind = "put an old backup back"
 )
 
 // Kinds lists all faults.
 func Kinds() []Kind {
 	return []Kind{
 		KillScheduler, KillWorker, KillPlugin, KillBoth, Reboot, CutUp, CutDown, CutBoth, Reset,
-		FreezeSched, FreezeWorker, ClockJump, Drain,
+		FreezeSched, FreezeWorker, ClockJump, Drain, Rollback,
 	}
 }
 

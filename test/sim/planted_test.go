@@ -27,22 +27,20 @@ var planted = []struct {
 	},
 	{"fork before the intent is on disk", "worker/run.go", "m.record(journal.Record{Kind: journal.KindIntent, Key: a.key, Fence: a.fence, Intent: &in})\n\ta.report", "a.report"},
 	{
-		"a tombstone in memory only", "worker/stop.go",
-		"m.record(journal.Record{\n\t\tKind: journal.KindStop, Key: o.Key, Fence: job.Fence{Term: o.Fence.Term},\n\t\tStop: &journal.Stop{Reason: reasonOr(o.Reason)},\n\t})", "",
+		"drop the tombstone", "worker/stop.go",
+		"m.reply(e.Ticket, a.report, nil)\n}\n\nfunc (m *Machine) tombstone", "m.reply(e.Ticket, a.report, nil)\n\tdelete(m.attempts, a.key)\n}\n\nfunc (m *Machine) tombstone",
 	},
+	{"skip the fence check", "worker/machine.go", "if e.Term < m.fence.Term {", "if false {"},
 	{
 		"signal before the stop is on disk", "worker/stop.go",
 		"m.record(journal.Record{Kind: journal.KindStop, Key: a.key, Stop: &journal.Stop{Reason: reason, Grace: grace}})\n\tm.report", "m.report",
 	},
-	{"forget the exit before the report is on disk", "worker/attempt.go", "m.record(journal.Record{\n\t\tKind: journal.KindDone, Key: a.key, Fence: a.fence,\n\t\tDone: &journal.Done{Report: *a.report, Open: open},\n\t})", ""},
-	{"start again what was stopped on its way", "worker/run.go", "Void: a.stopping()", "Void: false"},
 	{"leave the children that linger", "worker/run.go", "a.phase = phaseStopping\n\t\tm.emitStop(a, 0)\n\t}\n}\n\n// finish seals", "m.finish(a)\n\t}\n}\n\n// finish seals"},
 	{"take a failed stop for a proof", "worker/stop.go", "if e.Err != nil {\n\t\t// P9", "if false {\n\t\t// P9"},
 	{"LOST without looking for processes", "worker/run.go", "a.phase = phaseStopping\n\t\tm.emitStop(a, 0)\n\t}\n}\n\n// unknown", "m.finish(a)\n\t}\n}\n\n// unknown"},
 	{"invent a failure", "worker/run.go", "r.State, r.Reason, r.Message = job.Lost, a.lostReason", "r.State, r.Reason, r.Message = job.Failed, a.lostReason"},
 	{"sequences fall back with a restart", "worker/restore.go", "m.epoch = st.Epoch + 1", "m.epoch = 1"},
 	{"keep the slot of an ended attempt", "worker/attempt.go", "a.slot = false\n\t\tm.used--", "a.slot = false"},
-	{"believe old reports", "scheduler/report.go", "if r.Sequence <= e.Result.Sequence {", "if false {"},
 	{"believe reports of earlier attempts", "scheduler/report.go", "e == nil || e.Attempt != r.Attempt || e.Worker != from", "e == nil || e.Worker != from"},
 	{"send an order again after a reboot", "scheduler/report.go", " && l.hello.BootID == e.BootID:", ":"},
 	{"forget who runs what after a restart", "scheduler/machine.go", "m.workers.Occupy(j.Worker, 1)\n", "j.Worker = job.WorkerID{}\n"},
@@ -54,8 +52,16 @@ var planted = []struct {
 	{"answer a stop before it is on disk", "scheduler/attempt.go", "m.put(e)\n\t\tm.send(e.Worker, Down{Stops: []job.StopOrder{e.stop}})\n\t}\n\tm.reply", "m.send(e.Worker, Down{Stops: []job.StopOrder{e.stop}})\n\t}\n\tm.reply"},
 	{"answer a submit before it is on disk", "scheduler/attempt.go", "j := e.Job\n\tm.effect(Effect{Put: &j, New: true, Hash: hash})\n", "j := e.Job\n"},
 	{"keep the slot of an ended job", "scheduler/attempt.go", "m.workers.Occupy(e.Worker, -1)\n\tm.dirty = true", "m.dirty = true"},
+	{"retry what was stopped", "scheduler/attempt.go", "!asked && retries", "(!asked || true) && retries"},
+	{
+		"let the plugin forget an exit before it is on disk", "worker/run.go",
+		"m.record(journal.Record{Kind: journal.KindExited, Key: a.key, Exit: &x})", "m.emit(AckExit{Key: a.key})",
+	},
+	{"do not report again after a restart", "worker/restore.go", "m.emit(Publish{Report: a.report, Acked: a.acked})\n\tm.emit(AckExit", "m.emit(Publish{Report: a.report, Acked: true})\n\tm.emit(AckExit"},
+	{"count no slot for what runs on after a restart", "worker/restore.go", "a.slot = true\n\tm.used++", "a.slot = true"},
+	{"tell a newer scheduler what an older one was refused", "worker/machine.go", " && e.Session >= m.fence.Term", ""},
+	{"lose the order of stop and exit", "journal/index.go", "a.StopFirst = a.StopFirst || a.Exit == nil", "a.StopFirst = false"},
 	{"use an attempt number twice", "scheduler/attempt.go", "e.Attempt++\n", "e.Attempt = max(e.Attempt, 1)\n"},
-	{"retry what was stopped", "scheduler/attempt.go", "e.State != job.Stopping && retries", "retries"},
 }
 
 // TestPlantedBugsAreFound builds the simulation with each bug and runs it.

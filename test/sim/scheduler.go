@@ -41,6 +41,7 @@ type schedulerNode struct {
 	links  map[job.WorkerID]*keeper
 	number uint64
 	alarm  uint64
+	real   *disk // put aside while an old copy is in use
 }
 
 func newSchedulerNode(w *World) *schedulerNode {
@@ -49,6 +50,9 @@ func newSchedulerNode(w *World) *schedulerNode {
 		workers: map[job.WorkerID]registry.Worker{}, requests: map[string]scheduler.Accepted{},
 	}}
 }
+
+// serves tells whether clients reach the scheduler with its true records.
+func (s *schedulerNode) serves() bool { return s.up && s.real == nil }
 
 // instant is the scheduler's monotonic clock.
 func (s *schedulerNode) instant() time.Time { return epoch().Add(s.w.now) }
@@ -88,6 +92,69 @@ func (s *schedulerNode) kill() {
 	for _, id := range sortedIDs(s.links) {
 		s.links[id].end()
 	}
+}
+
+// rollback starts the scheduler from a copy that is two lives old (P3). Clients
+// keep away: what they would be told is gone with the copy.
+func (s *schedulerNode) rollback(f Fault) {
+	if !s.up || s.real != nil {
+		return
+	}
+	old := s.disk.copy()
+	s.kill()
+	s.start()
+	s.w.after(f.For, func() {
+		if s.real != nil || s.w.now >= faultyFor {
+			return
+		}
+		s.kill()
+		s.start()
+		s.w.after(8*time.Second, func() {
+			if s.real != nil || s.w.now >= faultyFor || !s.known(old.term+2) {
+				return
+			}
+			s.w.log("an old backup is put back")
+			s.kill()
+			now := s.disk
+			s.real, s.disk = &now, old
+			s.start()
+			s.w.after(5*time.Second, s.rollForward)
+		})
+	})
+}
+
+// known tells whether every worker has been commanded in a term: one that was
+// not cannot tell a copy of before from the scheduler that it takes over.
+func (s *schedulerNode) known(term uint64) bool {
+	for _, h := range s.w.hosts {
+		if s.w.check.fences[h.n].Term < term {
+			return false
+		}
+	}
+	return true
+}
+
+// rollForward puts the true records back.
+func (s *schedulerNode) rollForward() {
+	if s.real == nil {
+		return
+	}
+	s.w.log("the true records are put back")
+	s.kill()
+	s.disk, s.real = *s.real, nil
+	s.start()
+}
+
+// records are the true ones.
+func (s *schedulerNode) records() *disk {
+	if s.real != nil {
+		return s.real
+	}
+	return &s.disk
+}
+
+func (d *disk) copy() disk {
+	return disk{d.term, maps.Clone(d.jobs), maps.Clone(d.live), maps.Clone(d.workers), maps.Clone(d.requests)}
 }
 
 // deliver puts an event into the inbox; a round takes all that are there.
@@ -184,7 +251,9 @@ func (s *schedulerNode) commit(effects []scheduler.Effect) {
 	for i := range effects {
 		switch e := &effects[i]; {
 		case e.Put != nil:
-			s.w.check.committed(s.disk.jobs[e.Put.ID], *e.Put)
+			if s.real == nil {
+				s.w.check.committed(s.disk.jobs[e.Put.ID], *e.Put)
+			}
 			s.disk.jobs[e.Put.ID] = *e.Put
 			if e.New {
 				s.disk.live[e.Put.ID] = true

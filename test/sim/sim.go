@@ -40,23 +40,10 @@ type World struct {
 	result   Result
 }
 
-// violation ends a run.
-type violation string
-
 // Run runs a plan.
-func Run(p Plan) (r Result) {
+func Run(p Plan) Result {
 	w := &World{plan: p, rng: rand.New(rand.NewPCG(p.Seed, 0x5eed)), result: Result{Ends: map[string]int{}, Happened: map[string]int{}}}
 	w.check = newChecker(w)
-	defer func() {
-		switch v := recover().(type) {
-		case nil:
-		case violation:
-			w.result.Violation = string(v)
-		default:
-			panic(v)
-		}
-		r = w.result
-	}()
 	w.sched = newSchedulerNode(w)
 	for n := range p.Workers {
 		w.hosts = append(w.hosts, newHost(w, n))
@@ -74,16 +61,21 @@ func Run(p Plan) (r Result) {
 	}
 	w.at(faultyFor, w.heal)
 	w.run(faultyFor + quietFor)
-	w.check.converged()
-	w.probe()
+	if w.result.Violation == "" {
+		w.check.converged()
+	}
+	if w.result.Violation == "" {
+		w.probe()
+	}
 	return w.result
 }
 
-// fail ends the run with what was broken.
+// fail notes the first promise that was broken; the run ends with this event.
 func (w *World) fail(format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
-	w.log("VIOLATION %s", text)
-	panic(violation(text))
+	if w.result.Violation == "" {
+		w.result.Violation = fmt.Sprintf(format, args...)
+		w.log("VIOLATION %s", w.result.Violation)
+	}
 }
 
 func (w *World) log(format string, args ...any) {
@@ -140,7 +132,7 @@ func (w *World) chance(n int) bool { return w.rng.IntN(n) == 0 }
 
 // run lets the world go on until t.
 func (w *World) run(t time.Duration) {
-	for len(w.events) > 0 && w.events[0].at <= t {
+	for len(w.events) > 0 && w.events[0].at <= t && w.result.Violation == "" {
 		e := heap.Pop(&w.events).(event)
 		w.now = e.at
 		e.do()

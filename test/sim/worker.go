@@ -59,20 +59,20 @@ func (h *host) startWorker() {
 		return
 	}
 	h.lives++
-	p := &workerProc{
+	wp := &workerProc{
 		h: h, instance: fmt.Sprintf("%s-%d", h.name, h.lives), id: h.id,
 		m:     worker.NewMachine(worker.MachineConfig{BootID: h.bootID(), Slots: h.w.plan.Slots}),
 		posts: map[job.Key]*post{}, dirty: map[job.Key]bool{}, tickets: map[worker.Ticket]func(error){},
 		stops: map[job.Key]int{}, given: map[job.Key]*given{},
 	}
-	h.worker = p
+	h.worker = wp
 	st := journal.Replay(h.records)
 	h.w.log("%s: worker starts, boot %d, %d attempts", h.name, h.boot, len(st.Attempts))
-	effects := p.m.Restore(h.instant(), st)
+	effects := wp.m.Restore(h.instant(), st)
 	held := worker.Reopen(st, h.bootID(), keyText)
-	p.commit(effects)
+	wp.commit(effects)
 	for _, e := range effects {
-		p.perform(e)
+		wp.perform(e)
 	}
 	var alive []worker.Holding
 	for _, a := range held {
@@ -80,69 +80,69 @@ func (h *host) startWorker() {
 			alive = append(alive, a)
 		}
 	}
-	p.resumePlugins(alive)
-	p.arm()
-	h.w.soon(p.register)
+	wp.resumePlugins(alive)
+	wp.arm()
+	h.w.soon(wp.register)
 }
 
-func (p *workerProc) dead() bool { return p.h.worker != p }
+func (wp *workerProc) dead() bool { return wp.h.worker != wp }
 
 // post puts an event into the inbox.
-func (p *workerProc) post(ev worker.Event) {
-	p.inbox = append(p.inbox, ev)
-	p.wake()
+func (wp *workerProc) post(ev worker.Event) {
+	wp.inbox = append(wp.inbox, ev)
+	wp.wake()
 }
 
-func (p *workerProc) wake() {
-	if p.busy || p.frozen || p.dead() {
+func (wp *workerProc) wake() {
+	if wp.busy || wp.frozen || wp.dead() {
 		return
 	}
-	p.busy = true
-	p.h.w.soon(func() {
-		p.busy = false
-		if !p.dead() && !p.frozen {
-			p.round()
+	wp.busy = true
+	wp.h.w.soon(func() {
+		wp.busy = false
+		if !wp.dead() && !wp.frozen {
+			wp.round()
 		}
 	})
 }
 
 // round is one turn of worker.loop.
-func (p *workerProc) round() {
-	evs := p.inbox
-	p.inbox = nil
+func (wp *workerProc) round() {
+	evs := wp.inbox
+	wp.inbox = nil
 	var effects []worker.Effect
-	now := p.h.instant()
+	now := wp.h.instant()
 	for _, ev := range evs {
-		effects = append(effects, p.m.Step(now, ev)...)
+		effects = append(effects, wp.m.Step(now, ev)...)
 	}
-	effects = append(effects, p.m.Step(now, worker.Tick{})...)
-	if p.doomed(BeforeCommit) {
+	effects = append(effects, wp.m.Step(now, worker.Tick{})...)
+	if wp.doomed(BeforeCommit) {
 		return
 	}
-	p.commit(effects)
-	if p.doomed(AfterCommit) {
+	wp.commit(effects)
+	if wp.doomed(AfterCommit) {
 		return
 	}
 	for i, e := range effects {
-		if i == len(effects)/2 && p.doomed(AmidActs) {
+		if i == len(effects)/2 && wp.doomed(AmidActs) {
 			return
 		}
-		p.perform(e)
+		wp.perform(e)
 	}
-	p.arm()
+	wp.arm()
 }
 
-func (p *workerProc) doomed(at Point) bool {
-	if p.doom != at {
+func (wp *workerProc) doomed(at Point) bool {
+	if wp.doom != at {
 		return false
 	}
-	p.h.killWorker()
+	wp.h.killWorker()
 	return true
 }
 
 // commit appends the records of a round; one that raises term or epoch is synced.
-func (p *workerProc) commit(effects []worker.Effect) {
-	h := p.h
+func (wp *workerProc) commit(effects []worker.Effect) {
+	h := wp.h
 	before := journal.Replay(h.records)
 	for _, e := range effects {
 		if r, ok := e.(worker.Record); ok {
@@ -156,52 +156,52 @@ func (p *workerProc) commit(effects []worker.Effect) {
 	}
 }
 
-func (p *workerProc) arm() {
-	at, ok := p.m.Next()
+func (wp *workerProc) arm() {
+	at, ok := wp.m.Next()
 	if !ok {
 		return
 	}
-	p.alarm++
-	alarm := p.alarm
-	p.h.w.at(p.h.booted-time.Second+at, func() {
-		if p.alarm == alarm && !p.dead() {
-			p.wake()
+	wp.alarm++
+	alarm := wp.alarm
+	wp.h.w.at(wp.h.booted-time.Second+at, func() {
+		if wp.alarm == alarm && !wp.dead() {
+			wp.wake()
 		}
 	})
 }
 
 // perform carries out one effect.
-func (p *workerProc) perform(effect worker.Effect) {
+func (wp *workerProc) perform(effect worker.Effect) {
 	switch e := effect.(type) {
 	case worker.Publish:
-		p.publish(e)
+		wp.publish(e)
 	case worker.Announce:
-		p.once = append(p.once, *e.Report)
-		p.send()
+		wp.once = append(wp.once, *e.Report)
+		wp.send()
 	case worker.Unpublish:
-		delete(p.posts, e.Key)
-		delete(p.dirty, e.Key)
+		delete(wp.posts, e.Key)
+		delete(wp.dirty, e.Key)
 	case worker.Reply:
-		if answer := p.tickets[e.Ticket]; answer != nil {
-			delete(p.tickets, e.Ticket)
+		if answer := wp.tickets[e.Ticket]; answer != nil {
+			delete(wp.tickets, e.Ticket)
 			answer(e.Err)
 		}
 	case worker.AckExit:
-		p.ackPlugin(e.Key)
+		wp.ackPlugin(e.Key)
 	case worker.StartProcess:
-		p.launch(e.Key, e.Void)
+		wp.launch(e.Key, e.Void)
 	default:
-		p.act(effect)
+		wp.act(effect)
 	}
 }
 
 // later does something in this life of the worker, unless it is frozen.
-func (p *workerProc) later(d time.Duration, do func()) {
-	p.h.w.after(d, func() {
+func (wp *workerProc) later(d time.Duration, do func()) {
+	wp.h.w.after(d, func() {
 		switch {
-		case p.dead():
-		case p.frozen:
-			p.later(100*time.Millisecond, do)
+		case wp.dead():
+		case wp.frozen:
+			wp.later(100*time.Millisecond, do)
 		default:
 			do()
 		}
@@ -209,87 +209,87 @@ func (p *workerProc) later(d time.Duration, do func()) {
 }
 
 // act carries out what takes time (worker.hands).
-func (p *workerProc) act(effect worker.Effect) {
-	w := p.h.w
+func (wp *workerProc) act(effect worker.Effect) {
+	w := wp.h.w
 	quick := w.between(0, 4*time.Millisecond)
 	switch e := effect.(type) {
 	case worker.Prepare:
-		p.later(quick, func() { p.post(p.prepared(e.Key, *e.Spec)) })
+		wp.later(quick, func() { wp.post(wp.prepared(e.Key, *e.Spec)) })
 	case worker.Relaunch:
-		p.later(quick, func() { p.post(p.prepared(e.Key, job.Spec{})) })
+		wp.later(quick, func() { wp.post(wp.prepared(e.Key, job.Spec{})) })
 	case worker.Settle:
-		p.settleMain(e)
+		wp.settleMain(e)
 	case worker.StopGroup:
-		p.stopGroup(e)
+		wp.stopGroup(e)
 	case worker.Finish:
-		p.later(quick, func() {
-			w.check.nothingLives(p.h, e.Key, "its output is sealed")
-			p.post(worker.Finished{Key: e.Key})
+		wp.later(quick, func() {
+			w.check.nothingLives(wp.h, e.Key, "its output is sealed")
+			wp.post(worker.Finished{Key: e.Key})
 		})
 	case worker.Watch:
-		p.watch(e.Key)
+		wp.watch(e.Key)
 	case worker.ProbeIdle:
-		p.later(quick, func() { p.post(worker.Quiet{Key: e.Key}) })
+		wp.later(quick, func() { wp.post(worker.Quiet{Key: e.Key}) })
 	}
 }
 
-func (p *workerProc) prepared(key job.Key, spec job.Spec) worker.Prepared {
-	if p.h.w.chance(100) {
+func (wp *workerProc) prepared(key job.Key, spec job.Spec) worker.Prepared {
+	if wp.h.w.chance(100) {
 		return worker.Prepared{Key: key, Refusal: errs.E("start attempt", errs.Invalid, "PATH_REFUSED", errors.New("refused"))}
 	}
 	return worker.Prepared{Key: key, Intent: journal.Intent{
-		BootID: p.h.bootID(), Spec: spec, Mark: keyText(key), Runner: journal.Runner{Name: "fake", Version: "1", SHA256: "x"},
+		BootID: wp.h.bootID(), Spec: spec, Mark: keyText(key), Runner: journal.Runner{Name: "fake", Version: "1", SHA256: "x"},
 	}}
 }
 
 // settleMain waits for the children for as long as they may linger.
-func (p *workerProc) settleMain(e worker.Settle) {
-	w := p.h.w
+func (wp *workerProc) settleMain(e worker.Settle) {
+	w := wp.h.w
 	end := w.now + e.Linger
 	var look func()
 	look = func() {
-		proc := p.h.procs[e.Key]
+		proc := wp.h.procs[e.Key]
 		switch {
-		case p.stops[e.Key] > 0: // a stop took over
+		case wp.stops[e.Key] > 0: // a stop took over
 		case proc == nil || !proc.alive():
-			p.post(worker.Settled{Key: e.Key, Finished: &worker.Finished{Key: e.Key}})
+			wp.post(worker.Settled{Key: e.Key, Finished: &worker.Finished{Key: e.Key}})
 		case w.now < end:
-			p.later(50*time.Millisecond, look)
+			wp.later(50*time.Millisecond, look)
 		case e.Detach:
-			p.post(worker.Settled{Key: e.Key, Finished: &worker.Finished{Key: e.Key, Open: true}})
+			wp.post(worker.Settled{Key: e.Key, Finished: &worker.Finished{Key: e.Key, Open: true}})
 		default:
-			p.post(worker.Settled{Key: e.Key, Left: true})
+			wp.post(worker.Settled{Key: e.Key, Left: true})
 		}
 	}
-	p.later(w.between(0, 2*time.Millisecond), look)
+	wp.later(w.between(0, 2*time.Millisecond), look)
 }
 
 // stopGroup ends every process of an attempt; a further one overtakes it.
-func (p *workerProc) stopGroup(e worker.StopGroup) {
-	w := p.h.w
-	p.stops[e.Key]++
-	mine := p.stops[e.Key]
+func (wp *workerProc) stopGroup(e worker.StopGroup) {
+	w := wp.h.w
+	wp.stops[e.Key]++
+	mine := wp.stops[e.Key]
 	proof := func() {
-		if p.stops[e.Key] != mine {
+		if wp.stops[e.Key] != mine {
 			return
 		}
-		w.check.nothingLives(p.h, e.Key, "its stop is proved")
-		p.post(worker.GroupStopped{Key: e.Key, Proof: job.StopProof{Method: "cgroup-kill", Killed: 1}})
+		w.check.nothingLives(wp.h, e.Key, "its stop is proved")
+		wp.post(worker.GroupStopped{Key: e.Key, Proof: job.StopProof{Method: "cgroup-kill", Killed: 1}})
 	}
-	p.later(w.between(0, 3*time.Millisecond), func() {
-		if p.stops[e.Key] != mine {
+	wp.later(w.between(0, 3*time.Millisecond), func() {
+		if wp.stops[e.Key] != mine {
 			return
 		}
 		if w.chance(80) {
-			p.post(worker.GroupStopped{Key: e.Key, Err: errs.E("stop", errs.Internal, "UNKILLABLE", errors.New("a process withstands"))})
+			wp.post(worker.GroupStopped{Key: e.Key, Err: errs.E("stop", errs.Internal, "UNKILLABLE", errors.New("a process withstands"))})
 			return
 		}
-		proc := p.h.procs[e.Key]
+		proc := wp.h.procs[e.Key]
 		if proc != nil && proc.alive() && proc.job.Stubborn && e.Grace > 0 {
-			p.later(e.Grace, func() {
-				if p.stops[e.Key] == mine {
-					p.h.killAll(e.Key, sigkill)
-					p.later(w.between(0, 3*time.Millisecond), proof)
+			wp.later(e.Grace, func() {
+				if wp.stops[e.Key] == mine {
+					wp.h.killAll(e.Key, sigkill)
+					wp.later(w.between(0, 3*time.Millisecond), proof)
 				}
 			})
 			return
@@ -298,58 +298,58 @@ func (p *workerProc) stopGroup(e worker.StopGroup) {
 		if e.Grace == 0 {
 			signal = sigkill
 		}
-		p.h.killAll(e.Key, signal)
-		p.later(w.between(0, 3*time.Millisecond), proof)
+		wp.h.killAll(e.Key, signal)
+		wp.later(w.between(0, 3*time.Millisecond), proof)
 	})
 }
 
-func (p *workerProc) watch(key job.Key) {
+func (wp *workerProc) watch(key job.Key) {
 	var look func()
 	look = func() {
-		if proc := p.h.procs[key]; proc != nil && proc.alive() {
-			p.later(100*time.Millisecond, look)
+		if proc := wp.h.procs[key]; proc != nil && proc.alive() {
+			wp.later(100*time.Millisecond, look)
 			return
 		}
-		p.post(worker.Emptied{Key: key})
+		wp.post(worker.Emptied{Key: key})
 	}
-	p.later(0, look)
+	wp.later(0, look)
 }
 
 // publish is board.publish.
-func (p *workerProc) publish(e worker.Publish) {
-	p.posts[e.Report.Key] = &post{*e.Report, e.Acked || e.Volatile}
-	if p.session != nil && !e.Quiet && !e.Volatile {
-		p.dirty[e.Report.Key] = true
-		p.send()
+func (wp *workerProc) publish(e worker.Publish) {
+	wp.posts[e.Report.Key] = &post{*e.Report, e.Acked || e.Volatile}
+	if wp.session != nil && !e.Quiet && !e.Volatile {
+		wp.dirty[e.Report.Key] = true
+		wp.send()
 	}
 }
 
 // greet answers whether this worker takes a session of that term.
-func (p *workerProc) greet(term uint64, answer func(error)) {
-	p.ticket++
-	p.tickets[p.ticket] = func(err error) {
-		p.h.w.soon(func() {
-			if !p.dead() {
+func (wp *workerProc) greet(term uint64, answer func(error)) {
+	wp.ticket++
+	wp.tickets[wp.ticket] = func(err error) {
+		wp.h.w.soon(func() {
+			if !wp.dead() {
 				answer(err)
 			}
 		})
 	}
-	p.post(worker.TermSeen{Term: term, Ticket: p.ticket})
+	wp.post(worker.TermSeen{Term: term, Ticket: wp.ticket})
 }
 
 // attach begins a session; it ends the one before.
-func (p *workerProc) attach(c *conn) {
-	if old := p.session; old != nil {
+func (wp *workerProc) attach(c *conn) {
+	if old := wp.session; old != nil {
 		old.close()
 	}
-	p.session, p.sent, p.once = c, 0, nil
-	clear(p.dirty)
-	for key, post := range p.posts {
+	wp.session, wp.sent, wp.once = c, 0, nil
+	clear(wp.dirty)
+	for key, post := range wp.posts {
 		if !post.acked {
-			p.dirty[key] = true
+			wp.dirty[key] = true
 		}
 	}
-	p.send()
+	wp.send()
 }
 
 // perFrame is how many reports one frame takes; small, so that a hello needs
@@ -357,96 +357,96 @@ func (p *workerProc) attach(c *conn) {
 const perFrame = 3
 
 // send sends what has changed (Worker.send).
-func (p *workerProc) send() {
-	if p.session == nil || p.flush {
+func (wp *workerProc) send() {
+	if wp.session == nil || wp.flush {
 		return
 	}
-	p.flush = true
-	p.later(p.h.w.between(0, 2*time.Millisecond), func() {
-		p.flush = false
-		c := p.session
+	wp.flush = true
+	wp.later(wp.h.w.between(0, 2*time.Millisecond), func() {
+		wp.flush = false
+		c := wp.session
 		if c == nil || !c.open {
 			return
 		}
-		up := scheduler.Up{Reports: p.once}
-		p.once = nil
+		up := scheduler.Up{Reports: wp.once}
+		wp.once = nil
 		more := false
-		for _, key := range sortedKeys(p.dirty) {
+		for _, key := range sortedKeys(wp.dirty) {
 			if len(up.Reports) >= perFrame {
 				more = true
 				break
 			}
-			delete(p.dirty, key)
-			if post := p.posts[key]; post != nil {
+			delete(wp.dirty, key)
+			if post := wp.posts[key]; post != nil {
 				up.Reports = append(up.Reports, post.report)
 			}
 		}
-		if p.sent >= 0 { // the hello is not complete yet
-			up.Hello = &scheduler.Hello{BootID: p.h.bootID(), InstanceID: p.instance, Complete: !more}
-			p.sent++
+		if wp.sent >= 0 { // the hello is not complete yet
+			up.Hello = &scheduler.Hello{BootID: wp.h.bootID(), InstanceID: wp.instance, Complete: !more}
+			wp.sent++
 			if !more {
-				p.sent = -1
+				wp.sent = -1
 			}
 		}
 		if up.Hello != nil || len(up.Reports) > 0 {
 			c.up.send(up)
 		}
 		if more {
-			p.send()
+			wp.send()
 		}
 	})
 }
 
 // receive takes a frame of the scheduler (Worker.receive).
-func (p *workerProc) receive(d scheduler.Down) {
-	if !p.dead() && p.session != nil {
-		p.take(d, p.session.term)
+func (wp *workerProc) receive(d scheduler.Down) {
+	if !wp.dead() && wp.session != nil {
+		wp.take(d, wp.session.term)
 	}
 }
 
-func (p *workerProc) take(d scheduler.Down, term uint64) {
+func (wp *workerProc) take(d scheduler.Down, term uint64) {
 	for _, o := range d.Starts {
-		p.post(worker.StartAsked{Order: o, Session: term})
+		wp.post(worker.StartAsked{Order: o, Session: term})
 	}
 	for _, o := range d.Stops {
-		p.post(worker.StopAsked{Order: o, Session: term})
+		wp.post(worker.StopAsked{Order: o, Session: term})
 	}
 	if len(d.Acks) > 0 {
-		p.post(worker.Acked{Keys: d.Acks})
+		wp.post(worker.Acked{Keys: d.Acks})
 	}
 	if len(d.Forgets) > 0 {
-		p.post(worker.Forgotten{Keys: d.Forgets})
+		wp.post(worker.Forgotten{Keys: d.Forgets})
 	}
 }
 
 // register introduces the worker until the scheduler knows it.
-func (p *workerProc) register() {
-	if p.dead() {
+func (wp *workerProc) register() {
+	if wp.dead() {
 		return
 	}
-	w := p.h.w
+	w := wp.h.w
 	ev := scheduler.Event{Register: &scheduler.Register{Fresh: w.newID(), Registration: registry.Registration{
-		ID: p.h.id, Name: p.h.name, Address: p.h.name, Slots: w.plan.Slots, BootID: p.h.bootID(), InstanceID: p.instance,
+		ID: wp.h.id, Name: wp.h.name, Address: wp.h.name, Slots: w.plan.Slots, BootID: wp.h.bootID(), InstanceID: wp.instance,
 		Version: "1", Commands: []string{"*"},
 	}}}
-	w.call(p, ev, func(r scheduler.Result, ok bool) {
+	w.call(wp, ev, func(r scheduler.Result, ok bool) {
 		switch {
-		case p.frozen || !ok || r.Err != nil:
-			p.later(w.between(200*time.Millisecond, 2*time.Second), p.register)
+		case wp.frozen || !ok || r.Err != nil:
+			wp.later(w.between(200*time.Millisecond, 2*time.Second), wp.register)
 		default:
-			p.h.id, p.id = r.Worker.ID, r.Worker.ID
-			p.later(heartbeat, p.beat)
+			wp.h.id, wp.id = r.Worker.ID, r.Worker.ID
+			wp.later(heartbeat, wp.beat)
 		}
 	})
 }
 
-func (p *workerProc) beat() {
-	w := p.h.w
-	w.call(p, scheduler.Event{Heartbeat: &scheduler.Heartbeat{ID: p.id}}, func(r scheduler.Result, ok bool) {
+func (wp *workerProc) beat() {
+	w := wp.h.w
+	w.call(wp, scheduler.Event{Heartbeat: &scheduler.Heartbeat{ID: wp.id}}, func(r scheduler.Result, ok bool) {
 		if ok && errs.KindOf(r.Err) == errs.NotFound {
-			p.register()
+			wp.register()
 			return
 		}
-		p.later(heartbeat, p.beat)
+		wp.later(heartbeat, wp.beat)
 	})
 }
