@@ -277,7 +277,7 @@ func TestCgroupsThatAJobMadeAreEndedToo(t *testing.T) {
 	}
 	g := acquire(t, m, job.Limits{})
 	inner := filepath.Join(g.dir, "inner", "most")
-	s := start(t, g, `mkdir -p "$1"; echo $BASHPID > "$1/cgroup.procs"; echo ready; trap "" TERM; while :; do sleep 1; done`, inner)
+	s := start(t, g, `mkdir -p "$1"; echo $BASHPID > "$1/cgroup.procs"; trap "" TERM; echo ready; while :; do sleep 1; done`, inner)
 	s.line(t)
 	if list, err := g.Processes(s.req); err != nil || len(list) == 0 {
 		t.Errorf("processes %v, %v", list, err)

@@ -30,6 +30,9 @@ func (p Process) Alive() bool {
 	return err == nil && ticks == p.StartTicks && state != "Z"
 }
 
+// Kill is kill -9.
+func (p Process) Kill() error { return p.signal(syscall.SIGKILL) }
+
 // signal ends only the process that was meant: a pidfd is opened first and the
 // start time is compared after that, so that a reused pid is never hit.
 func (p Process) signal(s syscall.Signal) error {

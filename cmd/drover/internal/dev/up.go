@@ -46,6 +46,22 @@ func (c *Cluster) Up(ctx context.Context, probe Probe) (Running, error) {
 	}
 }
 
+// Revive starts the daemons that do not live, and does not wait until they are
+// ready.
+func (c *Cluster) Revive(ctx context.Context) error {
+	unlock, err := c.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r, err := c.running()
+	if err != nil {
+		return err
+	}
+	_, err = c.startMissing(ctx, &r)
+	return err
+}
+
 // errGone tells that a daemon that was taken over has ended.
 var errGone = errors.New("a daemon that was running has ended")
 

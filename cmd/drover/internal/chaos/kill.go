@@ -1,0 +1,138 @@
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/droverhq/drover/cmd/drover/internal/dev"
+	droverv1 "github.com/droverhq/drover/proto/drover/v1"
+)
+
+// Pauses between what came back and the next kill.
+const (
+	restWorker    = 800 * time.Millisecond
+	restScheduler = 3 * time.Second
+)
+
+// killer kills one daemon at a time: number 0 the scheduler, number n the n-th
+// worker or its bash plugin. It goes on when that daemon is back, so each host
+// has one wound at a time, and several hosts and the scheduler may have theirs.
+func (r *run) killer(ctx, attack context.Context, enough func(), number int, random *rand.Rand) error {
+	for {
+		rest := restWorker
+		if number == 0 {
+			rest = restScheduler
+		}
+		pause(attack, time.Duration(random.Int64N(int64(rest))))
+		if attack.Err() != nil || ctx.Err() != nil {
+			return nil
+		}
+		victim := "scheduler"
+		if number > 0 {
+			victim = "w" + strconv.Itoa(number)
+			if random.IntN(2) == 0 {
+				victim += "/bash"
+			}
+		}
+		if err := r.kill(ctx, victim, time.Duration(random.Int64N(int64(500*time.Millisecond)))); err != nil {
+			return err
+		}
+		total := 0
+		r.count(func(l *Ledger) {
+			for _, n := range l.Killed {
+				total += n
+			}
+		})
+		if r.Kills > 0 && total >= r.Kills {
+			enough()
+		}
+	}
+}
+
+// kill kills a daemon and waits until it, or what takes its place, is back.
+func (r *run) kill(ctx context.Context, name string, down time.Duration) error {
+	role, worker := "plugin", ""
+	switch w, _, isPlugin := strings.Cut(name, "/"); {
+	case name == "scheduler":
+		role = "scheduler"
+	case isPlugin:
+		worker = w
+	default:
+		role, worker = "worker", w
+	}
+	var before string // where the worker was reached
+	if role == "worker" {
+		w, err := r.worker(ctx, worker)
+		if err != nil {
+			return err
+		}
+		before = w.GetAddress()
+	}
+	victim, err := r.find(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := victim.Kill(); err != nil {
+		return err
+	}
+	r.count(func(l *Ledger) { l.Killed[role]++ })
+	if role == "plugin" { // the worker starts another one
+		return until(ctx, "wait for the plugin "+name, func() (bool, error) {
+			now, err := r.find(ctx, name)
+			return err == nil && now.PID != victim.PID, err
+		})
+	}
+	pause(ctx, down)
+	if err := r.revive(ctx); err != nil {
+		return err
+	}
+	if role == "scheduler" {
+		return until(ctx, "wait for the scheduler", func() (bool, error) {
+			_, err := r.api.ListWorkers(ctx, &droverv1.ListWorkersRequest{})
+			return err == nil, err
+		})
+	}
+	return until(ctx, "wait for the worker "+name, func() (bool, error) {
+		w, err := r.worker(ctx, name)
+		return err == nil && w.GetAddress() != before && w.GetState() == droverv1.WorkerState_WORKER_STATE_ONLINE, err
+	})
+}
+
+// worker asks the scheduler for a worker, for as long as it takes.
+func (r *run) worker(ctx context.Context, name string) (w *droverv1.Worker, err error) {
+	err = until(ctx, "ask for the worker "+name, func() (bool, error) {
+		got, err := r.api.GetWorker(ctx, &droverv1.GetWorkerRequest{WorkerId: name})
+		w = got.GetWorker()
+		return err == nil, err
+	})
+	return w, err
+}
+
+// find waits for a daemon to live.
+func (r *run) find(ctx context.Context, name string) (p dev.Process, err error) {
+	err = until(ctx, "look for "+name, func() (bool, error) {
+		r.daemons.Lock()
+		defer r.daemons.Unlock()
+		s, err := r.cluster.Status()
+		i := slices.IndexFunc(s.Processes, func(p dev.Process) bool { return p.Name == name })
+		if i >= 0 {
+			p = s.Processes[i]
+		}
+		return err == nil && i >= 0, err
+	})
+	return p, err
+}
+
+func (r *run) revive(ctx context.Context) error {
+	r.daemons.Lock()
+	defer r.daemons.Unlock()
+	if err := r.cluster.Revive(ctx); err != nil {
+		return fmt.Errorf("start what was killed: %w", err)
+	}
+	return nil
+}
