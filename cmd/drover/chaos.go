@@ -123,6 +123,7 @@ func (c *chaosFlags) report(p *render.Printer, l *chaos.Ledger) error {
 	l.Seed = c.Seed
 	rows := [][]string{
 		{"killed", fmt.Sprintf("scheduler %d, workers %d, plugins %d, in %v", l.Killed["scheduler"], l.Killed["worker"], l.Killed["plugin"], l.Took)},
+		{"under way", fmt.Sprintf("at least %d jobs at every kill", l.MinUnderWay)},
 		{"submitted", fmt.Sprintf("%d = finished %d + failed %d + stopped %d + lost %d + live %d",
 			l.Submitted, l.Finished, l.Failed, l.Stopped, l.Lost, l.Live)},
 		{"bytes", fmt.Sprintf("%d read, %d missing, %d changed", l.BytesRead, l.BytesMissing, l.BytesChanged)},

@@ -10,14 +10,17 @@ import (
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/droverhq/drover/plugins/pidfd"
 )
 
 // adopter waits for processes whose plugin is gone: one goroutine for all, by
 // their pidfds.
 type adopter struct {
-	emit func([]Event)
-	poll int
-	wake int
+	emit  func([]Event)
+	ended func(id string) // before emit tells the end of an orphan
+	poll  int
+	wake  int
 
 	mu   sync.Mutex // guards byFD
 	byFD map[int32]*orphan
@@ -27,6 +30,7 @@ type adopter struct {
 type orphan struct {
 	id     string
 	pid    int
+	ticks  uint64
 	plugin string
 	fd     int
 }
@@ -35,8 +39,8 @@ type orphan struct {
 // that somebody else reaps.
 const reapWait = time.Second
 
-func newAdopter(emit func([]Event)) (*adopter, error) {
-	a := &adopter{emit: emit, byFD: map[int32]*orphan{}}
+func newAdopter(emit func([]Event), ended func(id string)) (*adopter, error) {
+	a := &adopter{emit: emit, ended: ended, byFD: map[int32]*orphan{}}
 	var err error
 	if a.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("make the adopter: %w", err)
@@ -52,14 +56,17 @@ func newAdopter(emit func([]Event)) (*adopter, error) {
 }
 
 // adopt begins to wait for a process. One that is gone already, without a
-// result, is proved lost.
-func (a *adopter) adopt(plugin, id string, pid int, ticks uint64) {
-	fd, err := openPidfd(pid, ticks)
-	if err != nil {
-		a.emit([]Event{{Plugin: plugin, ID: id, Lost: true}})
-		return
+// result, is proved lost. fd is a handle to it that becomes the adopter's, or -1.
+func (a *adopter) adopt(plugin, id string, pid int, ticks uint64, fd int) {
+	if fd < 0 {
+		var err error
+		if fd, err = pidfd.Open(pid, ticks); err != nil {
+			a.ended(id)
+			a.emit([]Event{{Plugin: plugin, ID: id, Lost: true}})
+			return
+		}
 	}
-	o := &orphan{id: id, pid: pid, plugin: plugin, fd: fd}
+	o := &orphan{id: id, pid: pid, ticks: ticks, plugin: plugin, fd: fd}
 	a.mu.Lock()
 	a.byFD[int32(fd)] = o
 	a.mu.Unlock()
@@ -124,7 +131,7 @@ func (a *adopter) run(ctx context.Context) error {
 func (a *adopter) settle(o *orphan) {
 	ev := Event{Plugin: o.plugin, ID: o.id, Lost: true}
 	for end := time.Now().Add(reapWait); ; time.Sleep(time.Millisecond) {
-		e, evidence, err := collect(o.fd)
+		e, evidence, err := collect(o.fd, o.pid, o.ticks)
 		if err == nil {
 			e.Id, e.Pid, e.Time = o.id, int64(o.pid), timestamppb.Now()
 			ev = Event{Plugin: o.plugin, ID: o.id, Exited: e, Evidence: evidence}
@@ -138,6 +145,7 @@ func (a *adopter) settle(o *orphan) {
 	delete(a.byFD, int32(o.fd))
 	a.mu.Unlock()
 	_ = unix.Close(o.fd)
+	a.ended(o.id)
 	a.emit([]Event{ev})
 }
 
@@ -157,13 +165,13 @@ func (a *adopter) close() {
 // have their own waiters. Zombies of this process's own session were started
 // by it otherwise and are left to whoever did.
 func (h *Host) reapOrphans() {
-	own, err := readStat(syscall.Getpid())
+	own, err := pidfd.ReadStat(syscall.Getpid())
 	if err != nil {
 		return
 	}
 	for _, pid := range children() {
-		st, err := readStat(pid)
-		if err != nil || st.state != 'Z' || st.session == own.session || h.adopter.holds(pid) || h.isPlugin(pid) {
+		st, err := pidfd.ReadStat(pid)
+		if err != nil || st.State != 'Z' || st.Session == own.Session || h.adopter.holds(pid) || h.isPlugin(pid) {
 			continue
 		}
 		var status syscall.WaitStatus

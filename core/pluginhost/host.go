@@ -63,6 +63,8 @@ type Attempt struct {
 	Runner     Runner
 	PID        int // 0: no start was confirmed
 	StartTicks uint64
+	Stdout     string // named pipes, for whoever watches it
+	Stderr     string
 }
 
 // Host runs the plugins of one worker. Its methods may be called concurrently
@@ -111,7 +113,7 @@ func New(c Config) (*Host, error) {
 	}
 	h.base, h.cancel = context.WithCancel(context.Background())
 	var err error
-	if h.adopter, err = newAdopter(h.emit); err != nil {
+	if h.adopter, err = newAdopter(h.emit, h.orphanEnded); err != nil {
 		return nil, errs.E(op, errs.Internal, "ADOPTER", err)
 	}
 	return h, nil
@@ -418,7 +420,7 @@ func (h *Host) Resume(ctx context.Context, attempts []Attempt) error {
 		p := h.byKey[k]
 		h.mu.Unlock()
 		if p != nil {
-			h.hold(p, as)
+			h.hold(p, as, true)
 			continue
 		}
 		for _, a := range as { // no process and no journal of it
@@ -433,13 +435,28 @@ func (h *Host) Resume(ctx context.Context, attempts []Attempt) error {
 	return nil
 }
 
+// heir is the plugin that watches over what another process of it has left: the
+// same version, or the one that takes new jobs. Without one a host of its own
+// keeps the books.
+func (h *Host) heir(name, version, sum string) *hosted {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p := h.byKey[name+"@"+sum]; p != nil {
+		return p
+	}
+	if p := h.current[name]; p != nil {
+		return p
+	}
+	m := Manifest{SHA256: sum}
+	m.Name, m.Version = name, version
+	p := newHosted(h, m)
+	p.draining = true // it is never started
+	return p
+}
+
 // bury settles the attempts that a dead plugin process began to start, and
 // returns the others: another process has them, or none.
 func (h *Host) bury(r record, attempts []Attempt) (others []Attempt) {
-	m := Manifest{SHA256: r.SHA256}
-	m.Name, m.Version = r.Name, r.Version
-	p := newHosted(h, m)
-	p.draining = true // it is never started again
 	left, err := runner.ReadJournal(r.Dir)
 	if err != nil {
 		h.config.Log.Error("exit journal not read", "runner", r.Name, "error", err)
@@ -452,15 +469,20 @@ func (h *Host) bury(r record, attempts []Attempt) (others []Attempt) {
 			others = append(others, a)
 		}
 	}
-	h.hold(p, mine)
-	p.settle(r, left)
+	p := h.heir(r.Name, r.Version, r.SHA256)
+	p.settle(r, left, h.hold(p, mine, false))
 	return others
 }
 
-func (h *Host) hold(p *hosted, attempts []Attempt) {
+// hold makes attempts of an earlier worker known to a plugin; held ones are to
+// be confirmed by it.
+func (h *Host) hold(p *hosted, attempts []Attempt, held bool) (ids []string) {
 	p.mu.Lock()
 	for _, a := range attempts {
-		p.attempts[a.ID] = &given{pid: a.PID, ticks: a.StartTicks, held: true}
+		g := newGiven()
+		g.pid, g.ticks, g.stdout, g.stderr, g.held = a.PID, a.StartTicks, a.Stdout, a.Stderr, held
+		p.attempts[a.ID] = g
+		ids = append(ids, a.ID)
 	}
 	p.mu.Unlock()
 	h.mu.Lock()
@@ -468,6 +490,7 @@ func (h *Host) hold(p *hosted, attempts []Attempt) {
 		h.owners[a.ID] = p
 	}
 	h.mu.Unlock()
+	return ids
 }
 
 // alone settles an attempt without any record of its plugin.
@@ -476,5 +499,22 @@ func (h *Host) alone(plugin string, a Attempt) {
 		h.emit([]Event{{Plugin: plugin, ID: a.ID, Unknown: true}})
 		return
 	}
-	h.adopter.adopt(plugin, a.ID, a.PID, a.StartTicks)
+	p := h.heir(a.Runner.Name, a.Runner.Version, a.Runner.SHA256)
+	h.hold(p, []Attempt{a}, false)
+	p.adopt(a.ID)
+}
+
+// orphanEnded notes the end of an adopted process.
+func (h *Host) orphanEnded(id string) {
+	h.mu.Lock()
+	p := h.owners[id]
+	h.mu.Unlock()
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if g := p.attempts[id]; g != nil {
+		g.exited = true
+	}
 }

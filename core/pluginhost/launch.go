@@ -21,6 +21,7 @@ import (
 	"github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
 
+	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
@@ -51,9 +52,10 @@ type record struct {
 // process is one plugin process with a connection to it.
 type process struct {
 	record
-	client *plugin.Client
-	api    runnerv1.RunnerServiceClient
-	info   *runnerv1.GetInfoResponse
+	foreign bool // started by an earlier worker: no child of this process
+	client  *plugin.Client
+	api     runnerv1.RunnerServiceClient
+	info    *runnerv1.GetInfoResponse
 }
 
 // launch starts a plugin from a private copy of the bytes that were verified.
@@ -86,7 +88,7 @@ func (h *Host) launch(ctx context.Context, name string) (*process, error) {
 	// go-plugin waits for the pipes of a plugin that fails to start, and a child
 	// of it may hold them open for ever.
 	watchdog := time.AfterFunc(startTimeout+time.Second, func() {
-		if pid, _, ok := childWithMark(runner.DirVariable + "=" + dir); ok {
+		if pid, _, ok := withMark(runner.DirVariable + "=" + dir); ok {
 			_ = syscall.Kill(-pid, syscall.SIGKILL)
 		}
 	})
@@ -101,9 +103,9 @@ func (h *Host) launch(ctx context.Context, name string) (*process, error) {
 		Name: name, Version: m.Version, SHA256: m.SHA256, PID: attach.Pid, BootID: h.config.BootID,
 		Socket: attach.Addr.String(), Dir: dir, Protocol: attach.ProtocolVersion,
 	}
-	st, err := readStat(p.PID)
+	st, err := pidfd.ReadStat(p.PID)
 	if err == nil {
-		p.StartTicks = st.ticks
+		p.StartTicks = st.Ticks
 		err = h.save(&p.record)
 	}
 	if err == nil && p.info.GetName() != name {
@@ -133,7 +135,7 @@ func (h *Host) clientConfig(c *plugin.ClientConfig) *plugin.ClientConfig {
 
 // reattach connects to a plugin that an earlier worker started.
 func (h *Host) reattach(ctx context.Context, r record) (*process, error) {
-	if r.BootID != h.config.BootID || !alive(r.PID, r.StartTicks) {
+	if r.BootID != h.config.BootID || !pidfd.Alive(r.PID, r.StartTicks) {
 		return nil, fmt.Errorf("reattach %s: process %d is gone", r.Name, r.PID)
 	}
 	client := plugin.NewClient(h.clientConfig(&plugin.ClientConfig{Reattach: &plugin.ReattachConfig{
@@ -144,7 +146,7 @@ func (h *Host) reattach(ctx context.Context, r record) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reattach %s: %w", r.Name, err)
 	}
-	p.record = r
+	p.record, p.foreign = r, true
 	return p, nil
 }
 

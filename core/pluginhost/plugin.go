@@ -3,7 +3,6 @@ package pluginhost
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -12,7 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/droverhq/drover/core/job"
-	"github.com/droverhq/drover/plugins/runner"
+	"github.com/droverhq/drover/plugins/pidfd"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
 
@@ -52,24 +51,28 @@ type hosted struct {
 	graves   []*grave
 }
 
-// grave is what a dead plugin process left. It is kept until the worker has on
-// disk what became of every attempt in its journal: a worker that is killed
-// before that asks the journal again, instead of taking the start for one that
-// never happened (P2).
-type grave struct {
-	record record
-	ids    map[string]bool // attempts in the journal that are not acknowledged
-}
-
 // given is an attempt that was handed to the plugin and not acknowledged.
 type given struct {
-	start   *runnerv1.Start // nil after a restart of the worker
+	start   *runnerv1.Start // nil once it is confirmed, or after a restart of the worker
 	mark    string          // DROVER_MARK=... of its environment
+	stdout  string          // named pipes
+	stderr  string
 	pid     int
 	ticks   uint64
+	handle  int // pidfd of a job whose plugin is no child of this process, or -1
 	exited  bool
 	adopted bool
 	held    bool // known from an earlier worker, not confirmed by the plugin yet
+}
+
+func newGiven() *given { return &given{handle: -1} }
+
+// letGo closes the handle.
+func (g *given) letGo() {
+	if g.handle >= 0 {
+		_ = syscall.Close(g.handle)
+		g.handle = -1
+	}
 }
 
 func newHosted(h *Host, m Manifest) *hosted {
@@ -123,7 +126,8 @@ func (p *hosted) nudge() {
 
 func (p *hosted) start(s *runnerv1.Start) {
 	p.add(func(f *runnerv1.SessionRequest) {
-		g := &given{start: s}
+		g := newGiven()
+		g.start, g.stdout, g.stderr = s, s.GetStdout(), s.GetStderr()
 		for _, kv := range s.GetEnv() {
 			if strings.HasPrefix(kv, "DROVER_MARK=") {
 				g.mark = kv
@@ -139,7 +143,8 @@ func (p *hosted) ack(ids []string) (known []string) {
 	defer p.closeGraves(ids)
 	p.add(func(f *runnerv1.SessionRequest) {
 		for _, id := range ids {
-			if _, ok := p.attempts[id]; ok {
+			if g, ok := p.attempts[id]; ok {
+				g.letGo()
 				delete(p.attempts, id)
 				known = append(known, id)
 			}
@@ -215,6 +220,7 @@ func (p *hosted) attach(ctx context.Context, proc *process) {
 		p.shutdown(ctx, proc)
 		return
 	}
+	p.readopt()
 	p.set(stateReady, "")
 }
 
@@ -314,11 +320,11 @@ func (p *hosted) survives(ctx context.Context, proc *process) bool {
 		wait = time.Minute // it has said farewell and is on its way out
 	}
 	for end := time.Now().Add(wait); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(time.Millisecond) {
-		if !alive(proc.PID, proc.StartTicks) {
+		if !pidfd.Alive(proc.PID, proc.StartTicks) {
 			return false
 		}
 	}
-	return alive(proc.PID, proc.StartTicks)
+	return pidfd.Alive(proc.PID, proc.StartTicks)
 }
 
 // send carries frames down; what gathers while one is sent makes the next.
@@ -328,7 +334,7 @@ func (p *hosted) send(ctx context.Context, stream grpc.BidiStreamingClient[runne
 		f := p.pending
 		p.pending = &runnerv1.SessionRequest{}
 		p.mu.Unlock()
-		if len(f.GetStarts())+len(f.GetSignals())+len(f.GetAcks()) > 0 {
+		if len(f.GetStarts())+len(f.GetSignals())+len(f.GetAcks())+len(f.GetAdopts()) > 0 {
 			if err := stream.Send(f); err != nil {
 				// Whether it arrived is unknown: a start of a known id starts
 				// nothing, so all of it may be said again (P2).
@@ -336,6 +342,7 @@ func (p *hosted) send(ctx context.Context, stream grpc.BidiStreamingClient[runne
 				f.Starts = append(f.Starts, p.pending.GetStarts()...)
 				f.Signals = append(f.Signals, p.pending.GetSignals()...)
 				f.Acks = append(f.Acks, p.pending.GetAcks()...)
+				f.Adopts = append(f.Adopts, p.pending.GetAdopts()...)
 				p.pending = f
 				p.mu.Unlock()
 				return
@@ -358,9 +365,16 @@ func (p *hosted) receive(stream grpc.BidiStreamingClient[runnerv1.SessionRequest
 			return
 		}
 		var out []Event
+		foreign := p.foreign(f)
 		p.mu.Lock()
 		for _, s := range f.GetStarted() {
-			if g := p.attempts[s.GetId()]; g != nil {
+			g := p.attempts[s.GetId()]
+			if g == nil || g.handle >= 0 || g.adopted {
+				closeHandle(foreign, s.GetId())
+			} else if fd, ok := foreign[s.GetId()]; ok {
+				g.handle = fd
+			}
+			if g != nil {
 				g.held = false
 				g.start = nil
 				if g.pid == 0 {
@@ -378,7 +392,8 @@ func (p *hosted) receive(stream grpc.BidiStreamingClient[runnerv1.SessionRequest
 				p.nudge()
 			case g != nil && !g.exited:
 				g.held, g.exited, g.start = false, true, nil
-				out = append(out, Event{Plugin: p.key(), ID: e.GetId(), Exited: e, Evidence: job.Wait})
+				g.letGo()
+				out = append(out, p.ended(e))
 			}
 		}
 		if f.GetSynced() {
@@ -386,6 +401,21 @@ func (p *hosted) receive(stream grpc.BidiStreamingClient[runnerv1.SessionRequest
 		}
 		p.mu.Unlock()
 		p.host.emit(out)
+	}
+}
+
+// ended is the news of an exit: without a result the process is gone, and nobody
+// saw how.
+func (p *hosted) ended(e *runnerv1.Exited) Event {
+	switch {
+	case e.GetResult() == nil:
+		return Event{Plugin: p.key(), ID: e.GetId(), Lost: true}
+	case e.GetFromJournal():
+		return Event{Plugin: p.key(), ID: e.GetId(), Exited: e, Evidence: job.ExitJournal}
+	case e.GetAdopted():
+		return Event{Plugin: p.key(), ID: e.GetId(), Exited: e, Evidence: job.PidFD}
+	default:
+		return Event{Plugin: p.key(), ID: e.GetId(), Exited: e, Evidence: job.Wait}
 	}
 }
 
@@ -406,119 +436,6 @@ func (p *hosted) unknown() (out []Event) {
 	return out
 }
 
-// died settles the attempts of a dead plugin process: its journal knows most
-// ends, its living jobs are this process's children now, and starts that never
-// reached it go to the next one.
-func (p *hosted) died(proc *process) {
-	h := p.host
-	p.mu.Lock()
-	p.process = nil
-	orderly := p.draining && len(p.attempts) == 0
-	if !orderly {
-		p.deaths++
-	}
-	p.mu.Unlock()
-	left, err := runner.ReadJournal(proc.Dir)
-	if err != nil {
-		h.config.Log.Error("exit journal not read", "runner", p.manifest.Name, "error", err)
-	}
-	if !orderly {
-		h.config.Log.Warn("plugin died", "runner", p.manifest.Name, "pid", proc.PID)
-		p.set(stateStarting, "it died and is started again")
-	}
-	p.settle(proc.record, left)
-}
-
-// settle goes through the attempts of a dead process.
-func (p *hosted) settle(r record, left runner.Journal) {
-	buried := &grave{record: r, ids: map[string]bool{}}
-	p.mu.Lock()
-	ids := make([]string, 0, len(p.attempts))
-	for id, g := range p.attempts {
-		if mentions(left, id) {
-			buried.ids[id] = true
-		}
-		if !g.exited && !g.adopted {
-			ids = append(ids, id)
-		}
-	}
-	slices.Sort(ids)
-	// Before the news: the answer to it may close the grave.
-	p.graves = append(p.graves, buried)
-	p.mu.Unlock()
-	for _, id := range ids {
-		p.settleOne(id, left)
-	}
-	p.closeGraves(nil)
-}
-
-// mentions tells whether a plugin process began to start an attempt.
-func mentions(j runner.Journal, id string) bool {
-	return j.Started[id] != nil || j.Exited[id] != nil
-}
-
-// closeGraves removes what dead processes left once nobody needs it any more.
-func (p *hosted) closeGraves(acked []string) {
-	var done []*grave
-	p.mu.Lock()
-	p.graves = slices.DeleteFunc(p.graves, func(g *grave) bool {
-		for _, id := range acked {
-			delete(g.ids, id)
-		}
-		if len(g.ids) == 0 {
-			done = append(done, g)
-		}
-		return len(g.ids) == 0
-	})
-	p.mu.Unlock()
-	for _, g := range done {
-		p.host.forget(&g.record)
-	}
-}
-
-func (p *hosted) settleOne(id string, left runner.Journal) {
-	h := p.host
-	started, exited := left.Started[id], left.Exited[id]
-	p.mu.Lock()
-	g := p.attempts[id]
-	if g == nil {
-		p.mu.Unlock()
-		return
-	}
-	g.held = false
-	var out []Event
-	if started != nil && started.GetPid() != 0 && g.pid == 0 {
-		g.pid, g.ticks = int(started.GetPid()), started.GetStartTicks()
-		out = append(out, Event{Plugin: p.key(), ID: id, Started: started})
-	}
-	switch {
-	case exited != nil:
-		g.exited = true
-		out = append(out, Event{Plugin: p.key(), ID: id, Exited: exited, Evidence: job.ExitJournal})
-	case g.pid == 0 && started != nil: // the fork was about to happen
-		if pid, ticks, ok := childWithMark(g.mark); ok {
-			g.pid, g.ticks = pid, ticks
-			out = append(out, Event{Plugin: p.key(), ID: id, Started: &runnerv1.Started{Id: id, Pid: int64(pid), StartTicks: ticks}})
-		} else {
-			out = append(out, Event{Plugin: p.key(), ID: id, Lost: true})
-		}
-	case g.pid == 0 && g.start != nil: // it never reached the plugin
-		if !slices.Contains(p.pending.GetStarts(), g.start) {
-			p.pending.Starts = append(p.pending.Starts, g.start)
-		}
-	case g.pid == 0 && started == nil:
-		delete(p.attempts, id)
-		out = append(out, Event{Plugin: p.key(), ID: id, Unknown: true})
-	}
-	pid, ticks, adopt := g.pid, g.ticks, g.pid != 0 && !g.exited
-	g.adopted = adopt
-	p.mu.Unlock()
-	h.emit(out)
-	if adopt {
-		h.adopter.adopt(p.key(), id, pid, ticks)
-	}
-}
-
 // drain takes nothing new and ends the plugin after its last job.
 func (p *hosted) drain(ctx context.Context) {
 	p.mu.Lock()
@@ -536,7 +453,7 @@ func (p *hosted) shutdown(ctx context.Context, proc *process) {
 	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
 	defer cancel()
 	// A plugin without jobs ends so quickly that its answer may be lost.
-	if _, err := proc.api.Shutdown(ctx, &runnerv1.ShutdownRequest{}); err != nil && alive(proc.PID, proc.StartTicks) {
+	if _, err := proc.api.Shutdown(ctx, &runnerv1.ShutdownRequest{}); err != nil && pidfd.Alive(proc.PID, proc.StartTicks) {
 		p.host.config.Log.Warn("plugin not told to end", "runner", p.manifest.Name, "error", err)
 	}
 }

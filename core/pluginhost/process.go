@@ -12,56 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/pidfd"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
-
-// procStat is what is needed of /proc/PID/stat, see proc_pid_stat(5).
-type procStat struct {
-	state   byte
-	parent  int
-	session int
-	ticks   uint64
-}
-
-func readStat(pid int) (procStat, error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return procStat{}, fmt.Errorf("read process %d: %w", pid, err)
-	}
-	// The command name may hold spaces and brackets: count from the last one.
-	f := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
-	if len(f) < 20 {
-		return procStat{}, fmt.Errorf("read process %d: short stat", pid)
-	}
-	parent, err1 := strconv.Atoi(f[1])
-	session, err2 := strconv.Atoi(f[3])
-	ticks, err3 := strconv.ParseUint(f[19], 10, 64)
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return procStat{}, fmt.Errorf("read process %d: %w", pid, err)
-	}
-	return procStat{f[0][0], parent, session, ticks}, nil
-}
-
-// alive tells whether the process with that pid is the one that began at ticks
-// and has not ended.
-func alive(pid int, ticks uint64) bool {
-	st, err := readStat(pid)
-	return err == nil && st.ticks == ticks && st.state != 'Z' && st.state != 'X'
-}
-
-// openPidfd opens a handle to one process. The start time is compared after
-// that: from then on the pid cannot be another's.
-func openPidfd(pid int, ticks uint64) (int, error) {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return -1, fmt.Errorf("open process %d: %w", pid, err)
-	}
-	if st, err := readStat(pid); err != nil || ticks != 0 && st.ticks != ticks {
-		_ = unix.Close(fd)
-		return -1, fmt.Errorf("open process %d: %w", pid, syscall.ESRCH)
-	}
-	return fd, nil
-}
 
 // childInfo is siginfo_t for SIGCHLD on 64-bit Linux, see sigaction(2).
 type childInfo struct {
@@ -79,8 +32,8 @@ type childInfo struct {
 const cldExited = 1
 
 // collect takes the result of an ended process from its handle. Children are
-// reaped (AdoptedWait); for others the kernel may remember it (PidFD).
-func collect(fd int) (e *runnerv1.Exited, evidence job.Evidence, err error) {
+// reaped (AdoptedWait); of others /proc or the kernel may tell it (PidFD).
+func collect(fd, pid int, ticks uint64) (e *runnerv1.Exited, evidence job.Evidence, err error) {
 	var info childInfo
 	err = unix.Waitid(unix.P_PIDFD, fd, (*unix.Siginfo)(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOHANG, nil)
 	switch {
@@ -95,39 +48,20 @@ func collect(fd int) (e *runnerv1.Exited, evidence job.Evidence, err error) {
 	case err == nil:
 		return nil, job.NoEvidence, syscall.EAGAIN
 	case errors.Is(err, syscall.ECHILD):
-		return fromKernel(fd)
+		return fromOthers(fd, pid, ticks)
 	default:
 		return nil, job.NoEvidence, fmt.Errorf("wait for a process: %w", err)
 	}
 }
 
-// pidfdInfo is struct pidfd_info of linux/pidfd.h, version 0.
-type pidfdInfo struct {
-	mask     uint64
-	_        [8]byte // cgroupid
-	pid      uint32
-	_        [10]uint32
-	exitCode int32
-}
-
-const (
-	pidfdGetInfo  = 0xC0000000 | 64<<16 | 0xFF<<8 | 11 // _IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)
-	pidfdInfoExit = 1 << 3                             // kernel 6.15 and newer
-)
-
-// fromKernel asks a pidfd that was opened while the process lived for its wait
-// status. EAGAIN: nobody has reaped it yet. Older kernels do not tell.
-func fromKernel(fd int) (*runnerv1.Exited, job.Evidence, error) {
-	info := pidfdInfo{mask: pidfdInfoExit}
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
-	if errno != 0 && !errors.Is(errno, syscall.ESRCH) {
-		return nil, job.NoEvidence, fmt.Errorf("ask for a result: %w", errno)
+// fromOthers asks for the result of a process that somebody else reaps. EAGAIN:
+// nobody tells yet.
+func fromOthers(fd, pid int, ticks uint64) (*runnerv1.Exited, job.Evidence, error) {
+	status, err := pidfd.Status(fd, pid, ticks)
+	if err != nil {
+		return nil, job.NoEvidence, err
 	}
-	if info.mask&pidfdInfoExit == 0 {
-		return nil, job.NoEvidence, syscall.EAGAIN
-	}
-	status := syscall.WaitStatus(info.exitCode)
-	e := &runnerv1.Exited{Pid: int64(info.pid)}
+	e := &runnerv1.Exited{Pid: int64(pid)}
 	if status.Signaled() {
 		e.Result = &runnerv1.Exited_Signal{Signal: int32(status.Signal())}
 	} else {
@@ -157,23 +91,51 @@ func children() []int {
 	return out
 }
 
-// childWithMark finds a child of this process whose environment carries mark.
-func childWithMark(mark string) (pid int, ticks uint64, ok bool) {
+// withMark finds the main process of a job by a variable of its environment. It
+// leads a session; a child of its own has the variable, too. Children of this
+// process come first, then all: the orphans of a plugin that an earlier worker
+// started have gone elsewhere.
+func withMark(mark string) (pid int, ticks uint64, ok bool) {
 	if mark == "" {
 		return 0, 0, false
 	}
-	for _, c := range children() {
-		env, err := os.ReadFile("/proc/" + strconv.Itoa(c) + "/environ")
-		if err != nil {
-			continue
-		}
-		for kv := range strings.SplitSeq(string(env), "\x00") {
-			if kv == mark {
-				if st, err := readStat(c); err == nil {
-					return c, st.ticks, true
-				}
+	for _, list := range []func() []int{children, everybody} {
+		for _, c := range list() {
+			if !hasVariable(c, mark) {
+				continue
+			}
+			if st, err := pidfd.ReadStat(c); err == nil && st.Session == c {
+				return c, st.Ticks, true
 			}
 		}
 	}
 	return 0, 0, false
+}
+
+func hasVariable(pid int, variable string) bool {
+	env, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+	if err != nil {
+		return false
+	}
+	for kv := range strings.SplitSeq(string(env), "\x00") {
+		if kv == variable {
+			return true
+		}
+	}
+	return false
+}
+
+// everybody lists all processes.
+func everybody() []int {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	var out []int
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			out = append(out, pid)
+		}
+	}
+	return out
 }

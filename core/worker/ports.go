@@ -151,6 +151,7 @@ type Held struct {
 	Runner     journal.Runner
 	PID        int // 0: no start was confirmed
 	StartTicks uint64
+	Lanes      Lanes
 }
 
 // Launcher starts processes; results arrive in the Feed (core/pluginhost).

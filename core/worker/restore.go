@@ -132,7 +132,7 @@ func Reopen(st *journal.State, boot string, id func(job.Key) string) []Holding {
 			continue
 		}
 		h := Holding{Key: a.Key, Intent: *a.Intent, Alive: a.Done == nil && a.Exit == nil && a.Intent.BootID == boot}
-		h.Held = Held{ID: id(a.Key), Runner: a.Intent.Runner}
+		h.Held = Held{ID: id(a.Key), Runner: a.Intent.Runner, Lanes: Lanes{a.Intent.Stdout, a.Intent.Stderr}}
 		if a.Started != nil {
 			h.Held.PID, h.Held.StartTicks = a.Started.PID, a.Started.StartTicks
 		}

@@ -42,7 +42,7 @@ func (b boundRunners) Start(r journal.Runner, l Launch) error {
 func (b boundRunners) Resume(ctx context.Context, held []Held) error {
 	as := make([]pluginhost.Attempt, len(held))
 	for i, h := range held {
-		as[i] = pluginhost.Attempt{ID: h.ID, Runner: pluginhost.Runner(h.Runner), PID: h.PID, StartTicks: h.StartTicks}
+		as[i] = pluginhost.Attempt{ID: h.ID, Runner: pluginhost.Runner(h.Runner), PID: h.PID, StartTicks: h.StartTicks, Stdout: h.Lanes.Stdout, Stderr: h.Lanes.Stderr}
 	}
 	return b.Host.Resume(ctx, as)
 }

@@ -57,10 +57,12 @@ type Server struct {
 	session  *outbox  // nil while nobody listens
 	draining bool
 	closed   bool
-	timer    *time.Timer // of idleness
+	timer    *time.Timer           // of idleness
+	watched  map[*os.File]struct{} // handles of adopted processes
 
-	queue *startQueue
-	wait  sync.WaitGroup // of the spawners and of who listens to sessions
+	queue  *startQueue
+	ending chan struct{}  // closed by Close
+	wait   sync.WaitGroup // of the spawners and of who listens to sessions
 }
 
 // attempt is one Start that was not acknowledged yet.
@@ -86,6 +88,7 @@ func NewServer(r Runner, c ServerConfig) (*Server, error) {
 	s := &Server{
 		runner: r, info: r.Info(), journal: j, log: c.Log, idle: c.Idle, stop: sync.OnceFunc(c.Stop),
 		attempts: map[string]*attempt{}, recent: map[string]*runnerv1.Exited{}, queue: newStartQueue(),
+		watched: map[*os.File]struct{}{}, ending: make(chan struct{}),
 	}
 	if s.idle > 0 {
 		s.timer = time.AfterFunc(s.idle, s.checkIdle)
@@ -105,7 +108,11 @@ func (s *Server) Close() error {
 		s.timer.Stop()
 	}
 	session := s.session
+	for f := range s.watched {
+		_ = f.Close() // its watcher then ends
+	}
 	s.mu.Unlock()
+	close(s.ending)
 	if session != nil {
 		session.close()
 	}
@@ -225,14 +232,7 @@ func (s *Server) enter(p *runnerv1.Start) (*attempt, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	id := p.GetId()
-	if a, ok := s.attempts[id]; ok {
-		s.repeat(a)
-		return nil, false
-	}
-	if e, ok := s.recent[id]; ok {
-		if s.session != nil {
-			s.session.exited(e)
-		}
+	if s.known(id) {
 		return nil, false
 	}
 	a := &attempt{lanes: [2]int{-1, -1}}

@@ -51,6 +51,9 @@ func (s *Server) receive(stream grpc.BidiStreamingServer[runnerv1.SessionRequest
 			return
 		}
 		s.queue.add(frame.GetStarts())
+		for _, a := range frame.GetAdopts() {
+			s.adopt(a)
+		}
 		for _, sig := range frame.GetSignals() {
 			if err := s.runner.Signal(sig.GetId(), syscall.Signal(sig.GetSignal())); err != nil {
 				s.log.Warn("signal not delivered", "id", sig.GetId(), "signal", sig.GetSignal(), "error", err)

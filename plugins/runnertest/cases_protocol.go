@@ -146,6 +146,51 @@ func exitJournal(t *testing.T, h Harness) {
 	failed.mustFail(runner.BadRequest)
 }
 
+// adopted gives a job of one plugin to another, as a worker does after the first
+// has died. Here it lives and reaps, so an older kernel may tell the second
+// nothing; it never tells anything false.
+func adopted(t *testing.T, h Harness) {
+	first, second := newWorld(t, h, Options{}), newWorld(t, h, Options{})
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		j := first.prepare("sleep").run()
+		adopt := &runnerv1.Adopt{
+			Id: j.GetId(), Pid: int64(j.pid()), StartTicks: first.session.startedOf(j.GetId()).GetStartTicks(),
+			Stdout: j.GetStdout(), Stderr: j.GetStderr(),
+		}
+		second.session.send(&runnerv1.SessionRequest{Adopts: []*runnerv1.Adopt{adopt}})
+		second.session.await("the adopted process", func() bool { return second.session.started[j.GetId()] != nil })
+		if s := second.stats(); s.GetRunning() != 1 {
+			t.Errorf("%v", s)
+		}
+		second.session.close()
+		second.connect() // it is told again
+		if s := second.session.startedOf(j.GetId()); s.GetPid() != adopt.GetPid() {
+			t.Errorf("adopted %v", s)
+		}
+		j.signal(sig)
+		j.mustSignal(sig)
+		e := second.awaitExit(j.GetId())
+		if s, ok := e.GetResult().(*runnerv1.Exited_Signal); !e.GetAdopted() || e.GetResult() != nil && (!ok || s.Signal != int32(sig)) {
+			t.Errorf("the adopted process ended with %v, want signal %d", e, sig)
+		}
+		second.session.send(&runnerv1.SessionRequest{Acks: []string{j.GetId()}})
+		second.eventually("the exit is forgotten", func() bool { return second.stats().GetUnacknowledged() == 0 })
+	}
+}
+
+func adoptedTooLate(t *testing.T, h Harness) {
+	w := newWorld(t, h, Options{})
+	j := w.prepare("exit", "0")
+	w.session.send(&runnerv1.SessionRequest{Adopts: []*runnerv1.Adopt{{
+		Id: "gone", Pid: int64(os.Getpid()), StartTicks: 1, Stdout: j.GetStdout(), Stderr: j.GetStderr(),
+	}}})
+	if e := w.awaitExit("gone"); e.GetResult() != nil || !e.GetAdopted() {
+		t.Errorf("ended with %v", e)
+	}
+	w.session.send(&runnerv1.SessionRequest{Acks: []string{"gone"}})
+	w.eventually("it is forgotten", func() bool { s := w.stats(); return s.GetUnacknowledged() == 0 && s.GetRunning() == 0 })
+}
+
 func idleEnd(t *testing.T, h Harness) {
 	w := newWorld(t, h, Options{Idle: 50 * time.Millisecond})
 	j := w.prepare("sleep").run()

@@ -104,6 +104,8 @@ var cases = []struct {
 	{"a new session hears what went on", false, reattach},
 	{"a new session ends the one before", false, oneSession},
 	{"the exit journal tells what was not acknowledged", false, exitJournal},
+	{"an adopted process is watched to its end", true, adopted},
+	{"an adopted process that is gone is told", false, adoptedTooLate},
 	{"ends when idle", false, idleEnd},
 	{"shuts down after the last job", false, shutdownAfterLast},
 	{"a newer worker is understood", false, newerWorker},

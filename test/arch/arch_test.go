@@ -15,6 +15,7 @@ var layers = map[string]int{
 	"proto/drover/v1":        0,
 	"proto/drover/runner/v1": 0,
 	"certs":                  1,
+	"plugins/pidfd":          1,
 	"plugins/runner":         2,
 	"plugins/runnertest":     3,
 	"runners/process":        4,

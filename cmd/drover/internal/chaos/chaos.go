@@ -48,6 +48,7 @@ type run struct {
 
 	mu     sync.Mutex // guards the fields below
 	ledger Ledger
+	under  int // jobs under way
 }
 
 // Prepare writes the script that the jobs run into a script folder, and makes
@@ -70,7 +71,7 @@ func Prepare(dir string) (scripts string, err error) {
 // hears of what goes wrong, as it happens.
 func Run(ctx context.Context, o Options, c Cluster, api droverv1.SchedulerServiceClient, dir string, say func(string, ...any)) (Ledger, error) {
 	r := &run{Options: o, cluster: c, api: api, dir: filepath.Join(dir, "truth"), say: say}
-	r.ledger.Killed = map[string]int{}
+	r.ledger.Killed, r.ledger.MinUnderWay = map[string]int{}, o.Jobs
 	begin := time.Now()
 	attack, enough := context.WithTimeout(ctx, o.For)
 	defer enough()
@@ -122,8 +123,8 @@ type Ledger struct {
 	DoubleStarts int    `json:"double_starts"`
 	Processes    int    `json:"processes_left"`
 
-	MinRunning int      `json:"min_running"` // fewest jobs under way while daemons were killed
-	Broken     []string `json:"broken"`      // what was wrong, one line each
+	MinUnderWay int      `json:"min_under_way"` // fewest jobs under way when a daemon was killed
+	Broken      []string `json:"broken"`        // what was wrong, one line each
 }
 
 // Good tells whether every promise was kept.

@@ -112,16 +112,17 @@ func (r *run) job(ctx context.Context, t task) error {
 		if err == nil {
 			id = got.GetJobId()
 		}
-		return err == nil, retry(err)
+		return err == nil, err
 	}); err != nil {
 		return err
 	}
-	r.count(func(l *Ledger) { l.Submitted++ })
+	r.count(func(l *Ledger) { l.Submitted++; r.under++ })
+	defer r.count(func(*Ledger) { r.under-- })
 	if t.stop > 0 {
 		pause(ctx, t.stop)
 		if err := until(ctx, "stop a job", func() (bool, error) {
 			_, err := r.api.StopJob(ctx, &droverv1.StopJobRequest{JobId: id})
-			return err == nil, retry(err)
+			return err == nil, err
 		}); err != nil {
 			return err
 		}
@@ -154,9 +155,6 @@ func (r *run) end(ctx context.Context, id string) (j *droverv1.Job, err error) {
 	}
 	return nil, nil //nolint:nilnil // a job that does not end is no error of this call
 }
-
-// retry passes on what trying again can mend as an error of the moment.
-func retry(err error) error { return err }
 
 // settle compares the end of a job with what it wrote down itself.
 func (r *run) settle(t task, j *droverv1.Job) {

@@ -29,7 +29,7 @@ func (r *run) killer(ctx, attack context.Context, enough func(), number int, ran
 			rest = restScheduler
 		}
 		pause(attack, time.Duration(random.Int64N(int64(rest))))
-		if attack.Err() != nil || ctx.Err() != nil {
+		if over := attack.Err() != nil || ctx.Err() != nil; over {
 			return nil
 		}
 		victim := "scheduler"
@@ -80,7 +80,10 @@ func (r *run) kill(ctx context.Context, name string, down time.Duration) error {
 	if err := victim.Kill(); err != nil {
 		return err
 	}
-	r.count(func(l *Ledger) { l.Killed[role]++ })
+	r.count(func(l *Ledger) {
+		l.Killed[role]++
+		l.MinUnderWay = min(l.MinUnderWay, r.under)
+	})
 	if role == "plugin" { // the worker starts another one
 		return until(ctx, "wait for the plugin "+name, func() (bool, error) {
 			now, err := r.find(ctx, name)

@@ -72,7 +72,7 @@ func Scheduler(ctx context.Context, o SchedulerOptions, log *slog.Logger) (err e
 	droverv1.RegisterSchedulerServiceServer(server.Registrar(), rpc.NewSchedulerServer(s, workers))
 	droverv1.RegisterCertificateServiceServer(server.Registrar(), rpc.NewCertificateServer(ca))
 	address := filepath.Join(o.Data, addressFile)
-	if err := os.WriteFile(address, []byte(server.Address()+"\n"), 0o600); err != nil {
+	if err := writeWhole(address, server.Address()+"\n"); err != nil {
 		return errs.E("tell the address", errs.Precondition, "DATA_FOLDER", err)
 	}
 	log.Info("scheduler is up", "address", server.Address(), "term", s.Term(), "cluster", source.ID().Cluster)
@@ -83,6 +83,14 @@ func Scheduler(ctx context.Context, o SchedulerOptions, log *slog.Logger) (err e
 	err = g.Run(ctx)
 	log.Info("scheduler is down")
 	return err
+}
+
+// writeWhole replaces a file: a reader sees the old one, none, or the whole.
+func writeWhole(path, text string) error {
+	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
 
 func dataFolder(dir string) error {

@@ -65,6 +65,9 @@ type parts struct {
 // Worker runs the worker daemon. When ctx ends it drains and leaves for good;
 // when now ends too it stops at once and leaves jobs to its next life.
 func Worker(ctx, now context.Context, o WorkerOptions, log *slog.Logger) (err error) {
+	if _, _, err := net.SplitHostPort(o.Scheduler); err != nil {
+		return errs.Field("start the worker", "scheduler", "ADDRESS", "%q is not HOST:PORT", o.Scheduler)
+	}
 	p, err := build(o, log)
 	if p != nil {
 		defer func() { err = errors.Join(err, p.close()) }()

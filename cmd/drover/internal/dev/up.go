@@ -152,7 +152,7 @@ func (c *Cluster) listenOn(ctx context.Context, listen string) (*child, error) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if data, err := os.ReadFile(addressFile); err == nil {
+		if data, err := os.ReadFile(addressFile); err == nil && len(data) > 0 {
 			c.Address = strings.TrimSpace(string(data))
 			return ch, nil
 		}

@@ -164,7 +164,9 @@ type SessionRequest struct {
 	// Signals to deliver.
 	Signals []*Signal `protobuf:"bytes,2,rep,name=signals,proto3" json:"signals,omitempty"`
 	// Ids whose exit (or failed start) is on the worker's disk; the plugin forgets them.
-	Acks          []string `protobuf:"bytes,3,rep,name=acks,proto3" json:"acks,omitempty"`
+	Acks []string `protobuf:"bytes,3,rep,name=acks,proto3" json:"acks,omitempty"`
+	// Running processes whose plugin is gone, to be watched by this one.
+	Adopts        []*Adopt `protobuf:"bytes,4,rep,name=adopts,proto3" json:"adopts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -216,6 +218,13 @@ func (x *SessionRequest) GetSignals() []*Signal {
 func (x *SessionRequest) GetAcks() []string {
 	if x != nil {
 		return x.Acks
+	}
+	return nil
+}
+
+func (x *SessionRequest) GetAdopts() []*Adopt {
+	if x != nil {
+		return x.Adopts
 	}
 	return nil
 }
@@ -431,6 +440,91 @@ func (x *Start) GetCredential() *Credential {
 	return nil
 }
 
+// Adopt asks to watch a process that another plugin process has started: to hold
+// its output pipes open and to see how it ends, also while no worker runs. Each
+// is told like one's own: started, exited, acknowledged. An id that is known is
+// repeated.
+type Adopt struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the Start.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Process id.
+	Pid int64 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Start time of the process, as in Started.
+	StartTicks uint64 `protobuf:"varint,3,opt,name=start_ticks,json=startTicks,proto3" json:"start_ticks,omitempty"`
+	// Named pipe of fd 1.
+	Stdout string `protobuf:"bytes,4,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	// Named pipe of fd 2.
+	Stderr        string `protobuf:"bytes,5,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Adopt) Reset() {
+	*x = Adopt{}
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Adopt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Adopt) ProtoMessage() {}
+
+func (x *Adopt) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Adopt.ProtoReflect.Descriptor instead.
+func (*Adopt) Descriptor() ([]byte, []int) {
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Adopt) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Adopt) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Adopt) GetStartTicks() uint64 {
+	if x != nil {
+		return x.StartTicks
+	}
+	return 0
+}
+
+func (x *Adopt) GetStdout() string {
+	if x != nil {
+		return x.Stdout
+	}
+	return ""
+}
+
+func (x *Adopt) GetStderr() string {
+	if x != nil {
+		return x.Stderr
+	}
+	return ""
+}
+
 // Credential is a numeric user.
 type Credential struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -446,7 +540,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[5]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +552,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[5]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +565,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{5}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Credential) GetUid() uint32 {
@@ -513,7 +607,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[6]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +619,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[6]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +632,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{6}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Started) GetId() string {
@@ -569,7 +663,8 @@ func (x *Started) GetTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// Exited says how a process ended. Exactly one of exit_code, signal, error is set.
+// Exited says how a process ended. Exactly one of exit_code, signal, error is set;
+// none is when an adopted process is gone and the kernel did not tell how.
 type Exited struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id of the Start.
@@ -591,14 +686,16 @@ type Exited struct {
 	// Processor time in microseconds, user and system.
 	CpuMicros uint64 `protobuf:"varint,8,opt,name=cpu_micros,json=cpuMicros,proto3" json:"cpu_micros,omitempty"`
 	// Largest resident set in bytes.
-	MaxRssBytes   uint64 `protobuf:"varint,9,opt,name=max_rss_bytes,json=maxRssBytes,proto3" json:"max_rss_bytes,omitempty"`
+	MaxRssBytes uint64 `protobuf:"varint,9,opt,name=max_rss_bytes,json=maxRssBytes,proto3" json:"max_rss_bytes,omitempty"`
+	// True when the process was adopted: the kernel told, not wait(2).
+	Adopted       bool `protobuf:"varint,10,opt,name=adopted,proto3" json:"adopted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Exited) Reset() {
 	*x = Exited{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[7]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +707,7 @@ func (x *Exited) String() string {
 func (*Exited) ProtoMessage() {}
 
 func (x *Exited) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[7]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +720,7 @@ func (x *Exited) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exited.ProtoReflect.Descriptor instead.
 func (*Exited) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{7}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Exited) GetId() string {
@@ -702,6 +799,13 @@ func (x *Exited) GetMaxRssBytes() uint64 {
 	return 0
 }
 
+func (x *Exited) GetAdopted() bool {
+	if x != nil {
+		return x.Adopted
+	}
+	return false
+}
+
 type isExited_Result interface {
 	isExited_Result()
 }
@@ -740,7 +844,7 @@ type StartError struct {
 
 func (x *StartError) Reset() {
 	*x = StartError{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[8]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -752,7 +856,7 @@ func (x *StartError) String() string {
 func (*StartError) ProtoMessage() {}
 
 func (x *StartError) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[8]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -765,7 +869,7 @@ func (x *StartError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartError.ProtoReflect.Descriptor instead.
 func (*StartError) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{8}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StartError) GetReason() string {
@@ -796,7 +900,7 @@ type Signal struct {
 
 func (x *Signal) Reset() {
 	*x = Signal{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[9]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +912,7 @@ func (x *Signal) String() string {
 func (*Signal) ProtoMessage() {}
 
 func (x *Signal) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[9]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +925,7 @@ func (x *Signal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signal.ProtoReflect.Descriptor instead.
 func (*Signal) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{9}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Signal) GetId() string {
@@ -847,7 +951,7 @@ type GetStatsRequest struct {
 
 func (x *GetStatsRequest) Reset() {
 	*x = GetStatsRequest{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[10]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +963,7 @@ func (x *GetStatsRequest) String() string {
 func (*GetStatsRequest) ProtoMessage() {}
 
 func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[10]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +976,7 @@ func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetStatsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{10}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{11}
 }
 
 // GetStatsResponse counts.
@@ -894,7 +998,7 @@ type GetStatsResponse struct {
 
 func (x *GetStatsResponse) Reset() {
 	*x = GetStatsResponse{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[11]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -906,7 +1010,7 @@ func (x *GetStatsResponse) String() string {
 func (*GetStatsResponse) ProtoMessage() {}
 
 func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[11]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -919,7 +1023,7 @@ func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetStatsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{11}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetStatsResponse) GetRunning() uint32 {
@@ -966,7 +1070,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[12]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1082,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[12]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1095,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{12}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{13}
 }
 
 // ShutdownResponse is empty.
@@ -1003,7 +1107,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[13]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1119,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[13]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1132,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{13}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{14}
 }
 
 var File_drover_runner_v1_runner_proto protoreflect.FileDescriptor
@@ -1045,11 +1149,12 @@ const file_drover_runner_v1_runner_proto_rawDesc = "" +
 	"extensions\x18\x04 \x03(\tR\n" +
 	"extensions\x12\x10\n" +
 	"\x03pid\x18\x05 \x01(\x03R\x03pid\x12\x1a\n" +
-	"\bprotocol\x18\x06 \x01(\rR\bprotocol\"\x89\x01\n" +
+	"\bprotocol\x18\x06 \x01(\rR\bprotocol\"\xba\x01\n" +
 	"\x0eSessionRequest\x12/\n" +
 	"\x06starts\x18\x01 \x03(\v2\x17.drover.runner.v1.StartR\x06starts\x122\n" +
 	"\asignals\x18\x02 \x03(\v2\x18.drover.runner.v1.SignalR\asignals\x12\x12\n" +
-	"\x04acks\x18\x03 \x03(\tR\x04acks\"\x90\x01\n" +
+	"\x04acks\x18\x03 \x03(\tR\x04acks\x12/\n" +
+	"\x06adopts\x18\x04 \x03(\v2\x17.drover.runner.v1.AdoptR\x06adopts\"\x90\x01\n" +
 	"\x0fSessionResponse\x123\n" +
 	"\astarted\x18\x01 \x03(\v2\x19.drover.runner.v1.StartedR\astarted\x120\n" +
 	"\x06exited\x18\x02 \x03(\v2\x18.drover.runner.v1.ExitedR\x06exited\x12\x16\n" +
@@ -1069,7 +1174,14 @@ const file_drover_runner_v1_runner_proto_rawDesc = "" +
 	"\fcgroup_tasks\x18\v \x03(\tR\vcgroupTasks\x12<\n" +
 	"\n" +
 	"credential\x18\f \x01(\v2\x1c.drover.runner.v1.CredentialR\n" +
-	"credential\"H\n" +
+	"credential\"z\n" +
+	"\x05Adopt\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\x03R\x03pid\x12\x1f\n" +
+	"\vstart_ticks\x18\x03 \x01(\x04R\n" +
+	"startTicks\x12\x16\n" +
+	"\x06stdout\x18\x04 \x01(\tR\x06stdout\x12\x16\n" +
+	"\x06stderr\x18\x05 \x01(\tR\x06stderr\"H\n" +
 	"\n" +
 	"Credential\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
@@ -1080,7 +1192,7 @@ const file_drover_runner_v1_runner_proto_rawDesc = "" +
 	"\x03pid\x18\x02 \x01(\x03R\x03pid\x12\x1f\n" +
 	"\vstart_ticks\x18\x03 \x01(\x04R\n" +
 	"startTicks\x12.\n" +
-	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xb9\x02\n" +
+	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xd3\x02\n" +
 	"\x06Exited\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x03R\x03pid\x12\x1d\n" +
@@ -1091,7 +1203,9 @@ const file_drover_runner_v1_runner_proto_rawDesc = "" +
 	"\ffrom_journal\x18\a \x01(\bR\vfromJournal\x12\x1d\n" +
 	"\n" +
 	"cpu_micros\x18\b \x01(\x04R\tcpuMicros\x12\"\n" +
-	"\rmax_rss_bytes\x18\t \x01(\x04R\vmaxRssBytesB\b\n" +
+	"\rmax_rss_bytes\x18\t \x01(\x04R\vmaxRssBytes\x12\x18\n" +
+	"\aadopted\x18\n" +
+	" \x01(\bR\aadoptedB\b\n" +
 	"\x06result\">\n" +
 	"\n" +
 	"StartError\x12\x16\n" +
@@ -1129,46 +1243,48 @@ func file_drover_runner_v1_runner_proto_rawDescGZIP() []byte {
 	return file_drover_runner_v1_runner_proto_rawDescData
 }
 
-var file_drover_runner_v1_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_drover_runner_v1_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_drover_runner_v1_runner_proto_goTypes = []any{
 	(*GetInfoRequest)(nil),        // 0: drover.runner.v1.GetInfoRequest
 	(*GetInfoResponse)(nil),       // 1: drover.runner.v1.GetInfoResponse
 	(*SessionRequest)(nil),        // 2: drover.runner.v1.SessionRequest
 	(*SessionResponse)(nil),       // 3: drover.runner.v1.SessionResponse
 	(*Start)(nil),                 // 4: drover.runner.v1.Start
-	(*Credential)(nil),            // 5: drover.runner.v1.Credential
-	(*Started)(nil),               // 6: drover.runner.v1.Started
-	(*Exited)(nil),                // 7: drover.runner.v1.Exited
-	(*StartError)(nil),            // 8: drover.runner.v1.StartError
-	(*Signal)(nil),                // 9: drover.runner.v1.Signal
-	(*GetStatsRequest)(nil),       // 10: drover.runner.v1.GetStatsRequest
-	(*GetStatsResponse)(nil),      // 11: drover.runner.v1.GetStatsResponse
-	(*ShutdownRequest)(nil),       // 12: drover.runner.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 13: drover.runner.v1.ShutdownResponse
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*Adopt)(nil),                 // 5: drover.runner.v1.Adopt
+	(*Credential)(nil),            // 6: drover.runner.v1.Credential
+	(*Started)(nil),               // 7: drover.runner.v1.Started
+	(*Exited)(nil),                // 8: drover.runner.v1.Exited
+	(*StartError)(nil),            // 9: drover.runner.v1.StartError
+	(*Signal)(nil),                // 10: drover.runner.v1.Signal
+	(*GetStatsRequest)(nil),       // 11: drover.runner.v1.GetStatsRequest
+	(*GetStatsResponse)(nil),      // 12: drover.runner.v1.GetStatsResponse
+	(*ShutdownRequest)(nil),       // 13: drover.runner.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 14: drover.runner.v1.ShutdownResponse
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 }
 var file_drover_runner_v1_runner_proto_depIdxs = []int32{
 	4,  // 0: drover.runner.v1.SessionRequest.starts:type_name -> drover.runner.v1.Start
-	9,  // 1: drover.runner.v1.SessionRequest.signals:type_name -> drover.runner.v1.Signal
-	6,  // 2: drover.runner.v1.SessionResponse.started:type_name -> drover.runner.v1.Started
-	7,  // 3: drover.runner.v1.SessionResponse.exited:type_name -> drover.runner.v1.Exited
-	5,  // 4: drover.runner.v1.Start.credential:type_name -> drover.runner.v1.Credential
-	14, // 5: drover.runner.v1.Started.time:type_name -> google.protobuf.Timestamp
-	8,  // 6: drover.runner.v1.Exited.error:type_name -> drover.runner.v1.StartError
-	14, // 7: drover.runner.v1.Exited.time:type_name -> google.protobuf.Timestamp
-	0,  // 8: drover.runner.v1.RunnerService.GetInfo:input_type -> drover.runner.v1.GetInfoRequest
-	2,  // 9: drover.runner.v1.RunnerService.Session:input_type -> drover.runner.v1.SessionRequest
-	10, // 10: drover.runner.v1.RunnerService.GetStats:input_type -> drover.runner.v1.GetStatsRequest
-	12, // 11: drover.runner.v1.RunnerService.Shutdown:input_type -> drover.runner.v1.ShutdownRequest
-	1,  // 12: drover.runner.v1.RunnerService.GetInfo:output_type -> drover.runner.v1.GetInfoResponse
-	3,  // 13: drover.runner.v1.RunnerService.Session:output_type -> drover.runner.v1.SessionResponse
-	11, // 14: drover.runner.v1.RunnerService.GetStats:output_type -> drover.runner.v1.GetStatsResponse
-	13, // 15: drover.runner.v1.RunnerService.Shutdown:output_type -> drover.runner.v1.ShutdownResponse
-	12, // [12:16] is the sub-list for method output_type
-	8,  // [8:12] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	10, // 1: drover.runner.v1.SessionRequest.signals:type_name -> drover.runner.v1.Signal
+	5,  // 2: drover.runner.v1.SessionRequest.adopts:type_name -> drover.runner.v1.Adopt
+	7,  // 3: drover.runner.v1.SessionResponse.started:type_name -> drover.runner.v1.Started
+	8,  // 4: drover.runner.v1.SessionResponse.exited:type_name -> drover.runner.v1.Exited
+	6,  // 5: drover.runner.v1.Start.credential:type_name -> drover.runner.v1.Credential
+	15, // 6: drover.runner.v1.Started.time:type_name -> google.protobuf.Timestamp
+	9,  // 7: drover.runner.v1.Exited.error:type_name -> drover.runner.v1.StartError
+	15, // 8: drover.runner.v1.Exited.time:type_name -> google.protobuf.Timestamp
+	0,  // 9: drover.runner.v1.RunnerService.GetInfo:input_type -> drover.runner.v1.GetInfoRequest
+	2,  // 10: drover.runner.v1.RunnerService.Session:input_type -> drover.runner.v1.SessionRequest
+	11, // 11: drover.runner.v1.RunnerService.GetStats:input_type -> drover.runner.v1.GetStatsRequest
+	13, // 12: drover.runner.v1.RunnerService.Shutdown:input_type -> drover.runner.v1.ShutdownRequest
+	1,  // 13: drover.runner.v1.RunnerService.GetInfo:output_type -> drover.runner.v1.GetInfoResponse
+	3,  // 14: drover.runner.v1.RunnerService.Session:output_type -> drover.runner.v1.SessionResponse
+	12, // 15: drover.runner.v1.RunnerService.GetStats:output_type -> drover.runner.v1.GetStatsResponse
+	14, // 16: drover.runner.v1.RunnerService.Shutdown:output_type -> drover.runner.v1.ShutdownResponse
+	13, // [13:17] is the sub-list for method output_type
+	9,  // [9:13] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_drover_runner_v1_runner_proto_init() }
@@ -1176,7 +1292,7 @@ func file_drover_runner_v1_runner_proto_init() {
 	if File_drover_runner_v1_runner_proto != nil {
 		return
 	}
-	file_drover_runner_v1_runner_proto_msgTypes[7].OneofWrappers = []any{
+	file_drover_runner_v1_runner_proto_msgTypes[8].OneofWrappers = []any{
 		(*Exited_ExitCode)(nil),
 		(*Exited_Signal)(nil),
 		(*Exited_Error)(nil),
@@ -1187,7 +1303,7 @@ func file_drover_runner_v1_runner_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_runner_v1_runner_proto_rawDesc), len(file_drover_runner_v1_runner_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

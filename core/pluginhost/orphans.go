@@ -1,0 +1,193 @@
+package pluginhost
+
+import (
+	"maps"
+	"slices"
+	"syscall"
+
+	"github.com/droverhq/drover/plugins/pidfd"
+	"github.com/droverhq/drover/plugins/runner"
+	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
+)
+
+// This file is what happens to the attempts of a plugin process that is gone.
+
+// grave is what a dead plugin process left. It is kept until the worker has on
+// disk what became of every attempt in its journal: a worker that is killed
+// before that asks the journal again, instead of taking the start for one that
+// never happened (P2).
+type grave struct {
+	record record
+	ids    map[string]bool // attempts in the journal that are not acknowledged
+}
+
+// readopt asks a new process of the plugin to watch what others have left.
+func (p *hosted) readopt() {
+	p.add(func(f *runnerv1.SessionRequest) {
+		for _, id := range slices.Sorted(maps.Keys(p.attempts)) {
+			if g := p.attempts[id]; g.adopted && !g.exited {
+				f.Adopts = append(f.Adopts, g.adopt(id))
+			}
+		}
+	})
+}
+
+func (g *given) adopt(id string) *runnerv1.Adopt {
+	return &runnerv1.Adopt{Id: id, Pid: int64(g.pid), StartTicks: g.ticks, Stdout: g.stdout, Stderr: g.stderr}
+}
+
+// adopt watches a process whose plugin is gone, and asks the present plugin
+// process, if there is one, to do it too: it goes on when this one is killed.
+func (p *hosted) adopt(id string) {
+	p.mu.Lock()
+	g := p.attempts[id]
+	if g == nil {
+		p.mu.Unlock()
+		return
+	}
+	g.adopted = true
+	pid, ticks, handle := g.pid, g.ticks, g.handle
+	g.handle = -1 // the adopter's now
+	if p.process != nil {
+		p.pending.Adopts = append(p.pending.Adopts, g.adopt(id))
+	}
+	p.mu.Unlock()
+	p.nudge()
+	p.host.adopter.adopt(p.key(), id, pid, ticks, handle)
+}
+
+// foreign opens handles to the jobs of a plugin that an earlier worker started.
+// When it dies they become no children of this process, and whoever reaps them
+// tells nobody: the handle must be open before.
+func (p *hosted) foreign(f *runnerv1.SessionResponse) map[string]int {
+	p.mu.Lock()
+	yes := p.process != nil && p.process.foreign
+	p.mu.Unlock()
+	if !yes {
+		return nil
+	}
+	out := make(map[string]int, len(f.GetStarted()))
+	for _, s := range f.GetStarted() {
+		if fd, err := pidfd.Open(int(s.GetPid()), s.GetStartTicks()); err == nil {
+			out[s.GetId()] = fd
+		}
+	}
+	return out
+}
+
+func closeHandle(of map[string]int, id string) {
+	if fd, ok := of[id]; ok {
+		_ = syscall.Close(fd)
+	}
+}
+
+// died settles the attempts of a dead plugin process: its journal knows most
+// ends, its living jobs are this process's children now, and starts that never
+// reached it go to the next one.
+func (p *hosted) died(proc *process) {
+	h := p.host
+	p.mu.Lock()
+	p.process = nil
+	orderly := p.draining && len(p.attempts) == 0
+	if !orderly {
+		p.deaths++
+	}
+	p.mu.Unlock()
+	left, err := runner.ReadJournal(proc.Dir)
+	if err != nil {
+		h.config.Log.Error("exit journal not read", "runner", p.manifest.Name, "error", err)
+	}
+	if !orderly {
+		h.config.Log.Warn("plugin died", "runner", p.manifest.Name, "pid", proc.PID)
+		p.set(stateStarting, "it died and is started again")
+	}
+	p.mu.Lock()
+	ids := slices.Sorted(maps.Keys(p.attempts))
+	p.mu.Unlock()
+	p.settle(proc.record, left, ids)
+}
+
+// settle goes through attempts of a dead process.
+func (p *hosted) settle(r record, left runner.Journal, ids []string) {
+	buried := &grave{record: r, ids: map[string]bool{}}
+	p.mu.Lock()
+	for _, id := range ids {
+		if mentions(left, id) && p.attempts[id] != nil {
+			buried.ids[id] = true
+		}
+	}
+	// Before the news: the answer to it may close the grave.
+	p.graves = append(p.graves, buried)
+	p.mu.Unlock()
+	for _, id := range ids {
+		p.settleOne(id, left)
+	}
+	p.closeGraves(nil)
+}
+
+// mentions tells whether a plugin process began to start an attempt.
+func mentions(j runner.Journal, id string) bool {
+	return j.Started[id] != nil || j.Exited[id] != nil
+}
+
+// closeGraves removes what dead processes left once nobody needs it any more.
+func (p *hosted) closeGraves(acked []string) {
+	var done []*grave
+	p.mu.Lock()
+	p.graves = slices.DeleteFunc(p.graves, func(g *grave) bool {
+		for _, id := range acked {
+			delete(g.ids, id)
+		}
+		if len(g.ids) == 0 {
+			done = append(done, g)
+		}
+		return len(g.ids) == 0
+	})
+	p.mu.Unlock()
+	for _, g := range done {
+		p.host.forget(&g.record)
+	}
+}
+
+func (p *hosted) settleOne(id string, left runner.Journal) {
+	h := p.host
+	started, exited := left.Started[id], left.Exited[id]
+	p.mu.Lock()
+	g := p.attempts[id]
+	if g == nil || g.exited || g.adopted && exited == nil {
+		p.mu.Unlock()
+		return
+	}
+	g.held = false
+	var out []Event
+	if started != nil && started.GetPid() != 0 && g.pid == 0 {
+		g.pid, g.ticks = int(started.GetPid()), started.GetStartTicks()
+		out = append(out, Event{Plugin: p.key(), ID: id, Started: started})
+	}
+	switch {
+	case exited != nil:
+		g.exited = true
+		g.letGo()
+		out = append(out, p.ended(exited))
+	case g.pid == 0 && started != nil: // the fork was about to happen
+		if pid, ticks, ok := withMark(g.mark); ok {
+			g.pid, g.ticks = pid, ticks
+			out = append(out, Event{Plugin: p.key(), ID: id, Started: &runnerv1.Started{Id: id, Pid: int64(pid), StartTicks: ticks}})
+		} else {
+			out = append(out, Event{Plugin: p.key(), ID: id, Lost: true})
+		}
+	case g.pid == 0 && g.start != nil: // it never reached the plugin
+		if !slices.Contains(p.pending.GetStarts(), g.start) {
+			p.pending.Starts = append(p.pending.Starts, g.start)
+		}
+	case g.pid == 0 && started == nil:
+		delete(p.attempts, id)
+		out = append(out, Event{Plugin: p.key(), ID: id, Unknown: true})
+	}
+	orphan := g.pid != 0 && !g.exited
+	p.mu.Unlock()
+	h.emit(out)
+	if orphan {
+		p.adopt(id)
+	}
+}
