@@ -20,6 +20,8 @@ const (
 	maxRequestID = 128
 	maxPriority  = 100
 	maxRetries   = 1000
+	minMemory    = 1 << 20 // with less a shell does not come to life: the kernel refuses its fork, or kills it
+	maxPids      = 1 << 22 // PID_MAX_LIMIT; the kernel refuses a higher pids.max
 )
 
 var (
@@ -42,7 +44,7 @@ func validate(s *job.Spec, requestID string) error {
 	}
 	checks := []error{
 		text("command", s.Command), checkPath(s.Path), checkArgs(s), checkEnv(s), checkLabels(s.Labels),
-		checkDurations(s), text("workdir", s.Workdir), text("user", s.User), text("name", s.Name),
+		checkDurations(s), checkLimits(s.Limits), text("workdir", s.Workdir), text("user", s.User), text("name", s.Name),
 	}
 	for _, err := range checks {
 		if err != nil {
@@ -173,6 +175,18 @@ func checkLabels(labels map[string]string) error {
 		if !labelPattern.MatchString(k) || v != "" && !labelPattern.MatchString(v) {
 			return invalid("labels", "LABEL", "%q=%q is not made of letters, digits, dots, dashes, slashes, underscores", k, v)
 		}
+	}
+	return nil
+}
+
+// checkLimits refuses limits that no host can keep or no process can start
+// with. Zero is no limit; the least of processors, 0.001, is the field's unit.
+func checkLimits(l job.Limits) error {
+	switch {
+	case l.Memory > 0 && l.Memory < minMemory:
+		return invalid("limits.memory_bytes", "OUT_OF_RANGE", "%d bytes are too few to start a process, at least %d (1 MiB)", l.Memory, minMemory)
+	case l.Pids > maxPids:
+		return invalid("limits.pids", "OUT_OF_RANGE", "%d processes, at most %d", l.Pids, maxPids)
 	}
 	return nil
 }
