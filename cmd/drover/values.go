@@ -80,10 +80,12 @@ func (v *size) Set(s string) error {
 	digits := strings.TrimRight(s, "bBkKmMgGtTiI")
 	shift, ok := map[string]uint{"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}[unit(s[len(digits):])]
 	n, err := strconv.ParseFloat(digits, 64)
-	if err != nil || !ok || n < 0 || n*float64(uint64(1)<<shift) > 1<<62 {
+	bytes := n * float64(uint64(1)<<shift)
+	// Less than a byte is not zero, which stands for no limit.
+	if err != nil || !ok || math.IsNaN(n) || n < 0 || n > 0 && bytes < 1 || bytes > 1<<62 {
 		return fmt.Errorf("%q is no size such as 4096, 512M or 2GiB", s)
 	}
-	*v = size(n * float64(uint64(1)<<shift))
+	*v = size(bytes)
 	return nil
 }
 
@@ -113,7 +115,7 @@ type cpus uint32
 // Set implements pflag.Value.
 func (v *cpus) Set(s string) error {
 	n, err := strconv.ParseFloat(s, 64)
-	if err != nil || n < 0.001 || n > 4_000_000 {
+	if err != nil || math.IsNaN(n) || n < 0.001 || n > 4_000_000 {
 		return fmt.Errorf("%q is no number of processors such as 0.5 or 2", s)
 	}
 	*v = cpus(math.Round(n * 1000))
