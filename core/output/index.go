@@ -82,6 +82,9 @@ func (s *Store) newSegment(private bool) (*segment, error) {
 	seg := &segment{number: s.number, private: private, refs: 1}
 	s.mu.Unlock()
 	seg.path = filepath.Join(s.config.Dir, "segments", fmt.Sprintf("%012d", seg.number))
+	if err := s.config.fault("segment"); err != nil {
+		return nil, fmt.Errorf("make a segment: %w", err)
+	}
 	var err error
 	if seg.data, err = os.OpenFile(seg.path+".seg", os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600); err != nil {
 		return nil, fmt.Errorf("make a segment: %w", err)
@@ -129,6 +132,9 @@ func (seg *segment) release() {
 func (s *Store) announce(seg *segment, e *entry) error {
 	s.idxMu.Lock()
 	defer s.idxMu.Unlock()
+	if err := s.config.fault("index"); err != nil {
+		return fmt.Errorf("write the output index: %w", err)
+	}
 	if _, err := seg.index.WriteAt(e.encode(), seg.idxSize); err != nil {
 		return fmt.Errorf("write the output index: %w", err)
 	}

@@ -147,7 +147,7 @@ func (s *Store) room(st *stream) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// Looking for what to give back costs time: again only after a chunk more.
-	if s.total > s.quota && s.total > s.tried+chunkSize {
+	if s.total > s.quota && s.total > s.tried+int64(s.config.sizes.chunk) {
 		s.reclaim()
 		s.tried = s.total
 	}
@@ -182,7 +182,10 @@ func (s *Store) moveOnce(fd int, st *stream) error {
 		return err
 	}
 	at := int64(seg.size)
-	n, err := unix.Splice(fd, nil, int(seg.data.Fd()), &at, maxMove, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+	if err := s.config.fault("move"); err != nil {
+		return err
+	}
+	n, err := unix.Splice(fd, nil, int(seg.data.Fd()), &at, int(s.config.sizes.move), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 	if err != nil {
 		return err
 	}
@@ -219,9 +222,9 @@ func (st *stream) add(e extent) {
 
 // target chooses the segment for the next move of a stream.
 func (s *Store) target(st *stream) (*segment, error) {
-	if st.size < privateFrom {
+	if st.size < s.config.sizes.private {
 		seg, err := s.currentShared()
-		if err != nil || seg.size < sharedSize {
+		if err != nil || seg.size < s.config.sizes.shared {
 			return seg, err
 		}
 		s.mu.Lock()
@@ -233,7 +236,7 @@ func (s *Store) target(st *stream) (*segment, error) {
 	s.mu.Lock()
 	seg := st.private
 	s.mu.Unlock()
-	if seg != nil && seg.size < chunkSize {
+	if seg != nil && seg.size < s.config.sizes.chunk {
 		return seg, nil
 	}
 	seg, err := s.newSegment(true)

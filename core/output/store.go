@@ -29,16 +29,19 @@ const (
 	Stderr StreamID = 2
 )
 
-// Sizes of files. Small outputs share a segment; a stream that outgrows
-// privateFrom goes on in chunks of its own, so that its head can be given back.
 const (
-	sharedSize   = 64 << 20
-	privateFrom  = 256 << 10
-	chunkSize    = 8 << 20
-	maxMove      = 1 << 20 // bytes per splice
 	defaultQuota = 8 << 30
 	lowDisk      = 256 << 20 // free bytes below which people are told
+	maxMove      = 1 << 20   // bytes per splice
 )
+
+// sizes of files. Small outputs share a segment; a stream that outgrows
+// private goes on in chunks of its own, so that its head can be given back.
+type sizes struct{ shared, private, chunk, move uint64 }
+
+func defaultSizes() sizes {
+	return sizes{shared: 64 << 20, private: 256 << 10, chunk: 8 << 20, move: maxMove}
+}
 
 // Config configures a Store.
 type Config struct {
@@ -49,6 +52,9 @@ type Config struct {
 	// Exceeded is called once per stream with policy Fail that passes its limit.
 	// It must not block.
 	Exceeded func(job.Key, StreamID)
+
+	sizes sizes                   // seam for tests; zero: defaultSizes
+	fault func(step string) error // seam for faults of the disk; nil: none
 }
 
 // Store keeps the output of all attempts of a worker. Its methods may be
@@ -135,6 +141,12 @@ func Open(c Config) (*Store, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.sizes == (sizes{}) {
+		c.sizes = defaultSizes()
+	}
+	if c.fault == nil {
+		c.fault = func(string) error { return nil }
 	}
 	for _, d := range []string{"lanes", "segments"} {
 		if err := os.MkdirAll(filepath.Join(c.Dir, d), 0o711); err != nil {

@@ -1,0 +1,37 @@
+package output
+
+import "golang.org/x/sys/unix"
+
+// Small returns c with files so small that a few kilobytes roll them over.
+func (c Config) Small() Config {
+	c.sizes = sizes{shared: 48 << 10, private: 8 << 10, chunk: 16 << 10, move: 4 << 10}
+	return c
+}
+
+// WithFault returns c with a disk that fails as the function says, by step:
+// "segment" (make one), "index" (write an entry), "move" (splice).
+func (c Config) WithFault(f func(step string) error) Config {
+	c.fault = f
+	return c
+}
+
+// Abandon closes descriptors and does nothing else, as the kernel does for a
+// process that was killed. Run must have returned.
+func (s *Store) Abandon() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, l := range s.free {
+		l.close()
+	}
+	for _, a := range s.attempts {
+		if a.lane != nil {
+			a.lane.close()
+		}
+	}
+	for _, seg := range s.segments {
+		seg.close()
+	}
+	_ = unix.Close(s.epoll)
+	_ = unix.Close(s.wake)
+}
