@@ -2,7 +2,6 @@ package scheduler
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -22,7 +21,7 @@ import (
 //	r<caller>\0<id>  what a request id was used for (P1)
 //	s<hex of id, reversed>  finds jobs by the end of their id
 //	w<id>            record of every worker, JSON
-//	m/term           the term of the newest scheduler life
+//	m/term           the term of the newest scheduler life, see store.TermKey
 const (
 	prefixJob     = 'j'
 	prefixLive    = 'l'
@@ -41,32 +40,9 @@ func suffixKey(id job.ID) []byte {
 	return append([]byte{prefixSuffix}, digits...)
 }
 
-func termKey() []byte { return []byte("m/term") }
-
 // records is the scheduler's view of its store.
 type records struct {
 	store store.Store
-}
-
-// raiseTerm makes a term that is higher than any before, durably (P3).
-func (r records) raiseTerm(ctx context.Context) (uint64, error) {
-	var term uint64
-	v, err := r.store.Get(ctx, termKey())
-	switch {
-	case err == nil && len(v) == 8:
-		term = binary.BigEndian.Uint64(v)
-	case err == nil:
-		return 0, fmt.Errorf("read the term: %d bytes instead of 8", len(v))
-	case !errors.Is(err, store.ErrNotFound):
-		return 0, fmt.Errorf("read the term: %w", err)
-	}
-	term++
-	var b store.Batch
-	b.Put(termKey(), binary.BigEndian.AppendUint64(nil, term))
-	if err := r.store.Apply(ctx, &b); err != nil {
-		return 0, fmt.Errorf("raise the term: %w", err)
-	}
-	return term, nil
 }
 
 // SetTerm makes term the one of the next scheduler life on a store that no
@@ -77,7 +53,7 @@ func SetTerm(ctx context.Context, st store.Store, term uint64) error {
 		return errs.Field("set the term", "term", "TERM", "0 is not above 0")
 	}
 	var b store.Batch
-	b.Put(termKey(), binary.BigEndian.AppendUint64(nil, term-1))
+	b.Put(store.TermKey(), store.EncodeTerm(term-1))
 	if err := st.Apply(ctx, &b); err != nil {
 		return fmt.Errorf("set the term: %w", err)
 	}

@@ -69,18 +69,20 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	s := &Scheduler{
-		config: c, records: records{c.Store}, hub: newHub(),
-		urgent: make(chan Event, inboxUrgent), normal: make(chan Event, inboxNormal), waiting: map[uint64]chan Result{},
+	const op = "start the scheduler"
+	term, err := store.RaiseTerm(ctx, c.Store)
+	if err != nil {
+		return nil, errs.E(op, errs.Internal, "STORE", err)
 	}
-	var err error
-	if s.term, err = s.records.raiseTerm(ctx); err != nil {
-		return nil, errs.E("start the scheduler", errs.Internal, "STORE", err)
+	c.Store = store.Fence(c.Store, term) // P3: nothing is written after a newer life began
+	s := &Scheduler{
+		config: c, records: records{c.Store}, hub: newHub(), term: term,
+		urgent: make(chan Event, inboxUrgent), normal: make(chan Event, inboxNormal), waiting: map[uint64]chan Result{},
 	}
 	s.machine = NewMachine(s.term, c.Lease)
 	s.links = newLinks(c.Connector, s.term, c.Log, s.deliver)
 	if err := s.load(ctx); err != nil {
-		return nil, errs.E("start the scheduler", errs.Internal, "STORE", err)
+		return nil, errs.E(op, errs.Internal, "STORE", err)
 	}
 	return s, nil
 }
@@ -192,12 +194,20 @@ func (s *Scheduler) turn(ctx context.Context, round []Event) error {
 	}
 	if len(batch.Ops) > 0 {
 		if err := s.config.Store.Apply(ctx, &batch); err != nil {
-			return fmt.Errorf("commit: %w", err)
+			return commitError(err)
 		}
 	}
 	s.hub.publish(effects)
 	s.act(effects)
 	return nil
+}
+
+func commitError(err error) error {
+	if errors.Is(err, store.ErrFenced) {
+		return errs.E("commit", errs.Precondition, "FENCED", err).
+			WithHint("a newer scheduler uses these records; run one only")
+	}
+	return fmt.Errorf("commit: %w", err)
 }
 
 // lookUp reads what the store knows of a submit's request id. Jobs that live

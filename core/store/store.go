@@ -3,6 +3,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"iter"
@@ -13,6 +14,10 @@ var ErrNotFound = errors.New("key not found")
 
 // ErrClosed is returned by every call after Close.
 var ErrClosed = errors.New("store is closed")
+
+// ErrFenced is returned by Apply for a batch with a guard that does not hold:
+// somebody else has changed what the writer relies on.
+var ErrFenced = errors.New("another writer has taken over the store")
 
 // Range selects keys: From inclusive, To exclusive. A nil bound is open.
 type Range struct {
@@ -33,7 +38,7 @@ type Store interface {
 	// Scan yields pairs as they were when the scan began. After an error it ends.
 	Scan(ctx context.Context, r Range) iter.Seq2[Pair, error]
 	// Apply makes all changes of a batch or none of them, and returns when they
-	// are durable.
+	// are durable. When a guard does not hold it is ErrFenced and changes nothing.
 	Apply(ctx context.Context, b *Batch) error
 	// Close releases the store.
 	Close() error
@@ -47,9 +52,21 @@ type Op struct {
 	Delete bool
 }
 
+// Guard is a condition of a batch: the key has the value, or does not exist if
+// the value is nil.
+type Guard struct {
+	Key, Value []byte
+}
+
+// Holds tells whether the guard holds for what was found.
+func (g Guard) Holds(value []byte, found bool) bool {
+	return found == (g.Value != nil) && (!found || bytes.Equal(value, g.Value))
+}
+
 // Batch gathers changes; later ones win. It is used by one goroutine.
 type Batch struct {
-	Ops []Op
+	Ops    []Op
+	Guards []Guard // checked before the first change, in one step with all of them
 }
 
 // Put sets a key.

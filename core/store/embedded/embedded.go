@@ -40,6 +40,10 @@ type Store struct {
 
 	mu     sync.RWMutex // held for reading by every call, for writing by Close
 	closed bool
+
+	// order is held for writing by a batch with guards, from their check to its
+	// end, and for reading by others: those go on sharing a sync.
+	order sync.RWMutex
 }
 
 // Open opens or makes the store in dir. A second process is refused with
@@ -168,8 +172,42 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 			return fmt.Errorf("build a batch: %w", err)
 		}
 	}
+	return s.commit(batch, b.Guards)
+}
+
+func (s *Store) commit(batch *pebble.Batch, guards []store.Guard) error {
+	if len(guards) == 0 {
+		s.order.RLock()
+		defer s.order.RUnlock()
+	} else {
+		s.order.Lock()
+		defer s.order.Unlock()
+	}
+	for _, g := range guards {
+		if err := s.check(g); err != nil {
+			return err
+		}
+	}
 	if err := batch.Commit(pebble.Sync); err != nil {
 		return fmt.Errorf("write the store: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) check(g store.Guard) error {
+	v, closer, err := s.db.Get(g.Key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		if !g.Holds(nil, false) {
+			return store.ErrFenced
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the store: %w", err)
+	}
+	defer closer.Close()
+	if !g.Holds(v, true) {
+		return store.ErrFenced
 	}
 	return nil
 }

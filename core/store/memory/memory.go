@@ -40,17 +40,10 @@ func (s *Store) Get(ctx context.Context, key []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	for n != nil {
-		switch c := bytes.Compare(key, n.key); {
-		case c < 0:
-			n = n.left
-		case c > 0:
-			n = n.right
-		default:
-			return bytes.Clone(n.value), nil
-		}
+	if n = n.find(key); n == nil {
+		return nil, store.ErrNotFound
 	}
-	return nil, store.ErrNotFound
+	return bytes.Clone(n.value), nil
 }
 
 // Scan implements store.Store.
@@ -80,6 +73,12 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 	defer s.mu.Unlock()
 	if s.closed {
 		return store.ErrClosed
+	}
+	for _, g := range b.Guards {
+		n := s.root.find(g.Key)
+		if n == nil && !g.Holds(nil, false) || n != nil && !g.Holds(n.value, true) {
+			return store.ErrFenced
+		}
 	}
 	for _, op := range b.Ops {
 		switch {

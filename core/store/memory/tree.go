@@ -23,6 +23,21 @@ func (n *node) copyWith(left, right *node) *node {
 // after is the smallest key greater than key.
 func after(key []byte) []byte { return append(bytes.Clone(key), 0) }
 
+// find returns the node of a key, or nil.
+func (n *node) find(key []byte) *node {
+	for n != nil {
+		switch c := bytes.Compare(key, n.key); {
+		case c < 0:
+			n = n.left
+		case c > 0:
+			n = n.right
+		default:
+			return n
+		}
+	}
+	return nil
+}
+
 // split returns the keys below key, and the others.
 func (n *node) split(key []byte) (below, rest *node) {
 	if n == nil {

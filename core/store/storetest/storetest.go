@@ -43,6 +43,10 @@ func Run(t *testing.T, e Engine) {
 		"an ended context ends a scan":  scanEnds,
 		"random batches, like a map":    likeAMap,
 		"keys of any bytes":             anyBytes,
+		"a scan of many is a snapshot":  scanMany,
+		"guards decide on all":          guards,
+		"an older term is fenced":       fenced,
+		"a term is given out once":      terms,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
