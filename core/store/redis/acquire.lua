@@ -1,0 +1,9 @@
+-- ARGV: the holder, for how long (ms), the key of the term, its guard, the new term.
+local held = redis.call('GET', lease)
+if held and held ~= ARGV[1] then return {'HELD', held, redis.call('PTTL', lease)} end
+if mark(redis.call('HGET', values, ARGV[3])) ~= ARGV[4] then return {'TERM'} end
+redis.call('ZCARD', keys)
+redis.call('ZCARD', snapshots)
+put(open_snapshots(), ARGV[3], ARGV[5])
+redis.call('SET', lease, ARGV[1], 'PX', ARGV[2])
+return {'OK'}

@@ -1,0 +1,51 @@
+-- Begins every script that reads or writes records. Nothing may be written
+-- before all that can fail has been tried: Redis does not undo.
+local keys, values, writers, snapshots, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+
+local function now()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function forget(id)
+  redis.call('ZREM', snapshots, id)
+  redis.call('DEL', snapshots .. ':' .. id .. ':keys', snapshots .. ':' .. id .. ':values')
+end
+
+-- open_snapshots returns those that somebody may still read, and ends the others.
+local function open_snapshots()
+  local at = now()
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', snapshots, '-inf', at)) do
+    forget(id)
+  end
+  return redis.call('ZRANGE', snapshots, 0, -1)
+end
+
+-- mark is how a value, or that there is none, is told.
+local function mark(value)
+  if value then return '+' .. value end
+  return '-'
+end
+
+-- keep saves what a key was for the snapshots that have not seen it change.
+local function keep(open, key)
+  for _, id in ipairs(open) do
+    local name = snapshots .. ':' .. id
+    if redis.call('HEXISTS', name .. ':values', key) == 0 then
+      redis.call('HSET', name .. ':values', key, mark(redis.call('HGET', values, key)))
+      redis.call('ZADD', name .. ':keys', 0, key)
+    end
+  end
+end
+
+local function put(open, key, value)
+  keep(open, key)
+  redis.call('HSET', values, key, value)
+  redis.call('ZADD', keys, 0, key)
+end
+
+local function delete(open, key)
+  keep(open, key)
+  redis.call('HDEL', values, key)
+  redis.call('ZREM', keys, key)
+end

@@ -1,0 +1,130 @@
+package redis
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/store"
+)
+
+const opLease = "take the lease of the active scheduler"
+
+// ReasonHeld is the reason of Acquire's error while another holds the lease.
+const ReasonHeld = "LEASE_HELD"
+
+// Lease is the right to be the active scheduler for a time. Taking it raises the
+// term, so that nothing an earlier holder writes through store.Fence arrives any
+// more, even if that one was paused and does not know.
+type Lease struct {
+	store  *Store
+	holder string // a random text, a blank, a name for people
+	ttl    time.Duration
+	term   uint64
+	until  time.Time // by this process's monotonic clock; changed by Renew only
+}
+
+// Acquire takes the lease for ttl and raises the term in one step. While another
+// holds it, the error is Precondition, reason ReasonHeld. name is for people.
+func (s *Store) Acquire(ctx context.Context, name string, ttl time.Duration) (*Lease, error) {
+	l, _, err := s.acquire(ctx, name, ttl)
+	return l, err
+}
+
+// Await takes the lease as soon as its holder has released it or let it run out.
+func (s *Store) Await(ctx context.Context, name string, ttl time.Duration) (*Lease, error) {
+	for {
+		l, left, err := s.acquire(ctx, name, ttl)
+		if errs.ReasonOf(err) != ReasonHeld {
+			return l, err
+		}
+		// A holder may release it earlier than its time ends.
+		timer := time.NewTimer(max(shortestWait, min(left, ttl/4)))
+		select {
+		case <-timer.C:
+		case <-s.done:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+func (s *Store) acquire(ctx context.Context, name string, ttl time.Duration) (*Lease, time.Duration, error) {
+	l := &Lease{store: s, holder: rand.Text() + " " + name, ttl: ttl}
+	for {
+		term, err := store.Term(ctx, s)
+		if err != nil {
+			return nil, 0, err
+		}
+		guard := mark(nil)
+		if term > 0 {
+			guard = mark(store.EncodeTerm(term))
+		}
+		out, err := s.run(ctx, opLease, s.scripts.acquire, func() []any {
+			l.until = time.Now().Add(ttl) // from before it is asked for: never too late
+			return []any{l.holder, ttl.Milliseconds(), store.TermKey(), guard, store.EncodeTerm(term + 1)}
+		})
+		if err != nil {
+			return nil, 0, err
+		}
+		answer, _ := out.([]any)
+		switch {
+		case len(answer) == 1 && answer[0] == "OK":
+			l.term = term + 1
+			return l, 0, nil
+		case len(answer) == 1 && answer[0] == "TERM": // raised in between, also by a try whose answer got lost
+		case len(answer) == 3 && answer[0] == "HELD":
+			holder, _ := answer[1].(string)
+			ms, _ := answer[2].(int64)
+			_, who, _ := strings.Cut(holder, " ")
+			left := time.Duration(ms) * time.Millisecond
+			return nil, left, errs.E(opLease, errs.Precondition, ReasonHeld, fmt.Errorf("%s holds it for another %v", who, left))
+		default:
+			return nil, 0, fmt.Errorf("%s: Redis answered %v", opLease, out)
+		}
+	}
+}
+
+// Term is the term that taking the lease has raised. Write through
+// store.Fence(s, l.Term()).
+func (l *Lease) Term() uint64 { return l.term }
+
+// Left is for how long the lease surely lasts; not above 0 when it may have
+// ended. A holder then stops to act until it has renewed it.
+func (l *Lease) Left() time.Duration { return time.Until(l.until) }
+
+// Renew makes the lease last its whole time again. When another has taken it,
+// or raised the term, it is store.ErrFenced, for good. It is not called
+// concurrently.
+func (l *Lease) Renew(ctx context.Context) error {
+	var until time.Time
+	out, err := l.store.run(ctx, "renew the lease", l.store.scripts.renew, func() []any {
+		until = time.Now().Add(l.ttl)
+		return []any{l.holder, l.ttl.Milliseconds(), store.TermKey(), store.EncodeTerm(l.term)}
+	})
+	switch {
+	case err != nil:
+		return err
+	case out == "FENCED":
+		l.until = time.Time{}
+		return store.ErrFenced
+	case out != "OK":
+		return fmt.Errorf("renew the lease: Redis answered %v", out)
+	}
+	l.until = until
+	return nil
+}
+
+// Release gives the lease back; one that another holds is left alone.
+func (l *Lease) Release(ctx context.Context) error {
+	l.until = time.Time{}
+	out, err := l.store.run(ctx, "release the lease", l.store.scripts.end, func() []any { return []any{l.holder} })
+	if err == nil && out != "OK" {
+		err = errors.New("release the lease: Redis gave no answer")
+	}
+	return err
+}
