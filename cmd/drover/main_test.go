@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,10 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
 
+	"github.com/droverhq/drover/core/store"
+	"github.com/droverhq/drover/core/store/backup"
+	"github.com/droverhq/drover/core/store/memory"
+	"github.com/droverhq/drover/core/store/redis/redistest"
 	"github.com/droverhq/drover/plugins/runner"
 	"github.com/droverhq/drover/runners/process"
 )
@@ -67,7 +72,7 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			env.Setenv("RUNNER", wrapper)
-			env.Values["fake"] = f
+			env.Values["fake"], env.Values["t"] = f, env.T()
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -75,6 +80,8 @@ func TestScripts(t *testing.T) {
 			"reading": scriptReading,
 			"stops":   scriptStops,
 			"same":    scriptSame,
+			"redis":   scriptRedis,
+			"records": scriptRecords,
 		},
 	})
 }
@@ -124,4 +131,27 @@ func scriptSame(ts *testscript.TestScript, _ bool, args []string) {
 	if got := ts.ReadFile(args[1]); got != want {
 		ts.Fatalf("%s has %d bytes that differ from the %d of %s", args[1], len(got), len(want), args[0])
 	}
+}
+
+// scriptRedis is "redis NAME ARGUMENT...": starts a Redis, with NAME its URL.
+func scriptRedis(ts *testscript.TestScript, _ bool, args []string) {
+	server := redistest.Start(ts.Value("t").(testing.TB), args[1:]...)
+	ts.Setenv(args[0], server.URL())
+}
+
+// scriptRecords is "records N FILE": makes a backup of N records.
+func scriptRecords(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	var b store.Batch
+	for i := range n {
+		b.Put(fmt.Appendf(nil, "x%06d", i), fmt.Append(nil, i))
+	}
+	st := memory.New()
+	ts.Check(st.Apply(context.Background(), &b))
+	f, err := os.Create(ts.MkAbs(args[1]))
+	ts.Check(err)
+	_, err = backup.Write(context.Background(), st, f)
+	ts.Check(err)
+	ts.Check(f.Close())
 }

@@ -47,7 +47,7 @@ func newRoot(e *env) *cobra.Command {
 	add(root, groupJobs,
 		newRun(e), newExec(e), newStop(e), newStatus(e), newWhy(e), newWait(e), newAttach(e), newLogs(e), newJobs(e), newPs(e), newRerun(e))
 	add(root, groupCluster, newDev(e), newScheduler(e), newWorker(e), newWorkers(e), newScripts(e), newPlugin(e))
-	add(root, groupSetup, newCerts(e), newContext(e), newBench(e), newChaos(e), newVersion(e), newCompletion(e))
+	add(root, groupSetup, newCerts(e), newContext(e), newStore(e), newBench(e), newChaos(e), newVersion(e), newCompletion(e))
 	root.AddCommand(helpTopics()...)
 	root.SetHelpCommand(newHelp())
 	root.SetFlagErrorFunc(flagError)

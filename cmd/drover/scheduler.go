@@ -61,7 +61,7 @@ func place(e *env, system string, user ...string) string {
 
 func newScheduler(e *env) *cobra.Command {
 	var (
-		o daemon.SchedulerOptions
+		o = daemon.SchedulerOptions{Getenv: e.getenv}
 		d daemonFlags
 	)
 	cmd := &cobra.Command{
@@ -81,7 +81,7 @@ func newScheduler(e *env) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Listen, "listen", "127.0.0.1:7420", "`address` for clients and workers")
-	f.StringVar(&o.Store, "store", "embedded", "where records are kept: embedded (in the data folder), memory: (nowhere)")
+	storeFlag(f, &o.Store, "where records are kept: embedded (in the data folder), memory: (nowhere), or the\n`URL` of a Redis: redis://, rediss:// (TLS), redis+unix://; see \"drover help stores\"")
 	f.StringVar(&o.Data, "data", place(e, "/var/lib/drover/scheduler", "scheduler"), "data `folder`")
 	f.StringVar(&o.Certs, "certs", place(e, "/etc/drover/certs", "certs"), "certificate `folder`: tls.crt, tls.key, ca.crt")
 	f.StringVar(&o.CA, "ca", "", "`folder` of the CA, to let workers join and renew; empty: this scheduler does not")

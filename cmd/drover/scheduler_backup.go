@@ -87,7 +87,7 @@ func verifyBackup(f *os.File) (uint64, error) {
 }
 
 func newSchedulerRestore(e *env) *cobra.Command {
-	var o daemon.RestoreOptions
+	o := daemon.RestoreOptions{Getenv: e.getenv}
 	cmd := &cobra.Command{
 		Use: "restore FILE", Short: "Put the records of a backup into an empty data folder", Args: exactly("FILE"),
 		Long: "restore fills the store of a scheduler that does not run. Workers refuse a scheduler whose term is\n" +
@@ -95,19 +95,23 @@ func newSchedulerRestore(e *env) *cobra.Command {
 			"copy shall be in force all the same, give a --term above the one that the refusal tells.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.File = args[0]
-			n, err := daemon.Restore(cmd.Context(), o, slog.New(slog.DiscardHandler))
+			n, err := daemon.Restore(cmd.Context(), o, slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelError})))
 			if errors.Is(err, fs.ErrNotExist) {
 				return errs.E("restore the backup", errs.NotFound, "FILE", err)
 			}
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(e.stderr, "%d records are in %s; start the scheduler with that --data\n", n, o.Data)
+			if o.Store == "embedded" {
+				fmt.Fprintf(e.stderr, "%d records are in %s; start the scheduler with that --data\n", n, o.Data)
+			} else {
+				fmt.Fprintf(e.stderr, "%d records are in %s; start the scheduler with that --store\n", n, daemon.ShownStore(o.Store))
+			}
 			return nil
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.Store, "store", "embedded", "where records are kept, as for the scheduler")
+	storeFlag(f, &o.Store, "where records are kept, as for the scheduler")
 	f.StringVar(&o.Data, "data", place(e, "/var/lib/drover/scheduler", "scheduler"), "data `folder`")
 	f.Uint64Var(&o.Term, "term", 0, "term of the next life of the scheduler; 0: the one after the backup's")
 	return cmd

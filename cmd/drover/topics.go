@@ -50,6 +50,7 @@ func helpTopics() []*cobra.Command {
 		topic("connection", "How the scheduler is found", topicConnection),
 		topic("output-formats", "Tables, JSON and what scripts can rely on", topicFormats),
 		topic("placement", "How a worker is chosen for a job", topicPlacement),
+		topic("stores", "Where the scheduler keeps its records", topicStore),
 	}
 }
 

@@ -1,4 +1,4 @@
-// Package backup copies a store into one file and back.
+// Package backup copies a store into one file and back, or into another store.
 //
 // The file is a line that names the format, then pairs, each as length of key,
 // length of value (varints), key, value; then an empty key, the number of pairs
@@ -25,6 +25,7 @@ const (
 	header     = "drover backup 1\n"
 	maxLength  = 1 << 30 // of a key or a value; more is damage
 	batchBytes = 1 << 20
+	batchPairs = 10_000
 )
 
 // Write copies all pairs, as they are at this moment, and returns how many they
@@ -78,12 +79,8 @@ func Verify(r io.Reader) (pairs uint64, err error) {
 // is not empty is Precondition, reason STORE_NOT_EMPTY.
 func Load(ctx context.Context, r io.ReadSeeker, st store.Store) (pairs uint64, err error) {
 	const op = "restore the backup"
-	for _, err := range st.Scan(ctx, store.Range{}) {
-		if err != nil {
-			return 0, fmt.Errorf("read the store: %w", err)
-		}
-		return 0, errs.E(op, errs.Precondition, "STORE_NOT_EMPTY", errors.New("the store holds records already")).
-			WithHint("restore into another folder, or move the old one away first")
+	if err := empty(ctx, op, st); err != nil {
+		return 0, err
 	}
 	if _, err := Verify(r); err != nil {
 		return 0, err
@@ -91,27 +88,86 @@ func Load(ctx context.Context, r io.ReadSeeker, st store.Store) (pairs uint64, e
 	if _, err := r.Seek(0, io.SeekStart); err != nil {
 		return 0, fmt.Errorf("read the backup again: %w", err)
 	}
-	var b store.Batch
-	size := 0
-	flush := func() error {
-		err := st.Apply(ctx, &b)
-		b, size = store.Batch{}, 0
-		return err
-	}
-	pairs, err = read(r, func(p store.Pair) error {
-		b.Put(p.Key, p.Value)
-		if size += len(p.Key) + len(p.Value); size < batchBytes {
-			return nil
-		}
-		return flush()
-	})
+	to := filler{store: st}
+	pairs, err = read(r, func(p store.Pair) error { return to.put(ctx, p) })
 	if err == nil {
-		err = flush()
+		err = to.end(ctx)
 	}
 	if err != nil {
-		return pairs, fmt.Errorf("restore the backup: %w", err)
+		return pairs, fmt.Errorf("%s: %w", op, err)
 	}
 	return pairs, nil
+}
+
+// Copy puts all pairs of a store, as they are at this moment, into an empty one
+// and returns how many they were. A store that is not empty is Precondition,
+// reason STORE_NOT_EMPTY.
+func Copy(ctx context.Context, from, to store.Store) (pairs uint64, err error) {
+	const op = "copy the store"
+	if err := empty(ctx, op, to); err != nil {
+		return 0, err
+	}
+	fill := filler{store: to}
+	for p, err := range from.Scan(ctx, store.Range{}) {
+		if err != nil {
+			return pairs, fmt.Errorf("%s: %w", op, err)
+		}
+		if err := fill.put(ctx, p); err != nil {
+			return pairs, fmt.Errorf("%s: %w", op, err)
+		}
+		pairs++
+	}
+	if err := fill.end(ctx); err != nil {
+		return pairs, fmt.Errorf("%s: %w", op, err)
+	}
+	return pairs, nil
+}
+
+func empty(ctx context.Context, op string, st store.Store) error {
+	for _, err := range st.Scan(ctx, store.Range{}) {
+		if err != nil {
+			return fmt.Errorf("read the store: %w", err)
+		}
+		return errs.E(op, errs.Precondition, "STORE_NOT_EMPTY", errors.New("the store holds records already")).
+			WithHint("give an empty one, or move the old records away first")
+	}
+	return nil
+}
+
+// filler puts pairs in batches. The term comes last: workers refuse what began
+// to run on a store that was filled by half (P3).
+type filler struct {
+	store store.Store
+	batch store.Batch
+	bytes int
+	term  []byte
+}
+
+func (f *filler) put(ctx context.Context, p store.Pair) error {
+	if bytes.Equal(p.Key, store.TermKey()) {
+		f.term = p.Value
+		return nil
+	}
+	f.batch.Put(p.Key, p.Value)
+	f.bytes += len(p.Key) + len(p.Value)
+	if f.bytes < batchBytes && len(f.batch.Ops) < batchPairs {
+		return nil
+	}
+	return f.flush(ctx)
+}
+
+func (f *filler) flush(ctx context.Context) error {
+	err := f.store.Apply(ctx, &f.batch)
+	f.batch, f.bytes = store.Batch{}, 0
+	return err
+}
+
+func (f *filler) end(ctx context.Context) error {
+	if err := f.flush(ctx); err != nil || f.term == nil {
+		return err
+	}
+	f.batch.Put(store.TermKey(), f.term)
+	return f.flush(ctx)
 }
 
 // reader reads bytes and sums them.

@@ -17,6 +17,8 @@ type RestoreOptions struct {
 	Store string // as of the scheduler
 	Data  string
 	Term  uint64 // of the next life; 0: the one after the backup's
+
+	Getenv func(string) string // for the password of the store
 }
 
 // Restore fills an empty store from a backup and returns how many records it
@@ -30,7 +32,7 @@ func Restore(ctx context.Context, o RestoreOptions, log *slog.Logger) (records u
 	if err := dataFolder(o.Data); err != nil {
 		return 0, err
 	}
-	st, err := openStore(SchedulerOptions{Store: o.Store, Data: o.Data}, log)
+	st, err := openStore(ctx, o.Store, o.Data, o.Getenv, log)
 	if err != nil {
 		return 0, err
 	}

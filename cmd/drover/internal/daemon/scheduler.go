@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/droverhq/drover/certs"
@@ -19,21 +18,19 @@ import (
 	"github.com/droverhq/drover/core/lifecycle"
 	"github.com/droverhq/drover/core/rpc"
 	"github.com/droverhq/drover/core/scheduler"
-	"github.com/droverhq/drover/core/store"
-	"github.com/droverhq/drover/core/store/embedded"
-	"github.com/droverhq/drover/core/store/memory"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
 // SchedulerOptions are the settings of the scheduler daemon.
 type SchedulerOptions struct {
 	Listen    string
-	Store     string // "" or embedded: in Data; "memory:" forgets
+	Store     string // "" or embedded: in Data; "memory:" forgets; a URL of core/store/redis
 	Data      string
 	Certs     string
 	CA        string // folder of the CA; "" when this scheduler does not hold it
 	Lease     time.Duration
 	Heartbeat time.Duration
+	Getenv    func(string) string // for the password of the store
 }
 
 // addressFile in the data folder tells where the scheduler listens, for
@@ -52,7 +49,7 @@ func Scheduler(ctx context.Context, o SchedulerOptions, log *slog.Logger) (err e
 	if err != nil {
 		return err
 	}
-	db, err := openStore(o, log)
+	db, err := openStore(ctx, o.Store, o.Data, o.Getenv, log)
 	if err != nil {
 		return err
 	}
@@ -135,16 +132,4 @@ func openCerts(dir string, role certs.Role, log *slog.Logger, revoked ...string)
 		return nil, errs.E(op, errs.Precondition, "ROLE", fmt.Errorf("the certificate in %s is of a %s, not of a %s", dir, got, role))
 	}
 	return source, nil
-}
-
-func openStore(o SchedulerOptions, log *slog.Logger) (store.Store, error) {
-	switch o.Store {
-	case "", "embedded":
-		return embedded.Open(filepath.Join(o.Data, "store"), log)
-	case "memory:":
-		return memory.New(), nil
-	default:
-		scheme, _, _ := strings.Cut(o.Store, ":")
-		return nil, errs.Field("open the store", "store", "STORE_UNKNOWN", "%q is none of embedded, memory:", scheme)
-	}
 }
