@@ -3,6 +3,8 @@ package backup_test
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"testing"
 
@@ -114,4 +116,50 @@ func FuzzVerify(f *testing.F) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+func TestACopyIsTheSame(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		pairs := rapid.MapOf(rapid.OneOf(rapid.StringN(1, 20, -1), rapid.Just(string(store.TermKey()))), rapid.String()).Draw(t, "pairs")
+		to := memory.New()
+		n, err := backup.Copy(context.Background(), filled(t, pairs), to)
+		if err != nil || n != uint64(len(pairs)) || !maps.Equal(content(t, to), pairs) {
+			t.Fatalf("%d pairs, %v: %v, want %v", n, err, content(t, to), pairs)
+		}
+		if _, err := backup.Copy(context.Background(), to, to); len(pairs) > 0 && errs.ReasonOf(err) != "STORE_NOT_EMPTY" {
+			t.Fatalf("over what is there: %v", err)
+		}
+	})
+}
+
+// breaking fails at a batch.
+type breaking struct {
+	store.Store
+	left int
+}
+
+func (b *breaking) Apply(ctx context.Context, batch *store.Batch) error {
+	if b.left--; b.left < 0 {
+		return errors.New("it broke")
+	}
+	return b.Store.Apply(ctx, batch)
+}
+
+// P3: a scheduler on the half of a copy begins with term 1, so workers refuse it.
+func TestAHalfCopyHasNoTerm(t *testing.T) {
+	t.Parallel()
+	pairs := map[string]string{string(store.TermKey()): string(store.EncodeTerm(7))}
+	for i := range 25_000 {
+		pairs[fmt.Sprintf("x%d", i)] = ""
+	}
+	for left := range 4 {
+		to := memory.New()
+		if _, err := backup.Copy(t.Context(), filled(t, pairs), &breaking{to, left}); (err == nil) != (left > 3) {
+			t.Fatalf("%d batches: %v", left, err)
+		}
+		if term, err := store.Term(t.Context(), to); err != nil || term != 0 {
+			t.Errorf("after %d batches the term is %d, %v", left, term, err)
+		}
+	}
 }

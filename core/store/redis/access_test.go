@@ -53,7 +53,7 @@ func TestSettingsThatLoseRecordsAreWarnedOf(t *testing.T) {
 }
 
 // acl is the user of docs/operations.md.
-const acl = "drover on >SECRET ~{drover}:* +@read +@write +@scripting +@connection +info +config|get +time -@dangerous +info +config|get"
+const acl = "drover on >SECRET ~{drover}:* +@read +@write +@scripting +@connection +info +config|get +time"
 
 func withUser(url, user string) string { return strings.Replace(url, "//", "//"+user+"@", 1) }
 
