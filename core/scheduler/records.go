@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
@@ -28,6 +29,12 @@ const (
 	prefixRequest = 'r'
 	prefixSuffix  = 's'
 	prefixWorker  = 'w'
+)
+
+// How load reads: so many records are in memory twice, by so many readers.
+const (
+	loadAtOnce = 1024
+	loaders    = 8
 )
 
 func idKey(prefix byte, id [16]byte) []byte { return append([]byte{prefix}, id[:]...) }
@@ -72,15 +79,42 @@ func (r records) load(ctx context.Context, worker func(registry.Worker), live fu
 		}
 		worker(w)
 	}
+	ids := make([]job.ID, 0, loadAtOnce)
 	for p, err := range r.store.Scan(ctx, store.Prefix([]byte{prefixLive})) {
 		if err != nil {
 			return fmt.Errorf("load live jobs: %w", err)
 		}
-		j, err := r.job(ctx, job.ID(p.Key[1:]))
-		if err != nil {
+		if ids = append(ids, job.ID(p.Key[1:])); len(ids) < loadAtOnce {
+			continue
+		}
+		if err := r.loadJobs(ctx, ids, live); err != nil {
 			return err
 		}
-		live(j)
+		ids = ids[:0]
+	}
+	return r.loadJobs(ctx, ids, live)
+}
+
+// loadJobs reads several jobs at a time: the store may be on another machine.
+func (r records) loadJobs(ctx context.Context, ids []job.ID, live func(job.Job)) error {
+	var (
+		jobs     = make([]job.Job, len(ids))
+		failures [loaders]error
+		wait     sync.WaitGroup
+	)
+	for l := range loaders {
+		wait.Go(func() {
+			for i := l; i < len(ids) && failures[l] == nil; i += loaders {
+				jobs[i], failures[l] = r.job(ctx, ids[i])
+			}
+		})
+	}
+	wait.Wait()
+	if err := errors.Join(failures[:]...); err != nil {
+		return err
+	}
+	for i := range jobs {
+		live(jobs[i])
 	}
 	return nil
 }
