@@ -21,6 +21,7 @@ const (
 	mostBackoff  = 10 * time.Second
 	unhealthyAt  = 3 // deaths in a row
 	healthyAfter = 10 * time.Second
+	futileBefore = time.Second
 )
 
 // States of a plugin, as people see them.
@@ -45,7 +46,9 @@ type hosted struct {
 	pending  *runnerv1.SessionRequest
 	wake     chan struct{}
 	draining bool
-	deaths   int
+	deaths   int  // in a row, for people
+	futile   int  // lives in a row that were short and started nothing
+	useful   bool // the present life has started a job
 	session  context.CancelFunc // ends the present session, for a fresh replay
 	resumed  bool               // attempts holds all that the worker has not on disk
 	graves   []*grave
@@ -194,14 +197,29 @@ func (p *hosted) run(ctx context.Context, proc *process) {
 		if drained {
 			return
 		}
-		if time.Since(begin) > healthyAfter {
-			p.mu.Lock()
-			p.deaths = 0
-			p.mu.Unlock()
+		if p.judge(time.Since(begin)) {
 			backoff = firstBackoff
 		}
 		backoff = p.pause(ctx, backoff)
 	}
+}
+
+// judge looks at the life of a process that has died, and tells whether it was a
+// good one. Starts are given up only on a plugin that does nothing but die: one
+// that is killed again and again, and works in between, still gets to them.
+func (p *hosted) judge(lived time.Duration) (good bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if lived > healthyAfter {
+		p.deaths = 0
+	}
+	if lived > futileBefore || p.useful {
+		p.futile = 0
+	} else {
+		p.futile++
+	}
+	p.useful = false
+	return lived > healthyAfter
 }
 
 func (p *hosted) isDraining() bool {
@@ -227,6 +245,7 @@ func (p *hosted) attach(ctx context.Context, proc *process) {
 func (p *hosted) failed(err error) {
 	p.mu.Lock()
 	p.deaths++
+	p.futile++
 	deaths := p.deaths
 	p.mu.Unlock()
 	p.host.config.Log.Warn("plugin not started", "runner", p.manifest.Name, "error", err)
@@ -241,7 +260,7 @@ func (p *hosted) failed(err error) {
 // unhealthy: they were never sent.
 func (p *hosted) pause(ctx context.Context, d time.Duration) time.Duration {
 	p.mu.Lock()
-	sick := p.deaths >= unhealthyAt
+	sick := p.futile >= unhealthyAt
 	p.mu.Unlock()
 	if sick {
 		p.abandon()
@@ -378,6 +397,7 @@ func (p *hosted) receive(stream grpc.BidiStreamingClient[runnerv1.SessionRequest
 				g.held = false
 				g.start = nil
 				if g.pid == 0 {
+					p.useful = true
 					g.pid, g.ticks = int(s.GetPid()), s.GetStartTicks()
 					out = append(out, Event{Plugin: p.key(), ID: s.GetId(), Started: s})
 				}

@@ -106,7 +106,7 @@ func TestWhatASchedulerWillNotStartOn(t *testing.T) {
 	for _, c := range []struct {
 		name, key, value, want string
 	}{
-		{"half a term", string(termKey()), "1234", "4 bytes instead of 8"},
+		{"half a term", string(store.TermKey()), "1234", "4 bytes instead of 8"},
 		{"a worker that is no JSON", string(idKey(prefixWorker, id)), "{", "load worker 01"},
 		{"a mark of a job that is not there", string(idKey(prefixLive, id)), "", "read job 01"},
 		{"a job that is no JSON", string(idKey(prefixJob, id)), "{", "decode a job"},

@@ -13,8 +13,10 @@ import (
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
-// Pauses between what came back and the next kill.
+// Pauses between what came back and the next kill, the least and what chance
+// adds: a daemon that is back looks after what the killed one has left.
 const (
+	restLeast     = 200 * time.Millisecond
 	restWorker    = 800 * time.Millisecond
 	restScheduler = 3 * time.Second
 )
@@ -28,7 +30,7 @@ func (r *run) killer(ctx, attack context.Context, enough func(), number int, ran
 		if number == 0 {
 			rest = restScheduler
 		}
-		pause(attack, time.Duration(random.Int64N(int64(rest))))
+		pause(attack, restLeast+time.Duration(random.Int64N(int64(rest))))
 		if over := attack.Err() != nil || ctx.Err() != nil; over {
 			return nil
 		}
