@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -37,6 +38,11 @@ const (
 	defaultCompact = 32 << 20
 	reserveStep    = 4 << 20
 	reserveLow     = 1 << 20
+
+	// A process that was killed counts as ended a moment before the last of its
+	// threads has let go of its files.
+	lockPatience = time.Second
+	lockLook     = 5 * time.Millisecond
 )
 
 // Config says where a journal lies. Only Path is needed.
@@ -121,7 +127,12 @@ func takeLock(path string) (*os.File, error) {
 	if err != nil {
 		return nil, errs.E(op, errs.Internal, ReasonWrite, err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for end := time.Now().Add(lockPatience); errors.Is(err, unix.EAGAIN) && time.Now().Before(end); {
+		time.Sleep(lockLook)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		holder := make([]byte, 32)
 		n, _ := f.ReadAt(holder, 0)
 		f.Close()

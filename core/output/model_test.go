@@ -380,7 +380,7 @@ func (m *model) check() {
 func TestP8OutputOfAnyHistoryIsByteExact(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
-		dir, err := os.MkdirTemp(t.TempDir(), "store")
+		dir, err := os.MkdirTemp(t.TempDir(), "store") //nolint:usetesting // many in one test
 		if err != nil {
 			rt.Fatal(err)
 		}

@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"syscall"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -57,7 +59,7 @@ func open(dir string, log *slog.Logger, fs vfs.FS) (*Store, error) {
 		return nil, errs.E(opOpen, errs.Precondition, "STORE_FOLDER", fmt.Errorf("make its folder: %w", err)).
 			WithHint("choose a folder that this user may write with --data")
 	}
-	lock, err := pebble.LockDirectory(dir, fs)
+	lock, err := lockFolder(dir, fs)
 	if file := (*os.PathError)(nil); errors.As(err, &file) {
 		return nil, errs.E(opOpen, errs.Precondition, "STORE_FOLDER", fmt.Errorf("use the folder: %w", err)).
 			WithHint("run as the user that owns it, or choose another folder with --data")
@@ -72,6 +74,22 @@ func open(dir string, log *slog.Logger, fs vfs.FS) (*Store, error) {
 			WithHint("restore a backup, or begin anew in another folder with --data")
 	}
 	return &Store{db: db, lock: lock}, nil
+}
+
+// lockPatience is how long a lock is waited for: a process that was killed counts
+// as ended a moment before the last of its threads has let go of its files.
+const (
+	lockPatience = time.Second
+	lockLook     = 5 * time.Millisecond
+)
+
+func lockFolder(dir string, fs vfs.FS) (*pebble.Lock, error) {
+	for end := time.Now().Add(lockPatience); ; time.Sleep(lockLook) {
+		lock, err := pebble.LockDirectory(dir, fs)
+		if !errors.Is(err, syscall.EAGAIN) || time.Now().After(end) {
+			return lock, err
+		}
+	}
 }
 
 func options(lock *pebble.Lock, log *slog.Logger, fs vfs.FS) *pebble.Options {
