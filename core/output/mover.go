@@ -22,8 +22,16 @@ const (
 
 // Run moves bytes until ctx ends, then takes what is in the pipes and returns.
 func (s *Store) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, s.wakeUp)
-	defer stop()
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(woken)
+		s.wakeUp()
+	})
+	defer func() {
+		if !stop() {
+			<-woken // or it would write to whatever has the number of s.wake then
+		}
+	}()
 	events := make([]unix.EpollEvent, 256)
 	ready := map[*stream]bool{} // value: the other side hung up
 	for {
