@@ -62,7 +62,10 @@ func (s *Store) sumTo(ctx context.Context, st *stream, size uint64) error {
 		n := min(e.length-skip, uint64(len(buf)), size-h.at)
 		_, err := e.seg.data.ReadAt(buf[:n], int64(e.segOff+skip))
 		e.seg.release()
-		if err != nil && !errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("sum output at %d, cut off in %s: %w", h.at, e.seg.path, errGap)
+		}
+		if err != nil {
 			return fmt.Errorf("sum output: %w", err)
 		}
 		h.hash.Write(buf[:n])

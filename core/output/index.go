@@ -3,14 +3,12 @@ package output
 import (
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/droverhq/drover/core/job"
@@ -29,6 +27,7 @@ type segment struct {
 	size    uint64 // bytes moved; written by the mover only
 	idxSize int64
 	refs    int          // streams and current uses; guarded by Store.mu
+	graves  []*segment   // which say that attempts in this one were removed; guarded by Store.mu
 	readers atomic.Int32 // reads under way, which keep the files open
 	dead    atomic.Bool
 }
@@ -40,8 +39,8 @@ const (
 	kindRemoved = 3 // an attempt was removed
 )
 
-// entrySize is fixed: time 8, job 16, attempt 4, stream 1, kind 1, unused 2,
-// stream offset or size 8, segment offset 8, sum 32.
+// entrySize is fixed: time 8, job 16, attempt 4, stream 1, kind 1, check 2,
+// stream offset or size 8, segment offset (of an end: the policy) 8, sum 32.
 const entrySize = 80
 
 type entry struct {
@@ -62,18 +61,43 @@ func (e *entry) encode() []byte {
 	b = append(b, byte(e.stream), e.kind, 0, 0)
 	b = binary.LittleEndian.AppendUint64(b, e.off)
 	b = binary.LittleEndian.AppendUint64(b, e.segOff)
-	return append(b, e.sum[:]...)
+	b = append(b, e.sum[:]...)
+	binary.LittleEndian.PutUint16(b[30:], check(b))
+	return b
 }
 
-func decodeEntry(b []byte) entry {
-	return entry{
+// check folds a checksum of an entry, but for its own place, into 16 bits.
+// Zero is left to entries of workers that wrote none.
+func check(b []byte) uint16 {
+	table := crc32.MakeTable(crc32.Castagnoli)
+	sum := crc32.Update(crc32.Checksum(b[:30], table), table, b[32:entrySize])
+	return max(1, uint16(sum)^uint16(sum>>16))
+}
+
+// decodeEntry reads an entry; ok is false for what was never written as one.
+func decodeEntry(b []byte) (e entry, ok bool) {
+	e = entry{
 		time:   time.Unix(0, int64(binary.LittleEndian.Uint64(b))),
 		key:    job.Key{Job: job.ID(b[8:24]), Attempt: binary.LittleEndian.Uint32(b[24:])},
 		stream: StreamID(b[28]), kind: b[29],
 		off: binary.LittleEndian.Uint64(b[32:]), segOff: binary.LittleEndian.Uint64(b[40:]),
 		sum: [32]byte(b[48:80]),
 	}
+	if c := binary.LittleEndian.Uint16(b[30:]); c != 0 && c != check(b) {
+		return e, false
+	}
+	switch e.kind {
+	case kindRemoved:
+		return e, true
+	case kindMove, kindEnd:
+		return e, (e.stream == Stdout || e.stream == Stderr) && e.off < maxOffset && e.segOff < maxOffset
+	default:
+		return e, false
+	}
 }
+
+// maxOffset is more than any disk holds; sums of two do not overflow.
+const maxOffset = 1 << 62
 
 // newSegment makes the files of a segment; only the mover calls it.
 func (s *Store) newSegment(private bool) (*segment, error) {
@@ -112,12 +136,18 @@ func (s *Store) unref(seg *segment) {
 	}
 	delete(s.segments, seg.number)
 	s.total -= int64(seg.size)
-	_ = os.Remove(seg.path + ".seg")
+	// In this order: bytes without an index are nobody's (recover removes them),
+	// an index without bytes would be a loss.
 	_ = os.Remove(seg.path + ".idx")
+	_ = os.Remove(seg.path + ".seg")
 	seg.dead.Store(true)
 	if seg.readers.Load() == 0 {
 		seg.close()
 	}
+	for _, g := range seg.graves {
+		s.unref(g)
+	}
+	seg.graves = nil
 }
 
 // release ends a read; the last reader of a removed segment closes it.
@@ -144,7 +174,7 @@ func (s *Store) announce(seg *segment, e *entry) error {
 
 // writeEnd seals a stream in the index of the newest shared segment.
 func (s *Store) writeEnd(st *stream, sum job.Stream) error {
-	e := entry{time: s.config.Now(), key: st.owner.key, stream: st.id, kind: kindEnd, off: sum.Size}
+	e := entry{time: s.config.Now(), key: st.owner.key, stream: st.id, kind: kindEnd, off: sum.Size, segOff: uint64(st.owner.opts.Policy)}
 	if _, err := hex.Decode(e.sum[:], []byte(sum.SHA256)); err != nil {
 		return fmt.Errorf("seal a stream: %w", err)
 	}
@@ -162,19 +192,43 @@ func (s *Store) writeEnd(st *stream, sum job.Stream) error {
 	}
 	// The entry must live as long as the stream: an extent without bytes.
 	st.extents = append(st.extents, extent{seg: seg, off: sum.Size})
+	st.owner.note(seg)
 	return nil
 }
 
-func (s *Store) writeRemoved(key job.Key) error {
+// note remembers that a segment speaks of an attempt; s.mu is held. Private
+// ones need no note: they go with their stream.
+func (a *attempt) note(seg *segment) {
+	if !seg.private && !slices.Contains(a.noted, seg) {
+		a.noted = append(a.noted, seg)
+	}
+}
+
+// writeRemoved records that an attempt is gone.
+func (s *Store) writeRemoved(a *attempt) error {
 	seg, err := s.holdShared()
 	if err != nil {
 		return err
 	}
-	err = s.announce(seg, &entry{time: s.config.Now(), key: key, kind: kindRemoved})
+	err = s.announce(seg, &entry{time: s.config.Now(), key: a.key, kind: kindRemoved})
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err == nil {
+		s.bury(a, seg)
+	}
 	s.unref(seg)
 	return err
+}
+
+// bury keeps the segment that says that an attempt was removed for as long as
+// one lives that speaks of it: the attempt would come back with a restart.
+func (s *Store) bury(a *attempt, grave *segment) {
+	for _, seg := range a.noted {
+		if seg != grave && !seg.dead.Load() {
+			seg.graves = append(seg.graves, grave)
+			grave.refs++
+		}
+	}
 }
 
 // holdShared returns the shared segment with a reference of the caller's own:
@@ -217,120 +271,4 @@ func (s *Store) currentShared() (*segment, error) {
 	}
 	s.shared = fresh
 	return fresh, nil
-}
-
-// recover rebuilds the memory from the indexes.
-func (s *Store) recover() error {
-	names, err := filepath.Glob(filepath.Join(s.config.Dir, "segments", "*.idx"))
-	if err != nil {
-		return err
-	}
-	slices.Sort(names)
-	removed := map[job.Key]bool{}
-	for _, name := range names {
-		if err := s.recoverSegment(strings.TrimSuffix(name, ".idx"), removed); err != nil {
-			return err
-		}
-	}
-	for key := range removed {
-		if a := s.attempts[key]; a != nil {
-			s.drop(a)
-		}
-	}
-	for _, a := range s.attempts {
-		sealed := 0
-		for _, st := range a.streams {
-			slices.SortStableFunc(st.extents, func(x, y extent) int { return int(int64(x.off) - int64(y.off)) })
-			if st.sealed {
-				sealed++
-			}
-		}
-		if a.finished = sealed == len(a.streams); a.finished {
-			close(a.drained)
-		}
-	}
-	for _, seg := range s.segments {
-		if seg.refs--; seg.refs <= 0 { // the reference that held it during recovery
-			seg.refs = 1
-			s.unref(seg)
-		}
-	}
-	return nil
-}
-
-func (s *Store) recoverSegment(path string, removed map[job.Key]bool) error {
-	var number uint64
-	if _, err := fmt.Sscanf(filepath.Base(path), "%d", &number); err != nil {
-		return fmt.Errorf("%s is no segment: %w", path, err)
-	}
-	data, err := os.OpenFile(path+".seg", os.O_RDWR, 0)
-	if errors.Is(err, syscall.ENOENT) { // killed in the middle of its removal
-		return os.Remove(path + ".idx")
-	}
-	if err != nil {
-		return err
-	}
-	index, err := os.OpenFile(path+".idx", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	info, err := data.Stat()
-	if err != nil {
-		return err
-	}
-	raw, err := os.ReadFile(path + ".idx")
-	if err != nil {
-		return err
-	}
-	raw = raw[:len(raw)/entrySize*entrySize]
-	seg := &segment{
-		number: number, data: data, index: index, path: path, size: uint64(info.Size()), idxSize: int64(len(raw)), refs: 1,
-	}
-	s.segments[number] = seg
-	s.number = max(s.number, number)
-	s.total += info.Size()
-	s.replay(seg, raw, removed)
-	return nil
-}
-
-// replay turns index entries back into extents: a move reaches to the next
-// move, the last one to the end of the segment.
-func (s *Store) replay(seg *segment, raw []byte, removed map[job.Key]bool) {
-	var last *entry
-	settle := func(end uint64) {
-		if last != nil && end > last.segOff {
-			st := s.recovered(last.key).streams[last.stream-1]
-			st.add(extent{seg: seg, segOff: last.segOff, off: last.off, length: end - last.segOff, time: last.time})
-		}
-	}
-	for b := range slices.Chunk(raw, entrySize) {
-		e := decodeEntry(b)
-		switch {
-		case e.kind == kindRemoved:
-			removed[e.key] = true
-		case e.stream != Stdout && e.stream != Stderr:
-		case e.kind == kindEnd:
-			st := s.recovered(e.key).streams[e.stream-1]
-			st.sealed = true
-			if e.sum != [32]byte{} {
-				st.sha256 = hex.EncodeToString(e.sum[:])
-			}
-			st.size = max(st.size, e.off)
-			st.extents = append(st.extents, extent{seg: seg, off: e.off})
-			seg.refs++
-		case e.kind == kindMove:
-			settle(e.segOff)
-			last = &e
-		}
-	}
-	settle(seg.size)
-}
-
-func (s *Store) recovered(key job.Key) *attempt {
-	a := s.attempts[key]
-	if a == nil {
-		a = newAttempt(key, Options{})
-		s.attempts[key] = a
-	}
-	return a
 }

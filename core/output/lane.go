@@ -3,6 +3,7 @@ package output
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -26,7 +27,12 @@ func makeLane(dir string, number int) (*lane, error) {
 	base := filepath.Join(dir, strconv.Itoa(number))
 	l := Lanes{Stdout: base + ".out", Stderr: base + ".err"}
 	for _, p := range []string{l.Stdout, l.Stderr} {
-		if err := syscall.Mkfifo(p, 0o600); err != nil && !errors.Is(err, syscall.EEXIST) {
+		// A pipe of an earlier life may be another user's, and somebody may still
+		// write to it.
+		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("remove the old pipe %s: %w", p, err)
+		}
+		if err := syscall.Mkfifo(p, 0o600); err != nil {
 			return nil, fmt.Errorf("make the pipe %s: %w", p, err)
 		}
 	}

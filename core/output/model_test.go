@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -258,89 +259,86 @@ func (m *model) settle(f *tail) {
 	}
 }
 
-func pick[T any](t *rapid.T, from []T, what string) T {
-	if len(from) == 0 {
-		t.Skip("there is no " + what)
+// pick chooses one; without any the action is empty.
+func pick(t *rapid.T, from []*printer, do func(*printer)) {
+	if len(from) > 0 {
+		do(rapid.SampledFrom(from).Draw(t, "attempt"))
 	}
-	return from[rapid.IntRange(0, len(from)-1).Draw(t, what)]
 }
 
-// actions are what can happen to a worker and its jobs.
+// actions are what can happen to a worker and its jobs; what cannot happen now
+// does nothing.
 func (m *model) actions() map[string]func(*rapid.T) {
-	up := func(t *rapid.T) {
-		m.t = t
-		if m.store == nil {
-			t.Skip("the worker is dead")
+	always := func(f func(*rapid.T)) func(*rapid.T) {
+		return func(t *rapid.T) {
+			m.t = t
+			f(t)
 		}
 	}
-	stream := func(t *rapid.T, p *printer) (output.StreamID, uint64) {
+	up := func(f func(*rapid.T)) func(*rapid.T) {
+		return always(func(t *rapid.T) {
+			if m.store != nil {
+				f(t)
+			}
+		})
+	}
+	where := func(t *rapid.T, p *printer) (output.StreamID, uint64) {
 		id := output.StreamID(rapid.IntRange(1, 2).Draw(t, "stream"))
 		return id, uint64(rapid.IntRange(0, len(p.want[id-1])).Draw(t, "offset"))
 	}
 	return map[string]func(*rapid.T){
-		"take": func(t *rapid.T) { up(t); m.take() },
-		"write": func(t *rapid.T) {
-			m.t = t
-			p, i := pick(t, m.live, "attempt"), rapid.IntRange(0, 1).Draw(t, "stream")
-			if len(p.fds[i]) == 0 {
-				t.Skip("the stream is closed")
-			}
-			m.write(p, i, rapid.IntRange(0, len(p.fds[i])-1).Draw(t, "process"),
-				rapid.SampledFrom([]int{1, 100, 4095, 5000, 20_000, 70_000}).Draw(t, "bytes"))
-		},
-		"close a stream": func(t *rapid.T) {
-			m.t = t
-			pick(t, m.live, "attempt").quit(rapid.IntRange(0, 1).Draw(t, "stream"))
-		},
-		"end": func(t *rapid.T) {
-			m.t = t
-			p := pick(t, m.live, "attempt")
-			p.quit(0)
-			p.quit(1)
-			p.over = true
-		},
-		"finish": func(t *rapid.T) {
-			up(t)
-			m.finishOver()
-		},
-		"remove": func(t *rapid.T) {
-			up(t)
-			p := pick(t, m.finished, "finished attempt")
-			if err := m.store.Remove(p.key); err != nil {
-				t.Fatal(err)
-			}
-			m.finished = without(m.finished, p)
-		},
-		"read": func(t *rapid.T) {
-			up(t)
-			p := pick(t, append(append([]*printer{}, m.live...), m.finished...), "attempt")
-			id, from := stream(t, p)
-			m.read(p, id, from)
-		},
-		"follow": func(t *rapid.T) {
-			up(t)
-			p := pick(t, m.live, "attempt")
-			id, from := stream(t, p)
-			m.tail(p, id, from)
-		},
-		"leave":  func(t *rapid.T) { up(t); m.leave() },
-		"crash":  func(t *rapid.T) { up(t); m.crash() },
-		"reopen": func(t *rapid.T) { m.t = t; m.reopen() },
-		"": func(t *rapid.T) {
-			m.t = t
-			m.check()
-		},
+		"take":  up(func(*rapid.T) { m.take() }),
+		"write": always(func(t *rapid.T) { pick(t, m.live, m.print) }),
+		"close a stream": always(func(t *rapid.T) {
+			pick(t, m.live, func(p *printer) { p.quit(rapid.IntRange(0, 1).Draw(t, "stream")) })
+		}),
+		"end":    always(func(t *rapid.T) { pick(t, m.live, (*printer).end) }),
+		"finish": up(func(*rapid.T) { m.finishOver() }),
+		"remove": up(func(t *rapid.T) { pick(t, m.finished, m.remove) }),
+		"read": up(func(t *rapid.T) {
+			pick(t, slices.Concat(m.live, m.finished), func(p *printer) {
+				id, from := where(t, p)
+				m.read(p, id, from)
+			})
+		}),
+		"follow": up(func(t *rapid.T) {
+			pick(t, m.live, func(p *printer) {
+				id, from := where(t, p)
+				m.tail(p, id, from)
+			})
+		}),
+		"leave":  up(func(*rapid.T) { m.leave() }),
+		"crash":  up(func(*rapid.T) { m.crash() }),
+		"reopen": always(func(*rapid.T) { m.reopen() }),
+		"":       always(func(*rapid.T) { m.check() }),
 	}
 }
 
-func without(list []*printer, p *printer) []*printer {
-	var out []*printer
-	for _, x := range list {
-		if x != p {
-			out = append(out, x)
-		}
+// print lets one of the processes of an attempt write.
+func (m *model) print(p *printer) {
+	i := rapid.IntRange(0, 1).Draw(m.t, "stream")
+	if len(p.fds[i]) > 0 {
+		m.write(p, i, rapid.IntRange(0, len(p.fds[i])-1).Draw(m.t, "process"),
+			rapid.SampledFrom([]int{1, 100, 4095, 5000, 20_000, 70_000}).Draw(m.t, "bytes"))
 	}
-	return out
+}
+
+// end ends all processes of an attempt.
+func (p *printer) end() {
+	p.quit(0)
+	p.quit(1)
+	p.over = true
+}
+
+func (m *model) remove(p *printer) {
+	if err := m.store.Remove(p.key); err != nil {
+		m.t.Fatal(err)
+	}
+	m.finished = without(m.finished, p)
+}
+
+func without(list []*printer, p *printer) []*printer {
+	return slices.DeleteFunc(slices.Clone(list), func(x *printer) bool { return x == p })
 }
 
 func (m *model) reopen() {
@@ -391,9 +389,7 @@ func TestP8OutputOfAnyHistoryIsByteExact(t *testing.T) {
 		m.t = rt
 		m.reopen()
 		for _, p := range m.live {
-			p.quit(0)
-			p.quit(1)
-			p.over = true
+			p.end()
 		}
 		m.finishOver()
 		for range 2 { // as it was written, and as it is found again

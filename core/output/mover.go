@@ -201,6 +201,7 @@ func (s *Store) moveOnce(fd int, st *stream) error {
 	seg.size += uint64(n)
 	s.total += n
 	st.add(extent{seg: seg, segOff: e.segOff, off: e.off, length: uint64(n), time: now})
+	st.owner.note(seg)
 	st.lastWrite = now
 	delete(s.blocked, st)
 	passed := st.owner.opts.Policy == job.Fail && st.size > st.owner.opts.Limit && !st.exceeded

@@ -2,6 +2,7 @@ package output
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -172,11 +173,24 @@ func (st *stream) at(off uint64) (extent, *Gap, bool) {
 			continue
 		}
 		if e.off > off {
-			return extent{time: e.time}, &Gap{To: e.off, Reason: "RETENTION"}, true
+			return extent{time: e.time}, st.gap(off, e.off), true
 		}
 		return e, nil, true
 	}
-	return extent{}, &Gap{To: st.size, Reason: "RETENTION"}, true
+	return extent{}, st.gap(off, st.size), true
+}
+
+// gap declares the range, or its beginning when reasons differ.
+func (st *stream) gap(from, to uint64) *Gap {
+	for _, l := range st.lost {
+		switch {
+		case l.from <= from && from < l.to:
+			return &Gap{To: min(to, l.to), Reason: "DAMAGED"}
+		case from < l.from:
+			to = min(to, l.from)
+		}
+	}
+	return &Gap{To: to, Reason: "RETENTION"}
 }
 
 // lookup is at for callers without the lock; a found segment is held for reading.
@@ -213,6 +227,10 @@ func (r *Reader) fetch(c *cursor, f *found) (Chunk, error) {
 	skip := c.off - f.ext.off
 	n := min(f.ext.length-skip, uint64(len(r.buf)))
 	if _, err := f.ext.seg.data.ReadAt(r.buf[:n], int64(f.ext.segOff+skip)); err != nil {
+		if errors.Is(err, io.EOF) {
+			// Somebody cut the file. An end of file would pass for the stream's.
+			err = fmt.Errorf("%s is cut off: %w", f.ext.seg.path, io.ErrUnexpectedEOF)
+		}
 		return Chunk{}, errs.E("read output", errs.Internal, "OUTPUT", err)
 	}
 	out.Data = r.buf[:n]

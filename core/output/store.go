@@ -90,7 +90,8 @@ type attempt struct {
 	streams  [2]*stream
 	drained  chan struct{}
 	finished bool
-	lane     *lane // nil when no process can write any more
+	lane     *lane      // nil when no process can write any more
+	noted    []*segment // shared ones that speak of it
 }
 
 // stream is one of its two streams.
@@ -100,6 +101,7 @@ type stream struct {
 	fd        int
 	size      uint64 // bytes moved
 	extents   []extent
+	lost      []span   // what a damaged disk took
 	private   *segment // chunk that it goes on in
 	eof       bool
 	exceeded  bool
@@ -111,6 +113,9 @@ type stream struct {
 	changed   chan struct{} // closed and replaced when somebody waits and something changes
 	waiting   bool
 }
+
+// span is a range of a stream.
+type span struct{ from, to uint64 }
 
 // extent says where a range of a stream lies.
 type extent struct {
@@ -172,7 +177,7 @@ func Open(c Config) (*Store, error) {
 		return nil, errs.E("open the output store", errs.Internal, "OUTPUT", err)
 	}
 	if err := s.recover(); err != nil {
-		return nil, errs.E("recover the output store", errs.Internal, "OUTPUT", err)
+		return nil, errs.E("recover the output store", errs.Internal, "OUTPUT", errors.Join(err, s.Close()))
 	}
 	return s, nil
 }
@@ -395,7 +400,8 @@ func (s *Store) Finish(ctx context.Context, key job.Key) (stdout, stderr job.Str
 // seal hashes the rest of a stream and writes its END entry.
 func (s *Store) seal(ctx context.Context, st *stream) (job.Stream, error) {
 	s.mu.Lock()
-	done, sum := st.owner.finished, job.Stream{Size: st.size, SHA256: st.sha256}
+	// One stream of an attempt may have been sealed before a crash, the other not.
+	done, sum := st.sealed, job.Stream{Size: st.size, SHA256: st.sha256}
 	s.mu.Unlock()
 	if done {
 		return sum, nil
@@ -437,13 +443,22 @@ func (s *Store) Remove(key job.Key) error {
 		s.mu.Unlock()
 		return errs.E("remove output", errs.Precondition, "OUTPUT_OPEN", fmt.Errorf("attempt %v is not finished", key))
 	}
+	s.mu.Unlock()
+	err := s.writeRemoved(a)
+	s.mu.Lock()
 	s.drop(a)
 	s.mu.Unlock()
-	return s.writeRemoved(key)
+	if isNoSpace(err) {
+		err = s.writeRemoved(a) // now there may be room
+	}
+	return err
 }
 
 // drop lets go of everything an attempt has; s.mu is held.
 func (s *Store) drop(a *attempt) {
+	if s.attempts[a.key] != a {
+		return
+	}
 	delete(s.attempts, a.key)
 	for _, st := range a.streams {
 		for _, e := range st.extents {

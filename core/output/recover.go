@@ -1,0 +1,256 @@
+package output
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/droverhq/drover/core/job"
+)
+
+// recovery rebuilds the memory of a store from its index files. A kill of the
+// worker leaves them whole; a crash of the host, a full disk or a bad one may
+// not. What is not surely a stream's own is declared as lost, never guessed (P8).
+type recovery struct {
+	s       *Store
+	removed map[job.Key]*segment // the segment that says so
+	newest  map[*stream]*piece   // a stream's newest move, whose end is still open
+	ends    map[*stream][]extent // entries of sealed streams: no bytes, at their size
+}
+
+// piece is a move as its index entry announces it. How much was moved follows
+// from the next entry of the segment, and again from the next one of the stream.
+type piece struct {
+	st     *stream
+	seg    *segment
+	segOff uint64
+	off    uint64
+	length uint64 // at the most
+	sure   bool   // exactly that
+	time   time.Time
+}
+
+// recover rebuilds the memory from the indexes.
+func (s *Store) recover() error {
+	r := &recovery{
+		s: s, removed: map[job.Key]*segment{}, newest: map[*stream]*piece{}, ends: map[*stream][]extent{},
+	}
+	if err := r.orphans(); err != nil {
+		return err
+	}
+	names, err := filepath.Glob(filepath.Join(s.config.Dir, "segments", "*.idx"))
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if err := r.segment(strings.TrimSuffix(name, ".idx")); err != nil {
+			return err
+		}
+	}
+	r.settleAll()
+	for key, grave := range r.removed {
+		if a := s.attempts[key]; a != nil {
+			s.bury(a, grave)
+			s.drop(a)
+		}
+	}
+	for _, a := range s.attempts {
+		if a.finished = a.streams[0].sealed && a.streams[1].sealed; a.finished {
+			close(a.drained)
+		}
+	}
+	for _, seg := range s.segments {
+		s.unref(seg) // the reference that held it during recovery
+	}
+	return nil
+}
+
+// orphans removes segments without an index: the worker was killed between
+// making, or removing, the two files.
+func (r *recovery) orphans() error {
+	names, err := filepath.Glob(filepath.Join(r.s.config.Dir, "segments", "*.seg"))
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		_, err := os.Stat(strings.TrimSuffix(name, ".seg") + ".idx")
+		if !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		r.s.config.Log.Info("segment without index removed", "path", name)
+		if err := os.Remove(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// segment opens the two files of a segment and replays its index.
+func (r *recovery) segment(path string) error {
+	s := r.s
+	var number uint64
+	if _, err := fmt.Sscanf(filepath.Base(path), "%d", &number); err != nil {
+		return fmt.Errorf("%s is no segment: %w", path, err)
+	}
+	raw, err := os.ReadFile(path + ".idx")
+	if err != nil {
+		return err
+	}
+	// The bytes may be gone with a crash of the host; what is known of them is not.
+	data, err := os.OpenFile(path+".seg", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	index, err := os.OpenFile(path+".idx", os.O_RDWR, 0)
+	if err != nil {
+		return errors.Join(err, data.Close())
+	}
+	info, err := data.Stat()
+	if err != nil {
+		return errors.Join(err, data.Close(), index.Close())
+	}
+	raw = raw[:len(raw)/entrySize*entrySize]
+	seg := &segment{
+		number: number, data: data, index: index, path: path, size: uint64(info.Size()), idxSize: int64(len(raw)), refs: 1,
+	}
+	s.segments[number] = seg
+	s.number = max(s.number, number)
+	s.total += info.Size()
+	r.replay(seg, raw)
+	return nil
+}
+
+// replay turns index entries back into extents: a move reaches to the next
+// move, the last one to the end of the segment.
+func (r *recovery) replay(seg *segment, raw []byte) {
+	var last *piece
+	damaged := 0
+	for b := range slices.Chunk(raw, entrySize) {
+		e, ok := decodeEntry(b)
+		if ok && e.kind == kindMove && last != nil && e.segOff < last.segOff {
+			ok = false // segments only grow
+		}
+		switch {
+		case !ok:
+			damaged++
+			if last != nil {
+				last.sure = false // the entry may have been of the move after it
+			}
+		case e.kind == kindRemoved:
+			r.removed[e.key] = seg
+		case e.kind == kindEnd:
+			r.end(seg, &e)
+		default:
+			r.bound(last, e.segOff)
+			last = r.move(seg, &e)
+		}
+	}
+	r.bound(last, seg.size)
+	if damaged > 0 {
+		r.s.config.Log.Warn("output index is damaged", "path", seg.path+".idx", "entries", damaged)
+	}
+}
+
+// bound tells a piece where the next one of its segment begins. Nothing moves
+// more at once than sizes.move, which never becomes less with a version.
+func (r *recovery) bound(p *piece, end uint64) {
+	if p == nil || end <= p.segOff {
+		return
+	}
+	p.length = end - p.segOff
+	if most := r.s.config.sizes.move; p.length > most {
+		p.length, p.sure = most, false
+	}
+}
+
+// move takes an entry of a move up.
+func (r *recovery) move(seg *segment, e *entry) *piece {
+	a := r.s.recovered(e.key)
+	a.note(seg)
+	st := a.streams[e.stream-1]
+	p := &piece{st: st, seg: seg, segOff: e.segOff, off: e.off, sure: true, time: e.time}
+	r.settle(st, e.off)
+	if e.off < st.size {
+		// Offsets only grow. The bytes that came first stay the ones that count:
+		// two reads never disagree.
+		r.s.config.Log.Warn("output index contradicts itself", "path", seg.path+".idx", "job", e.key.Job, "offset", e.off)
+		return p
+	}
+	r.newest[st] = p
+	return p
+}
+
+// end takes up that a stream is sealed.
+func (r *recovery) end(seg *segment, e *entry) {
+	a := r.s.recovered(e.key)
+	a.note(seg)
+	a.opts.Policy = job.OutputPolicy(e.segOff)
+	st := a.streams[e.stream-1]
+	st.sealed, st.sha256 = true, ""
+	if e.sum != [32]byte{} {
+		st.sha256 = hex.EncodeToString(e.sum[:])
+	}
+	r.ends[st] = append(r.ends[st], extent{seg: seg, off: e.off})
+	seg.refs++
+}
+
+// settle ends a stream's newest piece where the stream goes on.
+func (r *recovery) settle(st *stream, next uint64) {
+	p := r.newest[st]
+	if p == nil {
+		return
+	}
+	delete(r.newest, st)
+	if span := max(next, p.off) - p.off; p.length >= span {
+		p.length, p.sure = span, true
+	}
+	r.keep(p)
+}
+
+// keep makes a piece readable, as far as its bytes are there and its own.
+func (r *recovery) keep(p *piece) {
+	have := min(p.length, max(p.seg.size, p.segOff)-p.segOff)
+	if !p.sure {
+		have = 0
+	}
+	if have > 0 {
+		p.st.add(extent{seg: p.seg, segOff: p.segOff, off: p.off, length: have, time: p.time})
+	}
+	if have < p.length {
+		p.st.lost = append(p.st.lost, span{p.off + have, p.off + p.length})
+		p.st.size = max(p.st.size, p.off+p.length)
+	}
+}
+
+// settleAll ends every stream: a sealed one at its size.
+func (r *recovery) settleAll() {
+	for st, ends := range r.ends {
+		size := ends[len(ends)-1].off
+		r.settle(st, size)
+		for i := range st.extents {
+			e := &st.extents[i]
+			e.length = min(e.length, max(size, e.off)-e.off)
+		}
+		st.size = size
+		st.extents = append(st.extents, ends...)
+	}
+	for _, p := range r.newest {
+		r.keep(p)
+	}
+}
+
+func (s *Store) recovered(key job.Key) *attempt {
+	a := s.attempts[key]
+	if a == nil {
+		a = newAttempt(key, Options{})
+		s.attempts[key] = a
+	}
+	return a
+}
