@@ -26,6 +26,7 @@ type segment struct {
 	path    string // without suffix
 	size    uint64 // bytes moved; written by the mover only
 	idxSize int64
+	dirty   bool         // moved to in this life of the worker; guarded by Store.mu
 	refs    int          // streams and current uses; guarded by Store.mu
 	graves  []*segment   // which say that attempts in this one were removed; guarded by Store.mu
 	readers atomic.Int32 // reads under way, which keep the files open
@@ -37,6 +38,7 @@ const (
 	kindMove    = 1
 	kindEnd     = 2 // a stream is sealed
 	kindRemoved = 3 // an attempt was removed
+	kindSize    = 4 // how far the segment reached when the worker left
 )
 
 // entrySize is fixed: time 8, job 16, attempt 4, stream 1, kind 1, check 2,
@@ -89,6 +91,8 @@ func decodeEntry(b []byte) (e entry, ok bool) {
 	switch e.kind {
 	case kindRemoved:
 		return e, true
+	case kindSize:
+		return e, e.segOff < maxOffset
 	case kindMove, kindEnd:
 		return e, (e.stream == Stdout || e.stream == Stderr) && e.off < maxOffset && e.segOff < maxOffset
 	default:
@@ -170,6 +174,15 @@ func (s *Store) announce(seg *segment, e *entry) error {
 	}
 	seg.idxSize += entrySize
 	return nil
+}
+
+// announceSize bounds the last move for a host that crashes later. Without it
+// that move is in doubt then, so it is a wish.
+func (s *Store) announceSize(seg *segment) {
+	e := entry{time: s.config.Now(), kind: kindSize, segOff: seg.size}
+	if err := s.announce(seg, &e); err != nil {
+		s.config.Log.Warn("output index not closed", "path", seg.path, "error", err)
+	}
 }
 
 // writeEnd seals a stream in the index of the newest shared segment.

@@ -199,6 +199,7 @@ func (s *Store) moveOnce(fd int, st *stream) error {
 	}
 	s.mu.Lock()
 	seg.size += uint64(n)
+	seg.dirty = true
 	s.total += n
 	st.add(extent{seg: seg, segOff: e.segOff, off: e.off, length: uint64(n), time: now})
 	st.owner.note(seg)

@@ -16,9 +16,11 @@ import (
 
 // recovery rebuilds the memory of a store from its index files. A kill of the
 // worker leaves them whole; a crash of the host, a full disk or a bad one may
-// not. What is not surely a stream's own is declared as lost, never guessed (P8).
+// not. What is not surely a stream's own is declared as lost, never guessed (P8):
+// without a later entry nothing tells where the last move of a segment ends.
 type recovery struct {
 	s       *Store
+	crashed bool                 // the host may have: it has booted since
 	removed map[job.Key]*segment // the segment that says so
 	newest  map[*stream]*piece   // a stream's newest move, whose end is still open
 	ends    map[*stream][]extent // entries of sealed streams: no bytes, at their size
@@ -40,6 +42,10 @@ type piece struct {
 func (s *Store) recover() error {
 	r := &recovery{
 		s: s, removed: map[job.Key]*segment{}, newest: map[*stream]*piece{}, ends: map[*stream][]extent{},
+	}
+	mark := filepath.Join(s.config.Dir, "boot")
+	if last, err := os.ReadFile(mark); err == nil {
+		r.crashed = string(last) != s.config.Boot
 	}
 	if err := r.orphans(); err != nil {
 		return err
@@ -68,6 +74,9 @@ func (s *Store) recover() error {
 	}
 	for _, seg := range s.segments {
 		s.unref(seg) // the reference that held it during recovery
+	}
+	if err := os.WriteFile(mark, []byte(s.config.Boot), 0o600); err != nil {
+		s.config.Log.Warn("boot of the host not noted", "path", mark, "error", err)
 	}
 	return nil
 }
@@ -147,10 +156,16 @@ func (r *recovery) replay(seg *segment, raw []byte) {
 			r.removed[e.key] = seg
 		case e.kind == kindEnd:
 			r.end(seg, &e)
+		case e.kind == kindSize:
+			r.bound(last, e.segOff)
+			last = nil
 		default:
 			r.bound(last, e.segOff)
 			last = r.move(seg, &e)
 		}
+	}
+	if last != nil && r.crashed {
+		last.sure = false // a later entry may not have come to the disk
 	}
 	r.bound(last, seg.size)
 	if damaged > 0 {

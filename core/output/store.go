@@ -47,6 +47,7 @@ func defaultSizes() sizes {
 type Config struct {
 	Dir   string // lanes and segments lie below it
 	Quota int64  // bytes of all output; 0: 8 GiB, or half of the free space if less
+	Boot  string // names the boot of the host; "": the kernel's boot id
 	Log   *slog.Logger
 	Now   func() time.Time // nil: time.Now
 	// Exceeded is called once per stream with policy Fail that passes its limit.
@@ -150,6 +151,11 @@ func Open(c Config) (*Store, error) {
 	if c.sizes == (sizes{}) {
 		c.sizes = defaultSizes()
 	}
+	if c.Boot == "" {
+		// Without one, every boot is the same: nothing is known of crashes.
+		id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		c.Boot = string(id)
+	}
 	if c.fault == nil {
 		c.fault = func(string) error { return nil }
 	}
@@ -210,6 +216,9 @@ func (s *Store) Close() error {
 		}
 	}
 	for _, seg := range s.segments {
+		if seg.dirty {
+			s.announceSize(seg)
+		}
 		seg.close()
 	}
 	return errors.Join(unix.Close(s.epoll), unix.Close(s.wake))
