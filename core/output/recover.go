@@ -239,6 +239,10 @@ func (r *recovery) keep(p *piece) {
 		p.st.add(extent{seg: p.seg, segOff: p.segOff, off: p.off, length: have, time: p.time})
 	}
 	if have < p.length {
+		// An extent without bytes holds the entry, so that the next life of the
+		// worker knows of the loss too.
+		p.st.extents = append(p.st.extents, extent{seg: p.seg, off: p.off + have})
+		p.seg.refs++
 		p.st.lost = append(p.st.lost, span{p.off + have, p.off + p.length})
 		p.st.size = max(p.st.size, p.off+p.length)
 	}
