@@ -35,3 +35,10 @@ func (s *Store) Abandon() {
 	_ = unix.Close(s.epoll)
 	_ = unix.Close(s.wake)
 }
+
+// NudgeQuota changes the quota, as more room for the same worker would.
+func (s *Store) NudgeQuota(n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.quota = n
+}
