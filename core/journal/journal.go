@@ -78,6 +78,8 @@ type Journal struct {
 	size     int64 // bytes known good
 	reserved int64 // bytes the file system has promised
 	dead     int64 // bytes of frames that no live attempt needs
+	torn     bool  // a partial batch lies behind size
+	unsynced bool  // a sync failed: a raised term may not be on the disk
 	index    index
 	buf      []byte
 }
@@ -180,8 +182,8 @@ func (j *Journal) Append(records ...Record) error {
 		start = ends[i]
 	}
 	j.size += int64(len(j.buf))
-	if j.index.fence.Term > term || j.index.epoch > epoch {
-		if err := j.f.Sync(); err != nil {
+	if j.index.fence.Term > term || j.index.epoch > epoch || j.unsynced {
+		if err := j.sync(); err != nil {
 			return errs.E("append to journal", errs.Internal, ReasonWrite, fmt.Errorf("sync a raised term or epoch: %w", err))
 		}
 	}
@@ -194,20 +196,44 @@ func (j *Journal) Append(records ...Record) error {
 	return nil
 }
 
+// sync brings the journal to the disk. After a sync that failed the kernel holds
+// pages for clean that are not (fsync(2)), and only a new file can be trusted.
+func (j *Journal) sync() error {
+	if j.unsynced {
+		return j.rewrite()
+	}
+	err := j.f.Sync()
+	j.unsynced = err != nil
+	return err
+}
+
 // write puts p at the end, or restores the end when only a part went in.
 func (j *Journal) write(p []byte) error {
+	const op = "append to journal"
+	if j.torn {
+		if err := j.cut(); err != nil {
+			return errs.E(op, errs.Exhausted, ReasonWrite, err)
+		}
+	}
 	n, err := j.f.Write(p)
 	if err == nil {
 		return nil
 	}
 	if n > 0 {
-		if cut := j.f.Truncate(j.size); cut != nil {
-			err = errors.Join(err, fmt.Errorf("cut the partial batch: %w", cut))
-		} else {
-			j.reserved = j.size
-		}
+		err = errors.Join(err, j.cut())
 	}
-	return errs.E("append to journal", errs.Exhausted, ReasonWrite, err)
+	return errs.E(op, errs.Exhausted, ReasonWrite, err)
+}
+
+// cut removes a partial batch. Until it is gone nothing may follow it: whole
+// records behind half a one are damage to whoever reads the file.
+func (j *Journal) cut() error {
+	j.torn = true
+	if err := j.f.Truncate(j.size); err != nil {
+		return fmt.Errorf("cut the partial batch: %w", err)
+	}
+	j.torn, j.reserved = false, j.size
+	return nil
 }
 
 // reserve keeps blocks ahead of the end, so that stops and results can still be
@@ -273,6 +299,7 @@ func (j *Journal) rewrite() error {
 		j.log.Warn("old journal not closed", "path", j.path, "error", err)
 	}
 	j.f, j.index, j.size, j.reserved, j.dead = f, live, size, size, 0
+	j.torn, j.unsynced = false, false
 	return nil
 }
 

@@ -46,9 +46,9 @@ type hosted struct {
 	pending  *runnerv1.SessionRequest
 	wake     chan struct{}
 	draining bool
-	deaths   int  // in a row, for people
-	futile   int  // lives in a row that were short and started nothing
-	useful   bool // the present life has started a job
+	deaths   int                // in a row, for people
+	futile   int                // lives in a row that were short and started nothing
+	useful   bool               // the present life has started a job
 	session  context.CancelFunc // ends the present session, for a fresh replay
 	resumed  bool               // attempts holds all that the worker has not on disk
 	graves   []*grave
