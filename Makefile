@@ -12,7 +12,7 @@ BUF := $(GO) tool -modfile=tools/buf/go.mod buf
 LINT := $(GO) tool -modfile=tools/lint/go.mod golangci-lint
 GOFUMPT := $(GO) tool -modfile=tools/gofumpt/go.mod gofumpt
 
-.PHONY: build demo test sim lint gen gen-check bench clean fmt help FORCE
+.PHONY: build demo test sim chaos lint gen gen-check bench clean fmt help FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test: build ## unit, property, conformance, command-line and end-to-end tests
 
 sim: ## 100,000 simulated schedules of faults, and the planted bugs that they must find
 	DROVER_LONG=1 DROVER_SIM_SEEDS=100000 $(GO) test -count=1 -timeout 60m -v ./test/sim
+
+chaos: build ## kill the daemons of a cluster a thousand times and settle accounts
+	@bin/drover chaos --kills 1000 --minutes 20 --jobs 40
 
 lint: ## formatting, static checks, protocol checks, reproducible generated code
 	@out="$$($(GOFUMPT) -l $$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$'))"; \

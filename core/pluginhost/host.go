@@ -270,6 +270,7 @@ func (h *Host) host(m Manifest, proc *process) *hosted {
 		return known
 	}
 	h.byKey[p.key()] = p
+	p.process = proc // from the beginning: Resume looks at it
 	h.wait.Go(func() {
 		p.run(h.base, proc)
 		h.mu.Lock()
@@ -470,7 +471,7 @@ func (h *Host) bury(r record, attempts []Attempt) (others []Attempt) {
 		}
 	}
 	p := h.heir(r.Name, r.Version, r.SHA256)
-	p.settle(r, left, h.hold(p, mine, false))
+	p.inherit(r, left, h.hold(p, mine, false))
 	return others
 }
 
@@ -500,8 +501,8 @@ func (h *Host) alone(plugin string, a Attempt) {
 		return
 	}
 	p := h.heir(a.Runner.Name, a.Runner.Version, a.Runner.SHA256)
-	h.hold(p, []Attempt{a}, false)
-	p.adopt(a.ID)
+	started := &runnerv1.Started{Id: a.ID, Pid: int64(a.PID), StartTicks: a.StartTicks}
+	p.inherit(record{}, runner.Journal{Started: map[string]*runnerv1.Started{a.ID: started}}, h.hold(p, []Attempt{a}, false))
 }
 
 // orphanEnded notes the end of an adopted process.

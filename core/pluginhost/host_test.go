@@ -19,6 +19,7 @@ import (
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/pluginhost"
+	"github.com/droverhq/drover/plugins/runner"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
 
@@ -510,6 +511,75 @@ func TestARestartedWorkerFindsItsJobs(t *testing.T) {
 		}
 	}
 	w.Ack("quick", "slow", "never")
+}
+
+// TestTheNextPluginWatchesWhatAKilledOneLeft: the plugin is killed, then the
+// worker, and then a job ends that has neither as its parent any more. The next
+// process of the plugin was asked to watch it and has seen the end.
+func TestTheNextPluginWatchesWhatAKilledOneLeft(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "bash")
+	w.awaitState("bash", "ready")
+	m, err := pluginhost.Verify(w.dir, "bash")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gate := filepath.Join(t.TempDir(), "gate")
+	if err := syscall.Mkfifo(gate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.startScript("a", "read x < "+gate+"; exit 42")
+	e := w.await("start of a", func(e pluginhost.Event) bool { return e.ID == "a" && e.Started != nil })
+	pid := int(e.Started.GetPid())
+	if err := syscall.Kill(w.pluginPID("bash"), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	journals := func() (dirs []string) {
+		dirs, _ = filepath.Glob(filepath.Join(w.state, "run", "bash-*"))
+		return dirs
+	}
+	seen := func(what string, ok func(runner.Journal) bool) {
+		t.Helper()
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			for _, dir := range journals() {
+				if j, err := runner.ReadJournal(dir); err == nil && ok(j) {
+					return
+				}
+			}
+			if time.Now().After(end) {
+				t.Fatalf("no journal has %s", what)
+			}
+		}
+	}
+	w.startScript("after", "exit 5") // the next process runs
+	w.awaitExit("after")
+	seen("both", func(j runner.Journal) bool { return j.Started["a"].GetPid() == int64(pid) && j.Exited["after"] != nil })
+	w.close()
+	w.mu.Lock()
+	w.events = nil
+	w.mu.Unlock()
+	if err := os.WriteFile(gate, []byte("x\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	seen("the exit", func(j runner.Journal) bool { return j.Exited["a"].GetExitCode() == 42 })
+	if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil { // as init does it
+		t.Fatal(err)
+	}
+	w.open()
+	if err := w.Resume(t.Context(), []pluginhost.Attempt{{
+		ID: "a", Runner: pluginhost.Runner{Name: "bash", Version: m.Version, SHA256: m.SHA256}, PID: pid, StartTicks: e.Started.GetStartTicks(),
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	if e := w.awaitExit("a"); e.Exited.GetExitCode() != 42 || e.Evidence != job.PidFD {
+		t.Errorf("a: %+v", e)
+	}
+	w.Ack("a")
+	for end := time.Now().Add(20 * time.Second); len(journals()) > 1; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("left: %q", journals())
+		}
+	}
 }
 
 // TestAnAckThatGotLostIsMadeGood: a worker was killed after it had an exit on

@@ -109,20 +109,57 @@ func (p *hosted) died(proc *process) {
 
 // settle goes through attempts of a dead process.
 func (p *hosted) settle(r record, left runner.Journal, ids []string) {
+	// Before the news: the answer to it may close the grave.
+	p.bury(r, left, ids)
+	for _, id := range ids {
+		p.settleOne(id, left.Started[id], left.Exited[id])
+	}
+	p.closeGraves(nil)
+}
+
+// inherit settles what a process has left that died before this worker began. The
+// present process of the plugin may have been watching it and is heard first:
+// what it saw end while there was no worker is gone now.
+func (p *hosted) inherit(r record, left runner.Journal, ids []string) {
+	p.mu.Lock()
+	lives := p.process != nil
+	p.mu.Unlock()
+	if !lives {
+		p.settle(r, left, ids)
+		return
+	}
+	p.bury(r, left, ids)
+	var now []string
+	p.mu.Lock()
+	for _, id := range ids {
+		g := p.attempts[id]
+		if left.Exited[id].GetResult() != nil {
+			now = append(now, id)
+			continue
+		}
+		g.held, g.begun, g.ended = true, left.Started[id], left.Exited[id]
+	}
+	p.mu.Unlock()
+	for _, id := range now {
+		p.settleOne(id, left.Started[id], left.Exited[id])
+	}
+	p.closeGraves(nil)
+}
+
+// bury keeps what a dead process has left until nobody needs it any more.
+func (p *hosted) bury(r record, left runner.Journal, ids []string) {
+	if r.Dir == "" {
+		return
+	}
 	buried := &grave{record: r, ids: map[string]bool{}}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, id := range ids {
 		if mentions(left, id) && p.attempts[id] != nil {
 			buried.ids[id] = true
 		}
 	}
-	// Before the news: the answer to it may close the grave.
 	p.graves = append(p.graves, buried)
-	p.mu.Unlock()
-	for _, id := range ids {
-		p.settleOne(id, left)
-	}
-	p.closeGraves(nil)
 }
 
 // mentions tells whether a plugin process began to start an attempt.
@@ -149,11 +186,15 @@ func (p *hosted) closeGraves(acked []string) {
 	}
 }
 
-func (p *hosted) settleOne(id string, left runner.Journal) {
+// settleOne settles one of them by what the journal of the process says, or, when
+// it says nothing, by what that of an earlier one said.
+func (p *hosted) settleOne(id string, started *runnerv1.Started, exited *runnerv1.Exited) {
 	h := p.host
-	started, exited := left.Started[id], left.Exited[id]
 	p.mu.Lock()
 	g := p.attempts[id]
+	if g != nil && started == nil && exited == nil {
+		started, exited = g.begun, g.ended
+	}
 	if g == nil || g.exited || g.adopted && exited == nil {
 		p.mu.Unlock()
 		return

@@ -66,6 +66,9 @@ type given struct {
 	exited  bool
 	adopted bool
 	held    bool // known from an earlier worker, not confirmed by the plugin yet
+	// What the journal of a dead process says of a held one.
+	begun *runnerv1.Started
+	ended *runnerv1.Exited
 }
 
 func newGiven() *given { return &given{handle: -1} }
@@ -416,11 +419,16 @@ func (p *hosted) receive(stream grpc.BidiStreamingClient[runnerv1.SessionRequest
 				out = append(out, p.ended(e))
 			}
 		}
+		var orphans []string
 		if f.GetSynced() {
-			out = append(out, p.unknown()...)
+			news, left := p.unknown()
+			out, orphans = append(out, news...), left
 		}
 		p.mu.Unlock()
 		p.host.emit(out)
+		for _, id := range orphans {
+			p.settleOne(id, nil, nil)
+		}
 	}
 }
 
@@ -440,20 +448,24 @@ func (p *hosted) ended(e *runnerv1.Exited) Event {
 }
 
 // unknown tells of held attempts that the plugin has never heard of; p.mu is held.
-func (p *hosted) unknown() (out []Event) {
+func (p *hosted) unknown() (out []Event, orphans []string) {
 	for id, g := range p.attempts {
-		if !g.held {
-			continue
-		}
-		g.held = false
-		delete(p.attempts, id)
-		if g.pid == 0 {
-			out = append(out, Event{Plugin: p.key(), ID: id, Unknown: true})
-		} else {
-			out = append(out, Event{Plugin: p.key(), ID: id, Lost: true})
+		switch {
+		case !g.held:
+		case g.begun != nil || g.ended != nil:
+			// Another process began it, and this one was not asked to watch it.
+			orphans = append(orphans, id)
+		default:
+			g.held = false
+			delete(p.attempts, id)
+			if g.pid == 0 {
+				out = append(out, Event{Plugin: p.key(), ID: id, Unknown: true})
+			} else {
+				out = append(out, Event{Plugin: p.key(), ID: id, Lost: true})
+			}
 		}
 	}
-	return out
+	return out, orphans
 }
 
 // drain takes nothing new and ends the plugin after its last job.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/droverhq/drover/cmd/drover/internal/dev"
+	"github.com/droverhq/drover/core/scheduler"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -58,22 +59,11 @@ func (r *run) killer(ctx, attack context.Context, enough func(), number int, ran
 
 // kill kills a daemon and waits until it, or what takes its place, is back.
 func (r *run) kill(ctx context.Context, name string, down time.Duration) error {
-	role, worker := "plugin", ""
-	switch w, _, isPlugin := strings.Cut(name, "/"); {
-	case name == "scheduler":
-		role = "scheduler"
-	case isPlugin:
-		worker = w
-	default:
-		role, worker = "worker", w
-	}
-	var before string // where the worker was reached
-	if role == "worker" {
-		w, err := r.worker(ctx, worker)
-		if err != nil {
-			return err
-		}
-		before = w.GetAddress()
+	role := "worker"
+	if name == "scheduler" {
+		role = name
+	} else if strings.Contains(name, "/") {
+		role = "plugin"
 	}
 	victim, err := r.find(ctx, name)
 	if err != nil {
@@ -82,6 +72,7 @@ func (r *run) kill(ctx context.Context, name string, down time.Duration) error {
 	if err := victim.Kill(); err != nil {
 		return err
 	}
+	killed := time.Now()
 	r.count(func(l *Ledger) {
 		l.Killed[role]++
 		l.MinUnderWay = min(l.MinUnderWay, r.under)
@@ -103,19 +94,11 @@ func (r *run) kill(ctx context.Context, name string, down time.Duration) error {
 		})
 	}
 	return until(ctx, "wait for the worker "+name, func() (bool, error) {
-		w, err := r.worker(ctx, name)
-		return err == nil && w.GetAddress() != before && w.GetState() == droverv1.WorkerState_WORKER_STATE_ONLINE, err
-	})
-}
-
-// worker asks the scheduler for a worker, for as long as it takes.
-func (r *run) worker(ctx context.Context, name string) (w *droverv1.Worker, err error) {
-	err = until(ctx, "ask for the worker "+name, func() (bool, error) {
 		got, err := r.api.GetWorker(ctx, &droverv1.GetWorkerRequest{WorkerId: name})
-		w = got.GetWorker()
-		return err == nil, err
+		// A lease that was renewed after the kill is the new process's.
+		renewed := got.GetWorker().GetLeaseExpires().AsTime().Add(-scheduler.DefaultLease)
+		return err == nil && renewed.After(killed) && got.GetWorker().GetState() == droverv1.WorkerState_WORKER_STATE_ONLINE, err
 	})
-	return w, err
 }
 
 // find waits for a daemon to live.
