@@ -175,6 +175,7 @@ const (
 	ReasonNoRunner      = "NO_RUNNER"
 	ReasonNoScript      = "NO_SCRIPT"
 	ReasonNoLabels      = "NO_LABELS"
+	ReasonConnecting    = "CONNECTING" // a worker has not told yet what it offers
 	ReasonNoSlot        = "NO_SLOT"
 	ReasonWorkerOffline = "WORKER_OFFLINE"
 	ReasonWorkerDrained = "WORKER_DRAINED"

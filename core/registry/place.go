@@ -19,6 +19,8 @@ func (e *entry) fit(s *job.Spec) string {
 		return job.ReasonWorkerDrained
 	case !e.hasLabels(s.Labels):
 		return job.ReasonNoLabels
+	case s.Path != "" && !e.Listed:
+		return job.ReasonConnecting
 	case !e.serves(s.Command, s.Path):
 		return job.ReasonNoRunner
 	case s.Path != "" && !e.offers(s.Path):
@@ -43,6 +45,8 @@ func (e *entry) hasLabels(want map[string]string) bool {
 var nearness = map[string]int{
 	job.ReasonWorkerOffline: 1, job.ReasonWorkerDrained: 2, job.ReasonNoLabels: 3,
 	job.ReasonNoRunner: 4, job.ReasonNoScript: 5, job.ReasonNoSlot: 6,
+	// It may be the one: nobody knows yet.
+	job.ReasonConnecting: 7,
 }
 
 // Place chooses a worker for a job: the named one, or of all that fit the one
@@ -89,7 +93,14 @@ func lessLoaded(a, b *entry) bool {
 
 // Explain is a reason in words, one line, for the job that waits.
 func Explain(reason string, s *job.Spec) string {
+	if s.Worker != "" {
+		if text := explainNamed(reason, s); text != "" {
+			return text
+		}
+	}
 	switch reason {
+	case job.ReasonConnecting:
+		return "a worker has just come and has not told yet what it offers"
 	case job.ReasonNoWorker:
 		return "no worker is online"
 	case job.ReasonWorkerOffline:
@@ -116,11 +127,30 @@ func Explain(reason string, s *job.Spec) string {
 	}
 }
 
-// Commands lists what the online workers can run, for messages.
-func (r *Registry) Commands(path string) []string {
+// explainNamed speaks of the one worker that was asked for.
+func explainNamed(reason string, s *job.Spec) string {
+	switch reason {
+	case job.ReasonConnecting:
+		return fmt.Sprintf("the worker %q has just come and has not told yet what it offers", s.Worker)
+	case job.ReasonWorkerDrained:
+		return fmt.Sprintf("the worker %q is draining", s.Worker)
+	case job.ReasonNoRunner:
+		return fmt.Sprintf("the worker %q cannot run the command %q", s.Worker, s.Command)
+	case job.ReasonNoScript:
+		return fmt.Sprintf("the worker %q does not have the script %q", s.Worker, s.Path)
+	case job.ReasonNoSlot:
+		return fmt.Sprintf("the worker %q is full", s.Worker)
+	default:
+		return ""
+	}
+}
+
+// Commands lists what the online workers, or the one that is named, can run, for
+// messages.
+func (r *Registry) Commands(worker, path string) []string {
 	seen := map[string]bool{}
 	for _, e := range r.byID {
-		if e.State != Online {
+		if e.State != Online || worker != "" && e.Name != worker && e.ID.String() != worker {
 			continue
 		}
 		for _, c := range e.Commands {

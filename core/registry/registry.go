@@ -49,7 +49,8 @@ type Worker struct {
 	Runners     []job.RunnerInfo
 	Scripts     job.ScriptIndex
 	Conditions  []job.Condition
-	Running     int // attempts that the scheduler has placed there
+	Listed      bool // it has told what runners and scripts it has since it came
+	Running     int  // attempts that the scheduler has placed there
 	State       State
 	Drain       bool // by an operator
 	DrainReason string
@@ -97,7 +98,7 @@ func (r *Registry) Load(w Worker) {
 	if w.State != Deregistered {
 		w.State = Offline
 	}
-	w.Running, w.LeaseEnd = 0, time.Time{}
+	w.Running, w.LeaseEnd, w.Listed = 0, time.Time{}, false
 	r.put(&entry{Worker: w})
 }
 
@@ -138,6 +139,7 @@ func (r *Registry) Register(now time.Time, reg Registration, fresh job.WorkerID)
 	if e == nil {
 		e = &entry{Worker: Worker{ID: fresh, Name: reg.Name}}
 	}
+	e.Listed = e.Listed && e.InstanceID == reg.InstanceID
 	e.Address, e.Labels, e.Slots, e.BootID = reg.Address, reg.Labels, reg.Slots, reg.BootID
 	e.InstanceID, e.Version, e.Runners, e.Commands = reg.InstanceID, reg.Version, reg.Runners, reg.Commands
 	e.Leaving = false
@@ -234,7 +236,7 @@ func (r *Registry) SetBoot(id job.WorkerID, boot string) {
 // SetScripts replaces what scripts a worker offers.
 func (r *Registry) SetScripts(id job.WorkerID, x job.ScriptIndex) {
 	if e := r.byID[id]; e != nil {
-		e.Scripts = x
+		e.Scripts, e.Listed = x, true
 		e.index()
 	}
 }

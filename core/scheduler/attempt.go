@@ -93,7 +93,7 @@ func (m *Machine) refuse(s *job.Spec, reason string) error {
 		return e.WithHint(`"drover scripts" lists what there is; paths are relative to a script folder`)
 	case reason == job.ReasonNoRunner:
 		return errs.Field(opSubmit, "command", "COMMAND_UNKNOWN", "%s", registry.Explain(reason, s)).
-			WithHint("it can run: %s", strings.Join(m.workers.Commands(s.Path), ", "))
+			WithHint("it can run: %s", strings.Join(m.workers.Commands(s.Worker, s.Path), ", "))
 	case reason == job.ReasonNoLabels && s.Worker != "":
 		return errs.Field(opSubmit, "labels", "LABELS", "the worker %q does not have them", s.Worker)
 	default:

@@ -46,9 +46,9 @@ func TestWhereAJobGoes(t *testing.T) {
 		{"no labels", job.Spec{Command: "date", Labels: map[string]string{"disk": "tape", "a": "b"}}, job.ReasonNoLabels, "no online worker has the labels a=b,disk=tape"},
 		{"no runner", job.Spec{Command: "perl", Path: "x.pl", QueueTimeout: time.Hour}, job.ReasonNoRunner, `no online worker that fits can run the command "perl"`},
 		{"no script", job.Spec{Command: "bash", Path: "none.sh", QueueTimeout: time.Hour}, job.ReasonNoScript, `no online worker that fits has the script "none.sh"`},
-		{"full", job.Spec{Command: "date", Worker: "full"}, job.ReasonNoSlot, "every worker that fits is full"},
+		{"full", job.Spec{Command: "date", Worker: "full"}, job.ReasonNoSlot, `the worker "full" is full`},
 		{"offline", job.Spec{Command: "date", Worker: "off", QueueTimeout: time.Hour}, job.ReasonWorkerOffline, `the worker "off" is offline`},
-		{"draining", job.Spec{Command: "date", Worker: "drained", QueueTimeout: time.Hour}, job.ReasonWorkerDrained, "every worker that fits is draining"},
+		{"draining", job.Spec{Command: "date", Worker: "drained", QueueTimeout: time.Hour}, job.ReasonWorkerDrained, `the worker "drained" is draining`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
