@@ -3,7 +3,6 @@ package pluginhost
 import (
 	"maps"
 	"slices"
-	"syscall"
 
 	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
@@ -68,17 +67,14 @@ func (p *hosted) foreign(f *runnerv1.SessionResponse) map[string]int {
 	}
 	out := make(map[string]int, len(f.GetStarted()))
 	for _, s := range f.GetStarted() {
+		if _, twice := out[s.GetId()]; twice {
+			continue
+		}
 		if fd, err := pidfd.Open(int(s.GetPid()), s.GetStartTicks()); err == nil {
 			out[s.GetId()] = fd
 		}
 	}
 	return out
-}
-
-func closeHandle(of map[string]int, id string) {
-	if fd, ok := of[id]; ok {
-		_ = syscall.Close(fd)
-	}
 }
 
 // died settles the attempts of a dead plugin process: its journal knows most

@@ -391,10 +391,13 @@ func (p *hosted) receive(stream grpc.BidiStreamingClient[runnerv1.SessionRequest
 		p.mu.Lock()
 		for _, s := range f.GetStarted() {
 			g := p.attempts[s.GetId()]
-			if g == nil || g.handle >= 0 || g.adopted {
-				closeHandle(foreign, s.GetId())
-			} else if fd, ok := foreign[s.GetId()]; ok {
-				g.handle = fd
+			if fd, ok := foreign[s.GetId()]; ok {
+				delete(foreign, s.GetId()) // a frame may name an attempt twice
+				if g == nil || g.handle >= 0 || g.adopted {
+					_ = syscall.Close(fd)
+				} else {
+					g.handle = fd
+				}
 			}
 			if g != nil {
 				g.held = false
