@@ -11,8 +11,8 @@ type frame struct {
 	data mem.BufferSlice
 }
 
-// frameCodec hands frames through without copying and every other message to
-// the codec below. It keeps the name of that codec, so that the other side
+// frameCodec hands frames through unparsed and every other message to the codec
+// below. It keeps the name of that codec, so that the other side
 // sees plain protobuf.
 type frameCodec struct {
 	encoding.CodecV2
@@ -30,8 +30,9 @@ func (c frameCodec) Marshal(v any) (mem.BufferSlice, error) {
 // Unmarshal implements encoding.CodecV2.
 func (c frameCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	if f, ok := v.(*frame); ok {
-		data.Ref()
-		f.data = data
+		// A copy of its own: buffers that gRPC takes back and gives out again were
+		// still waiting to be sent when readers were slow.
+		f.data = mem.BufferSlice{mem.SliceBuffer(data.Materialize())}
 		return nil
 	}
 	return c.CodecV2.Unmarshal(data, v)

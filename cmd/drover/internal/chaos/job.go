@@ -254,6 +254,8 @@ func (r *run) compare(id, stream string, got, want []byte, whole bool) {
 	}
 	switch {
 	case same < len(got):
+		// For whoever looks into it: what came, to be compared with a second read.
+		_ = os.WriteFile(filepath.Join(r.dir, id+"."+stream), got, 0o600)
 		r.broke(func(l *Ledger) { l.BytesChanged += uint64(len(got) - same) }, "job %s, %s: other bytes from %d on", id, stream, same)
 	case whole && same < len(want):
 		r.broke(func(l *Ledger) { l.BytesMissing += uint64(len(want) - same) }, "job %s, %s: %d bytes of %d", id, stream, same, len(want))
