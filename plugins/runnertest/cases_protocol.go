@@ -192,12 +192,14 @@ func adoptedTooLate(t *testing.T, h Harness) {
 }
 
 func idleEnd(t *testing.T, h Harness) {
-	w := newWorld(t, h, Options{Idle: 50 * time.Millisecond})
+	// Long enough for a busy machine to open the session in time.
+	const idle = 3 * time.Second
+	w := newWorld(t, h, Options{Idle: idle})
 	j := w.prepare("sleep").run()
 	// Neither a session nor a job is idleness.
-	w.mustLive(200 * time.Millisecond)
+	w.mustLive(idle + time.Second)
 	w.session.close()
-	w.mustLive(200 * time.Millisecond)
+	w.mustLive(idle + time.Second)
 	w.connect()
 	j.signal(syscall.SIGTERM)
 	j.mustSignal(syscall.SIGTERM)
