@@ -6,6 +6,9 @@ SHELL := /bin/bash
 GO ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
+# Without the tracing of gRPC nothing in the binaries calls methods by names that
+# are made at run time, and the linker can leave out every method that is not used.
+TAGS := grpcnotrace
 RUNNERS := bash python binary
 BINARIES := bin/drover $(RUNNERS:%=bin/drover-runner-%)
 BUF := $(GO) tool -modfile=tools/buf/go.mod buf
@@ -21,7 +24,7 @@ build: $(BINARIES) ## build drover and the runner plugins into ./bin
 
 bin/%: FORCE
 	@mkdir -p bin
-	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+	@$(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
 
 demo: build ## start a cluster on this machine and run a first job
 	@bash examples/demo.sh

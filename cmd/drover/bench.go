@@ -49,6 +49,7 @@ func newBench(e *env) *cobra.Command {
 	cmd.AddCommand(
 		b.part("spawn", "Measure the bare limit alone", func(ctx context.Context) error { return b.spawn(ctx, e) }),
 		b.part("jobs", "Measure short jobs per second", func(ctx context.Context) error { return b.jobs(ctx, e) }),
+		newBenchMemory(e),
 	)
 	return cmd
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
 
+	"github.com/droverhq/drover/plugins/footprint"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
 
@@ -120,9 +121,10 @@ func runPlugin(r Runner, dir string, idle time.Duration, logFile *os.File) error
 		mu  sync.Mutex // guards srv
 		srv *grpc.Server
 	)
+	log := slog.New(slog.NewTextHandler(logFile, nil))
 	impl, err := NewServer(r, ServerConfig{
 		Journal: filepath.Join(dir, JournalName), Idle: idle,
-		Log: slog.New(slog.NewTextHandler(logFile, nil)),
+		Log: log,
 		Stop: func() {
 			mu.Lock()
 			defer mu.Unlock()
@@ -143,6 +145,8 @@ func runPlugin(r Runner, dir string, idle time.Duration, logFile *os.File) error
 			impl.Drain()
 		}
 	})
+	resting, end := context.WithCancel(context.Background())
+	wait.Go(func() { footprint.Keep(resting, log) })
 	detach := sync.OnceFunc(func() { detachFrom(logFile) })
 	plugin.Serve(&plugin.ServeConfig{
 		HandshakeConfig: Handshake(),
@@ -165,6 +169,7 @@ func runPlugin(r Runner, dir string, idle time.Duration, logFile *os.File) error
 	})
 	signal.Stop(term)
 	close(term)
+	end()
 	wait.Wait()
 	return impl.Close()
 }

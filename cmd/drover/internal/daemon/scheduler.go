@@ -18,6 +18,7 @@ import (
 	"github.com/droverhq/drover/core/lifecycle"
 	"github.com/droverhq/drover/core/rpc"
 	"github.com/droverhq/drover/core/scheduler"
+	"github.com/droverhq/drover/plugins/footprint"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -74,12 +75,21 @@ func Scheduler(ctx context.Context, o SchedulerOptions, log *slog.Logger) (err e
 	}
 	log.Info("scheduler is up", "address", server.Address(), "term", s.Term(), "cluster", source.ID().Cluster)
 	var g lifecycle.Group
-	g.Stage(map[string]lifecycle.Runner{"certificates": source})
+	g.Stage(map[string]lifecycle.Runner{"certificates": source, "memory": resting(log)})
 	g.Stage(map[string]lifecycle.Runner{"scheduler": s})
 	g.Stage(map[string]lifecycle.Runner{"server": server})
 	err = g.Run(ctx)
 	log.Info("scheduler is down")
 	return err
+}
+
+// resting gives back memory whenever the daemon has nothing to do.
+func resting(log *slog.Logger) lifecycle.Runner {
+	return lifecycle.Func(func(ctx context.Context) error {
+		footprint.Keep(ctx, log)
+		<-ctx.Done()
+		return nil
+	})
 }
 
 // writeWhole replaces a file: a reader sees the old one, none, or the whole.

@@ -78,7 +78,7 @@ func Worker(ctx, now context.Context, o WorkerOptions, log *slog.Logger) (err er
 	log.Info("worker is up", "address", p.server.Address(), "name", p.source.ID().Name, "cgroups", p.groups.Mode())
 	var g lifecycle.Group
 	g.Stage(map[string]lifecycle.Runner{
-		"certificates": p.source, "output": p.output, "scripts": p.scripts, "plugins": p.host,
+		"certificates": p.source, "output": p.output, "scripts": p.scripts, "plugins": p.host, "memory": resting(log),
 	})
 	g.Stage(map[string]lifecycle.Runner{"worker": p.worker, "renewal": p.renewer})
 	g.Stage(map[string]lifecycle.Runner{"server": p.server})

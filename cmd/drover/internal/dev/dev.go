@@ -30,6 +30,7 @@ type Options struct {
 	Memory  bool   // the scheduler keeps nothing on disk
 	Scripts string // script folder; "" is the examples folder beside the binary
 	Binary  string // the drover binary
+	Slots   int    // of each worker; 0: 256
 }
 
 // Cluster is the cluster of one data folder. It is used by one goroutine.

@@ -1,6 +1,7 @@
 package dev
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -166,11 +168,14 @@ func (c *Cluster) listenOn(ctx context.Context, listen string) (*child, error) {
 	}
 }
 
+// defaultSlots of a dev worker: it is there to try things.
+const defaultSlots = 256
+
 func (c *Cluster) startWorker(name string) (*child, error) {
 	return spawn("worker", name, c.path("logs"), c.opts.Binary, "worker",
 		"--name", name, "--scheduler", c.Address, "--listen", "127.0.0.1:0",
 		"--data", c.path(name), "--certs", c.path("certs", name), "--plugins", c.path("plugins"),
-		"--scripts", c.Scripts, "--policy", c.path("policy.yaml"), "--slots", "256", "--drain-timeout", "0s")
+		"--scripts", c.Scripts, "--policy", c.path("policy.yaml"), "--slots", strconv.Itoa(cmp.Or(c.opts.Slots, defaultSlots)), "--drain-timeout", "0s")
 }
 
 // errDied is in the error of a daemon that ended before it was ready.
