@@ -3,6 +3,8 @@ package chaos
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -243,7 +245,20 @@ func (r *run) output(ctx context.Context, t task, j *droverv1.Job) error {
 	whole := j.GetState() != droverv1.JobState_JOB_STATE_STOPPED && j.GetState() != droverv1.JobState_JOB_STATE_LOST
 	r.compare(j.GetJobId(), "stdout", s.out.Bytes(), t.expected("out"), whole)
 	r.compare(j.GetJobId(), "stderr", s.err.Bytes(), t.expected("err"), whole)
+	r.sum(j.GetJobId(), "stdout", s.out.Bytes(), sum.Stdout.End)
+	r.sum(j.GetJobId(), "stderr", s.err.Bytes(), sum.Stderr.End)
 	return nil
+}
+
+// sum compares what was read with what the worker says that it is.
+func (r *run) sum(id, stream string, got []byte, end *droverv1.OutputEnd) {
+	sum := sha256.Sum256(got)
+	switch said := end.GetSha256(); {
+	case end == nil:
+		r.broke(func(*Ledger) {}, "job %s, %s: no end came", id, stream)
+	case end.GetSize() != uint64(len(got)) || said != hex.EncodeToString(sum[:]):
+		r.broke(func(*Ledger) {}, "job %s, %s: %d bytes with another sum than the end says: %d bytes, %s", id, stream, len(got), end.GetSize(), said)
+	}
 }
 
 func (r *run) compare(id, stream string, got, want []byte, whole bool) {

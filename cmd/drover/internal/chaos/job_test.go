@@ -1,6 +1,8 @@
 package chaos
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"os"
 	"path/filepath"
 	"testing"
@@ -92,6 +94,33 @@ func TestEveryByteIsCompared(t *testing.T) {
 			r.compare("j", "stdout", []byte(c.got), []byte(whole), c.whole)
 			if l := r.ledger; l.BytesMissing != c.missing || l.BytesChanged != c.changed || l.BytesRead != uint64(len(c.got)) {
 				t.Errorf("%+v", l)
+			}
+		})
+	}
+}
+
+func TestTheSumIsCompared(t *testing.T) {
+	t.Parallel()
+	end := func(size uint64, of string) *droverv1.OutputEnd {
+		sum := sha256.Sum256([]byte(of))
+		return &droverv1.OutputEnd{Size: size, Sha256: hex.EncodeToString(sum[:])}
+	}
+	for name, c := range map[string]struct {
+		end  *droverv1.OutputEnd
+		good bool
+	}{
+		"the same":     {end(4, "data"), true},
+		"another sum":  {end(4, "dato"), false},
+		"another size": {end(5, "data"), false},
+		"no sum":       {&droverv1.OutputEnd{Size: 4}, false},
+		"no end":       {nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRun()
+			r.sum("j", "stdout", []byte("data"), c.end)
+			if good := len(r.ledger.Broken) == 0; good != c.good {
+				t.Errorf("broken: %q", r.ledger.Broken)
 			}
 		})
 	}

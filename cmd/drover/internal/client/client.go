@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -208,30 +207,7 @@ func (c *watched) ClientHandshake(ctx context.Context, authority string, conn ne
 	if err != nil {
 		return nil, nil, err
 	}
-	return &alerted{secure}, info, nil
-}
-
-// alerted tells why the server hung up. With TLS 1.3 a client's handshake is
-// over before the server has judged its certificate; the refusal is an alert
-// that waits to be read when the first write fails with "broken pipe".
-type alerted struct{ net.Conn }
-
-// alertTimeout bounds the wait for an alert on a connection that is broken.
-const alertTimeout = time.Second
-
-// Write implements net.Conn.
-func (c *alerted) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		return n, err
-	}
-	if e := c.SetReadDeadline(time.Now().Add(alertTimeout)); e != nil {
-		return n, err
-	}
-	if _, e := c.Read(make([]byte, 1)); e != nil && certs.Explain(e) != "" {
-		return n, e
-	}
-	return n, err
+	return newAlerted(secure), info, nil
 }
 
 // Clone implements credentials.TransportCredentials.
