@@ -13,7 +13,6 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/follow"
 	"github.com/droverhq/drover/cmd/drover/internal/render"
 	"github.com/droverhq/drover/cmd/drover/internal/term"
-	"github.com/droverhq/drover/core/job"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -71,7 +70,7 @@ func explain(j *droverv1.Job) explanation {
 	}
 	x.add(v.SubmitTime, "asked for by %s: %s", orNobody(v.RequestedBy), v.What())
 	if v.WorkerName != "" {
-		x.add(nil, "attempt %d went to the worker %s", v.Attempt, v.WorkerName)
+		x.add(nil, "attempt %d went to the worker %s%s", v.Attempt, v.WorkerName, retriesLeft(v))
 	}
 	if v.StartTime != nil {
 		ran := fmt.Sprintf("started by the runner %s %s", v.Runner, v.RunnerVersion)
@@ -95,6 +94,14 @@ func explain(j *droverv1.Job) explanation {
 	}
 	x.add(v.EndTime, "%s", end)
 	return x
+}
+
+// retriesLeft tells an attempt of a job that may have several.
+func retriesLeft(v render.Job) string {
+	if v.Spec == nil || v.Spec.Retry == nil || v.Spec.Retry.MaxRetries == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (of at most %d)", v.Spec.Retry.MaxRetries+1)
 }
 
 func orNobody(name string) string {
@@ -122,52 +129,6 @@ func evidence(e droverv1.Evidence) string {
 	default:
 		return ""
 	}
-}
-
-// hintFor says what one can do about the state of a job.
-func hintFor(j *droverv1.Job) string {
-	id := render.ShortID(j.GetJobId())
-	if !j.GetReachable() && !terminal(j.GetState()) && j.GetWorkerId() != "" {
-		return fmt.Sprintf("start the worker %s again; if it is gone for good: drover workers rm %s", j.GetWorkerName(), j.GetWorkerName())
-	}
-	switch j.GetReason() {
-	case job.ReasonNoWorker:
-		return `start a worker, or see "drover workers"`
-	case job.ReasonNoSlot:
-		return `wait, stop something ("drover ps"), or add a worker`
-	case job.ReasonNoLabels:
-		return `"drover workers" shows the labels that there are`
-	case job.ReasonNoRunner, "COMMAND_UNKNOWN":
-		return `"drover plugin ls" shows what runs where; a policy file can allow more`
-	case job.ReasonNoScript, job.ReasonScriptGone:
-		return `"drover scripts" shows what is published`
-	case job.ReasonWorkerDrained:
-		return fmt.Sprintf("drover workers undrain %s", orWorker(j.GetWorkerName()))
-	case job.ReasonPolicy, job.ReasonPath:
-		return `the worker's owner decides this in its policy file; see "drover workers show"`
-	case job.ReasonTimeout, job.ReasonIdleTimeout, job.ReasonQueueTimeout:
-		return fmt.Sprintf("drover rerun %s, or run it with a longer time", id)
-	case job.ReasonOOM:
-		return "run it with more --memory"
-	case job.ReasonLimit:
-		return "this host cannot hold that limit; leave it out or choose another worker"
-	case job.ReasonOutputLimit:
-		return "run it with a larger --output-limit, or --output-policy ring"
-	case job.ReasonExitCode, job.ReasonSignal:
-		if j.GetState() == droverv1.JobState_JOB_STATE_FAILED {
-			return fmt.Sprintf("drover logs %s", id)
-		}
-	case job.ReasonReboot, job.ReasonNoProcess, job.ReasonWorkerGone:
-		return fmt.Sprintf("nobody saw how it ended; drover logs %s shows what it wrote, drover rerun %s runs it again", id, id)
-	}
-	return ""
-}
-
-func orWorker(name string) string {
-	if name == "" {
-		return "WORKER"
-	}
-	return name
 }
 
 // lastWords are the last lines that a job wrote to stderr. They only help:
