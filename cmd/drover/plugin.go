@@ -124,18 +124,35 @@ func listFolder(p *render.Printer, dir string) error {
 }
 
 func newPluginInstall(e *env) *cobra.Command {
-	var dir, sum string
+	var dir, sum, version string
 	cmd := &cobra.Command{
-		Use: "install FILE|DIR|URL", Short: "Copy plugins into the plugin folder, with their checksums", Args: exactly("FILE"),
+		Use: "install FILE|DIR|URL|NAME", Short: "Copy plugins into the plugin folder, with their checksums", Args: exactly("FILE"),
 		Long: "Copy a plugin, or every drover-runner-* of a folder, into the plugin folder and write its\n" +
-			"manifest. A worker that watches the folder takes it up without a restart; running jobs\nstay with the version they have.",
+			"manifest. A worker that watches the folder starts it, tries it with a canary, and then gives\n" +
+			"it the new jobs; running jobs stay with the version they have. When the canary fails the\n" +
+			"version before stays in service, and \"drover plugin ls\" says why.\n\n" +
+			"The version that was replaced is kept. With --version, NAME is a plugin, and that version\n" +
+			"of it is installed again.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return e.installPlugins(cmd.Context(), e.pluginsIn(dir), args[0], sum)
+			dir := e.pluginsIn(dir)
+			if version == "" {
+				return e.installPlugins(cmd.Context(), dir, args[0], sum)
+			}
+			m, err := pluginhost.InstallKept(dir, args[0], version, sum)
+			if err == nil {
+				e.installed(dir, m)
+			}
+			return err
 		},
 	}
 	e.dirFlag(cmd, &dir)
 	cmd.Flags().StringVar(&sum, "sha256", "", "checksum that the file must have; needed with a URL")
+	cmd.Flags().StringVar(&version, "version", "", "install this `version` again, which was there before")
 	return cmd
+}
+
+func (e *env) installed(dir string, m pluginhost.Manifest) {
+	fmt.Fprintf(e.stdout, "installed %s %s in %s: sha256 %s\n", m.Name, m.Version, dir, m.SHA256)
 }
 
 func (e *env) installPlugins(ctx context.Context, dir, from, sum string) error {
@@ -171,7 +188,7 @@ func (e *env) installPlugins(ctx context.Context, dir, from, sum string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(e.stdout, "installed %s %s in %s: sha256 %s\n", m.Name, m.Version, dir, m.SHA256)
+		e.installed(dir, m)
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ import (
 
 // Bounds of a test.
 const (
-	testTimeout = 15 * time.Second
+	testTimeout = 30 * time.Second
 	maxPlugin   = 1 << 30
 )
 
@@ -58,7 +58,7 @@ func (e *env) testPlugin(ctx context.Context, file string) error {
 	if err := startPlugin(ctx, dir, filepath.Join(tmp, "state")); err != nil {
 		return err
 	}
-	fmt.Fprintln(e.stdout, "ok   starts, answers and shuts down")
+	fmt.Fprintln(e.stdout, "ok   starts, runs its canary and shuts down")
 	return nil
 }
 

@@ -3,7 +3,9 @@
 package pluginhost
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -40,6 +42,8 @@ type Config struct {
 	Events func([]Event)
 	// Idle is how long a plugin without worker and work lives; 0 for ever.
 	Idle time.Duration
+	// Canary bounds the canary of a new version, from its start to its end; 0: 20 s.
+	Canary time.Duration
 }
 
 // Event is news of one attempt; exactly one field beside Plugin, ID and
@@ -77,10 +81,12 @@ type Host struct {
 
 	emitMu sync.Mutex // keeps the order of events
 
-	mu      sync.Mutex // guards the fields below
-	byKey   map[string]*hosted
+	mu      sync.Mutex         // guards the fields below
+	byKey   map[string]*hosted // takes starts, or will
+	leaving map[*hosted]bool   // draining, and its version was installed again
 	current map[string]*hosted // by name: takes new jobs
-	refused map[string]job.RunnerInfo
+	next    map[string]*hosted // by name: takes over once its canary has passed
+	refused map[string]refusal
 	owners  map[string]*hosted // by attempt id
 	dead    []record           // plugins of an earlier worker that are gone
 	base    context.Context    //nolint:containedctx // life of the plugins' goroutines, from Run to Close
@@ -106,10 +112,11 @@ func New(c Config) (*Host, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	c.Canary = cmp.Or(c.Canary, canaryTimeout)
 	h := &Host{
 		config: c, changed: make(chan struct{}, 1), ready: make(chan struct{}),
-		byKey: map[string]*hosted{}, current: map[string]*hosted{}, refused: map[string]job.RunnerInfo{},
-		owners: map[string]*hosted{},
+		byKey: map[string]*hosted{}, leaving: map[*hosted]bool{}, current: map[string]*hosted{},
+		next: map[string]*hosted{}, refused: map[string]refusal{}, owners: map[string]*hosted{},
 	}
 	h.base, h.cancel = context.WithCancel(context.Background())
 	var err error
@@ -180,6 +187,7 @@ func (h *Host) Run(ctx context.Context) error {
 			h.scan()
 		case <-reap.C:
 			h.reapOrphans()
+			h.recovered()
 		}
 	}
 }
@@ -192,21 +200,13 @@ func (h *Host) Close() {
 
 // Shutdown ends every plugin after its last job, and waits for that (P17).
 func (h *Host) Shutdown(ctx context.Context) error {
-	h.mu.Lock()
-	all := make([]*hosted, 0, len(h.byKey))
-	for _, p := range h.byKey {
-		all = append(all, p)
-	}
-	h.mu.Unlock()
-	for _, p := range all {
+	for _, p := range h.all() {
 		p.drain(ctx)
 	}
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		h.mu.Lock()
-		left := len(h.byKey)
-		h.mu.Unlock()
+		left := len(h.all())
 		if left == 0 {
 			return nil
 		}
@@ -218,75 +218,8 @@ func (h *Host) Shutdown(ctx context.Context) error {
 	}
 }
 
-// scan looks at the plugin folder: new plugins are started, replaced and
-// removed ones are drained, bad ones are refused.
-func (h *Host) scan() {
-	found, err := List(h.config.Dir)
-	if err != nil {
-		h.config.Log.Warn("plugin folder not read", "error", err)
-		return
-	}
-	refused := map[string]job.RunnerInfo{}
-	good := map[string]Manifest{}
-	for _, f := range found {
-		if f.Err != nil {
-			refused[f.Name] = job.RunnerInfo{Name: f.Name, State: stateRefused, Message: oneLine(f.Err)}
-			continue
-		}
-		good[f.Name] = f.Manifest
-	}
-	h.mu.Lock()
-	for name, r := range refused {
-		if h.refused[name].Message != r.Message {
-			h.config.Log.Warn("plugin refused", "runner", name, "reason", r.Message)
-		}
-	}
-	h.refused = refused
-	var old []*hosted
-	for name, p := range h.current {
-		if m, ok := good[name]; !ok || m.SHA256 != p.manifest.SHA256 {
-			if !ok {
-				delete(h.current, name)
-			}
-			old = append(old, p)
-		}
-	}
-	for name, m := range good {
-		if p := h.current[name]; p == nil || p.manifest.SHA256 != m.SHA256 {
-			h.current[name] = h.host(m, nil)
-		}
-	}
-	h.mu.Unlock()
-	for _, p := range old {
-		p.drain(h.base)
-	}
-	h.note()
-}
-
-// host begins to run one version of a plugin; h.mu is held.
-func (h *Host) host(m Manifest, proc *process) *hosted {
-	p := newHosted(h, m)
-	if known := h.byKey[p.key()]; known != nil && !known.isDraining() {
-		return known
-	}
-	h.byKey[p.key()] = p
-	p.process = proc // from the beginning: Resume looks at it
-	h.wait.Go(func() {
-		p.run(h.base, proc)
-		h.mu.Lock()
-		if h.byKey[p.key()] == p && h.base.Err() == nil {
-			delete(h.byKey, p.key())
-		}
-		h.mu.Unlock()
-		h.note()
-	})
-	return p
-}
-
 func (h *Host) isPlugin(pid int) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, p := range h.byKey {
+	for _, p := range h.all() {
 		p.mu.Lock()
 		match := p.process != nil && p.process.PID == pid
 		p.mu.Unlock()
@@ -299,14 +232,14 @@ func (h *Host) isPlugin(pid int) bool {
 
 // Runners lists every plugin: those that take jobs, drain, or are refused.
 func (h *Host) Runners() []job.RunnerInfo {
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	var out []job.RunnerInfo
-	for _, p := range h.byKey {
+	for _, p := range h.all() {
 		out = append(out, p.info())
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for _, r := range h.refused {
-		out = append(out, r)
+		out = append(out, r.info)
 	}
 	slices.SortFunc(out, func(a, b job.RunnerInfo) int { return strings.Compare(a.Name+a.SHA256, b.Name+b.SHA256) })
 	return out
@@ -322,7 +255,7 @@ func (h *Host) Lookup(command string) (Runner, error) {
 		}
 	}
 	if r, ok := h.refused[command]; ok {
-		return Runner{}, errs.E("find a runner", errs.Precondition, job.ReasonRunnerFailed, fmt.Errorf("%s", r.Message))
+		return Runner{}, errs.E("find a runner", errs.Precondition, job.ReasonRunnerFailed, errors.New(r.info.Message))
 	}
 	return Runner{}, errs.E("find a runner", errs.NotFound, job.ReasonNoRunner, fmt.Errorf("no plugin serves the command %q", command))
 }
@@ -384,11 +317,17 @@ func (h *Host) takeOver(ctx context.Context) error {
 			h.mu.Unlock()
 			continue
 		}
-		h.config.Log.Info("plugin attached again", "runner", r.Name, "pid", r.PID)
+		if r.Trial { // it has no job; its version is tried again
+			h.discard(proc)
+			continue
+		}
+		h.config.Log.Info("plugin attached again", "runner", r.Name, "version", r.Version, "pid", r.PID)
 		m := Manifest{SHA256: r.SHA256}
 		m.Name, m.Version, m.Commands = r.Name, r.Version, proc.info.GetCommands()
 		h.mu.Lock()
-		h.current[r.Name] = h.host(m, proc)
+		if p := h.host(m, proc); !p.isDraining() {
+			h.current[r.Name] = p
+		}
 		h.mu.Unlock()
 	}
 	return nil
@@ -417,6 +356,7 @@ func (h *Host) Resume(ctx context.Context, attempts []Attempt) error {
 		byKey[k] = h.bury(r, byKey[k])
 	}
 	for k, as := range byKey {
+		as = h.holdLeaving(k, as)
 		h.mu.Lock()
 		p := h.byKey[k]
 		h.mu.Unlock()
@@ -428,9 +368,7 @@ func (h *Host) Resume(ctx context.Context, attempts []Attempt) error {
 			h.alone(k, a)
 		}
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, p := range h.byKey {
+	for _, p := range h.all() {
 		p.resync()
 	}
 	return nil

@@ -81,6 +81,7 @@ func (w *world) open() {
 	w.t.Helper()
 	h, err := pluginhost.New(pluginhost.Config{
 		Dir: w.dir, State: w.state, BootID: "boot", Log: slog.New(slog.DiscardHandler), Events: w.take,
+		Canary: 10 * time.Second,
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -227,29 +228,53 @@ func (w *world) awaitExit(id string) pluginhost.Event {
 // pluginPID reads the reattach record of a plugin.
 func (w *world) pluginPID(name string) int {
 	w.t.Helper()
-	files, _ := filepath.Glob(filepath.Join(w.state, "plugins", name+"-*.json"))
-	if len(files) == 0 {
-		w.t.Fatalf("no record of %s", name)
+	for _, r := range w.records() {
+		if r.Name == name {
+			return r.PID
+		}
 	}
-	slices.SortFunc(files, func(a, b string) int { // the newest process comes first
-		x, err1 := os.Stat(a)
-		y, err2 := os.Stat(b)
-		if err := errors.Join(err1, err2); err != nil {
+	w.t.Fatalf("no record of %s", name)
+	return 0
+}
+
+// process is the pid of the newest process of a version.
+func (w *world) process(sum string) int {
+	w.t.Helper()
+	for _, r := range w.records() {
+		if r.SHA256 == sum {
+			return r.PID
+		}
+	}
+	w.t.Fatalf("no record of %s", sum)
+	return 0
+}
+
+// pluginRecord is what a worker writes down of a plugin process.
+type pluginRecord struct {
+	Name   string `json:"name"`
+	SHA256 string `json:"sha256"`
+	PID    int    `json:"pid"`
+	when   time.Time
+}
+
+// records are those that exist, the newest first.
+func (w *world) records() (out []pluginRecord) {
+	w.t.Helper()
+	files, _ := filepath.Glob(filepath.Join(w.state, "plugins", "*.json"))
+	for _, f := range files {
+		info, err := os.Stat(f)
+		data, err2 := os.ReadFile(f)
+		if errors.Join(err, err2) != nil {
+			continue // it is gone meanwhile
+		}
+		r := pluginRecord{when: info.ModTime()}
+		if err := json.Unmarshal(data, &r); err != nil {
 			w.t.Fatal(err)
 		}
-		return y.ModTime().Compare(x.ModTime())
-	})
-	data, err := os.ReadFile(files[0])
-	if err != nil {
-		w.t.Fatal(err)
+		out = append(out, r)
 	}
-	var r struct {
-		PID int `json:"pid"`
-	}
-	if err := json.Unmarshal(data, &r); err != nil {
-		w.t.Fatal(err)
-	}
-	return r.PID
+	slices.SortFunc(out, func(a, b pluginRecord) int { return b.when.Compare(a.when) })
+	return out
 }
 
 func TestAJobRunsThroughTheRealPlugin(t *testing.T) {

@@ -47,6 +47,7 @@ type record struct {
 	Socket     string `json:"socket"`
 	Dir        string `json:"dir"` // of the exit journal
 	Protocol   int    `json:"protocol"`
+	Trial      bool   `json:"trial,omitempty"` // its canary has not passed yet: it has no job
 }
 
 // process is one plugin process with a connection to it.
@@ -58,14 +59,11 @@ type process struct {
 	info    *runnerv1.GetInfoResponse
 }
 
-// launch starts a plugin from a private copy of the bytes that were verified.
-func (h *Host) launch(ctx context.Context, name string) (*process, error) {
-	f, m, err := openVerified(h.config.Dir, name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	bin, err := h.privateCopy(f, m.SHA256)
+// launch starts one version of a plugin from a private copy of the bytes that were
+// verified. trial marks a process that is not to have jobs yet.
+func (h *Host) launch(ctx context.Context, m Manifest, trial bool) (*process, error) {
+	name := m.Name
+	bin, err := h.binary(m)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +99,7 @@ func (h *Host) launch(ctx context.Context, name string) (*process, error) {
 	attach := client.ReattachConfig()
 	p.record = record{
 		Name: name, Version: m.Version, SHA256: m.SHA256, PID: attach.Pid, BootID: h.config.BootID,
-		Socket: attach.Addr.String(), Dir: dir, Protocol: attach.ProtocolVersion,
+		Socket: attach.Addr.String(), Dir: dir, Protocol: attach.ProtocolVersion, Trial: trial,
 	}
 	st, err := pidfd.ReadStat(p.PID)
 	if err == nil {
@@ -191,6 +189,32 @@ func connect(ctx context.Context, client *plugin.Client) (*process, error) {
 		return nil, fmt.Errorf("the plugin speaks protocol %d, this drover speaks %d", info.GetProtocol(), runner.Protocol)
 	}
 	return &process{client: client, api: api, info: info}, nil
+}
+
+// binary is the program of one version: what lies in the plugin folder or, when
+// another version lies there by now, the copy of it that is kept.
+func (h *Host) binary(m Manifest) (string, error) {
+	f, found, err := openVerified(h.config.Dir, m.Name)
+	if err == nil {
+		defer f.Close()
+		if found.SHA256 == m.SHA256 {
+			return h.privateCopy(f, m.SHA256)
+		}
+	}
+	kept := filepath.Join(h.config.State, "bin", m.SHA256)
+	if sum, missing := sumOf(kept); missing == nil && sum == m.SHA256 {
+		return kept, nil
+	}
+	if err == nil {
+		err = fmt.Errorf("version %s of %s lies in the plugin folder, and no copy of version %s is kept", found.Version, m.Name, m.Version)
+	}
+	return "", err
+}
+
+// discard ends a plugin process that has no job, and removes what it left.
+func (h *Host) discard(p *process) {
+	p.client.Kill()
+	h.forget(&p.record)
 }
 
 // privateCopy is State/bin/SHA, made from the open file that was hashed.

@@ -184,6 +184,51 @@ func Versions(dir, name string) ([]string, error) {
 	return files, nil
 }
 
+// InstallKept installs a version again that was replaced by another one. wanted is
+// the sha256 it must have, "" for any; the one that was kept last is taken.
+func InstallKept(dir, name, version, wanted string) (Manifest, error) {
+	const op = "install plugin"
+	if !namePattern.MatchString(name) {
+		return Manifest{}, errs.E(op, errs.Invalid, "PLUGIN_NAME", fmt.Errorf("%q is not the name of a plugin", name)).
+			WithHint("give the name, such as bash, and no file: the version is taken from what was installed before")
+	}
+	files, err := Versions(dir, name)
+	if err != nil {
+		return Manifest{}, err
+	}
+	var (
+		best, sum string
+		newest    time.Time
+		kept      []string
+	)
+	for _, f := range files {
+		// VERSION-SHA256: a version may hold dashes, a sum does not.
+		at := strings.LastIndexByte(f, '-')
+		if at < 0 {
+			continue
+		}
+		v := filepath.Base(f[:at])
+		if !slices.Contains(kept, v) {
+			kept = append(kept, v)
+		}
+		info, err := os.Stat(f)
+		if v != version || wanted != "" && !strings.EqualFold(wanted, f[at+1:]) || err != nil {
+			continue
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && (best == "" || newest.Before(time.Unix(st.Ctim.Unix()))) {
+			best, sum, newest = f, f[at+1:], time.Unix(st.Ctim.Unix()) // the time of the link
+		}
+	}
+	if best == "" {
+		e := errs.E(op, errs.NotFound, "PLUGIN_VERSION", fmt.Errorf("no version %s of %s is kept in %s", version, name, filepath.Join(dir, ".versions")))
+		if len(kept) > 0 {
+			e = e.WithHint("kept are: %s", strings.Join(kept, ", "))
+		}
+		return Manifest{}, e
+	}
+	return Install(dir, best, sum)
+}
+
 // Remove takes a plugin out of dir. Workers let it finish its jobs.
 func Remove(dir, name string) error {
 	target := filepath.Join(dir, filePrefix+name)
@@ -284,11 +329,10 @@ func check(f *os.File, path, name string) (m Manifest, err error) {
 	if err := json.Unmarshal(data, &m); err != nil {
 		return m, refuse("PLUGIN_MANIFEST", "%s.json: %w", path, err)
 	}
-	hash := sha256.New()
-	if _, err := io.Copy(hash, f); err != nil {
+	sum, err := sumFrom(f)
+	if err != nil {
 		return m, refuse("PLUGIN_FILE", "%w", err)
 	}
-	sum := hex.EncodeToString(hash.Sum(nil))
 	switch {
 	case m.Name != name:
 		return m, refuse("PLUGIN_MANIFEST", "%s.json is of the plugin %q", path, m.Name)
@@ -299,6 +343,23 @@ func check(f *os.File, path, name string) (m Manifest, err error) {
 		return m, refuse("PLUGIN_PROTOCOL", "%s speaks protocol %d, this drover speaks %d", path, m.Protocol, runner.Protocol)
 	}
 	return m, nil
+}
+
+func sumFrom(r io.Reader) (string, error) {
+	hash := sha256.New()
+	if _, err := io.Copy(hash, r); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(hash.Sum(nil)), nil
+}
+
+func sumOf(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return sumFrom(f)
 }
 
 // trusted refuses what somebody else could have written.

@@ -2,6 +2,7 @@ package pluginhost
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -41,12 +42,17 @@ type hosted struct {
 	mu       sync.Mutex // guards the fields below
 	state    string
 	message  string
-	process  *process // nil between two
+	since    time.Time // of the state
+	process  *process  // nil between two
+	begun    time.Time // of the process, or of its adoption
+	proven   bool      // its canary has passed
 	attempts map[string]*given
 	pending  *runnerv1.SessionRequest
 	wake     chan struct{}
 	draining bool
-	deaths   int                // in a row, for people
+	leave    chan struct{}      // closed when it begins to drain
+	late     bool               // the process was started while it drained, for what is left
+	deaths   int                // in a row, of lives that were short and started nothing, for people
 	futile   int                // lives in a row that were short and started nothing
 	useful   bool               // the present life has started a job
 	session  context.CancelFunc // ends the present session, for a fresh replay
@@ -83,8 +89,8 @@ func (g *given) letGo() {
 
 func newHosted(h *Host, m Manifest) *hosted {
 	return &hosted{
-		host: h, manifest: m, state: stateStarting, attempts: map[string]*given{},
-		pending: &runnerv1.SessionRequest{}, wake: make(chan struct{}, 1),
+		host: h, manifest: m, state: stateStarting, since: time.Now(), attempts: map[string]*given{},
+		pending: &runnerv1.SessionRequest{}, wake: make(chan struct{}, 1), leave: make(chan struct{}),
 	}
 }
 
@@ -108,6 +114,9 @@ func (p *hosted) info() job.RunnerInfo {
 func (p *hosted) set(state, message string) {
 	p.mu.Lock()
 	changed := p.state != state || p.message != message
+	if p.state != state {
+		p.since = time.Now()
+	}
 	p.state, p.message = state, message
 	p.mu.Unlock()
 	if changed {
@@ -157,6 +166,7 @@ func (p *hosted) ack(ids []string) (known []string) {
 		}
 		f.Acks = append(f.Acks, known...)
 	})
+	p.release()
 	return known
 }
 
@@ -175,14 +185,8 @@ func (p *hosted) run(ctx context.Context, proc *process) {
 				return
 			}
 			var err error
-			if proc, err = p.host.launch(ctx, p.manifest.Name); err == nil && proc.SHA256 != p.manifest.SHA256 {
-				// The file was replaced: this version cannot be started again.
-				proc.client.Kill()
-				p.host.forget(&proc.record)
-				p.abandon()
-				return
-			}
-			if err != nil {
+			if proc, err = p.begin(ctx); err != nil {
+				proc = nil
 				p.failed(err)
 				backoff = p.pause(ctx, backoff)
 				continue
@@ -190,6 +194,7 @@ func (p *hosted) run(ctx context.Context, proc *process) {
 		}
 		begin := time.Now()
 		p.attach(ctx, proc)
+		p.host.promote(p)
 		p.serve(ctx, proc)
 		if ctx.Err() != nil {
 			return
@@ -203,8 +208,32 @@ func (p *hosted) run(ctx context.Context, proc *process) {
 		if p.judge(time.Since(begin)) {
 			backoff = firstBackoff
 		}
+		p.sicken()
 		backoff = p.pause(ctx, backoff)
 	}
+}
+
+// begin starts a process, and tries the first one of a version with a canary.
+func (p *hosted) begin(ctx context.Context) (*process, error) {
+	p.mu.Lock()
+	trial := !p.proven && !p.draining
+	p.mu.Unlock()
+	proc, err := p.host.launch(ctx, p.manifest, trial)
+	if err != nil || !trial {
+		return proc, err
+	}
+	if err = try(ctx, proc, p.host.config.Canary); err == nil {
+		proc.Trial = false
+		err = p.host.save(&proc.record)
+	}
+	if err != nil {
+		p.host.discard(proc)
+		return nil, err
+	}
+	p.mu.Lock()
+	p.proven = true
+	p.mu.Unlock()
+	return proc, nil
 }
 
 // judge looks at the life of a process that has died, and tells whether it was a
@@ -213,7 +242,7 @@ func (p *hosted) run(ctx context.Context, proc *process) {
 func (p *hosted) judge(lived time.Duration) (good bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if lived > healthyAfter {
+	if lived > healthyAfter || p.useful {
 		p.deaths = 0
 	}
 	if lived > futileBefore || p.useful {
@@ -233,16 +262,21 @@ func (p *hosted) isDraining() bool {
 
 func (p *hosted) attach(ctx context.Context, proc *process) {
 	p.mu.Lock()
-	p.process = proc
-	draining := p.draining
+	p.process, p.begun = proc, time.Now()
+	draining, sick := p.draining, p.deaths >= unhealthyAt
 	p.mu.Unlock()
-	if draining { // it was told to go while it was launched
+	p.readopt()
+	switch {
+	case draining && p.keep():
+		p.set(stateDraining, "")
+	case draining: // it was told to go while it was launched
 		p.set(stateDraining, "")
 		p.shutdown(ctx, proc)
-		return
+	case sick:
+		p.set(stateUnhealthy, "it is up again after many deaths, and counts as ready once it has stayed up for "+healthyAfter.String())
+	default:
+		p.set(stateReady, "")
 	}
-	p.readopt()
-	p.set(stateReady, "")
 }
 
 func (p *hosted) failed(err error) {
@@ -251,12 +285,16 @@ func (p *hosted) failed(err error) {
 	p.futile++
 	deaths := p.deaths
 	p.mu.Unlock()
-	p.host.config.Log.Warn("plugin not started", "runner", p.manifest.Name, "error", err)
-	state := stateStarting
-	if deaths >= unhealthyAt {
+	stays := p.host.standIn(p)
+	p.host.config.Log.Warn("plugin not started", "runner", p.manifest.Name, "version", p.manifest.Version, "error", err, "in_service", stays)
+	state, message := stateStarting, oneLine(err)
+	if deaths >= unhealthyAt || stays != "" || errors.Is(err, errCanary) {
 		state = stateUnhealthy
 	}
-	p.set(state, oneLine(err))
+	if stays != "" {
+		message += "; version " + stays + " stays in service"
+	}
+	p.set(state, message)
 }
 
 // pause waits before the next start; waiting starts fail once the plugin is
@@ -268,8 +306,13 @@ func (p *hosted) pause(ctx context.Context, d time.Duration) time.Duration {
 	if sick {
 		p.abandon()
 	}
+	leave := p.leave
+	if !p.empty() { // it is needed for what it has
+		leave = nil
+	}
 	select {
 	case <-ctx.Done():
+	case <-leave:
 	case <-time.After(d):
 	}
 	return min(2*d, mostBackoff)
@@ -474,11 +517,15 @@ func (p *hosted) unknown() (out []Event, orphans []string) {
 // drain takes nothing new and ends the plugin after its last job.
 func (p *hosted) drain(ctx context.Context) {
 	p.mu.Lock()
-	p.draining = true
+	if !p.draining {
+		p.draining = true
+		close(p.leave)
+	}
 	proc := p.process
 	p.mu.Unlock()
 	p.set(stateDraining, "")
 	if proc != nil {
+		p.host.markDraining(proc.Dir)
 		p.shutdown(ctx, proc)
 	}
 }

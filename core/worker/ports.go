@@ -167,6 +167,7 @@ type Launcher interface {
 // RunnerIndex lists the plugins.
 type RunnerIndex interface {
 	Runners() []job.RunnerInfo
+	Conditions() []job.Condition
 	Changed() <-chan struct{}
 }
 

@@ -312,6 +312,8 @@ func (w *world) Runners() []job.RunnerInfo {
 	return []job.RunnerInfo{{Name: "bash", Version: "1.0", State: "ready"}}
 }
 
+func (w *world) Conditions() []job.Condition { return nil }
+
 func (w *world) Changed() <-chan struct{} { return w.changed }
 
 // output

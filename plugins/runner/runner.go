@@ -19,6 +19,16 @@ type Info struct {
 	Version    string   // semantic
 	Commands   []string // further commands it serves beside its name
 	Extensions []string // such as ".py"
+	// Canary is what a worker tries a new version with before it gets jobs; nil is
+	// an empty script, which may end as it likes.
+	Canary *Canary
+}
+
+// Canary is a start that ends by itself at once, with exit code 0.
+type Canary struct {
+	Command string // "" is the runner's name
+	Script  []byte // text of the script; nil: there is no script
+	Args    []string
 }
 
 // Spec asks for one process. The worker has resolved and allowed everything
@@ -93,6 +103,13 @@ type StartError struct {
 
 // Error returns the message.
 func (e *StartError) Error() string { return e.Message }
+
+func (c *Canary) proto() *runnerv1.Canary {
+	if c == nil {
+		return nil
+	}
+	return &runnerv1.Canary{Command: c.Command, Script: c.Script, Args: c.Args}
+}
 
 func specFromProto(p *runnerv1.Start) Spec {
 	s := Spec{

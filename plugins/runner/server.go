@@ -125,7 +125,7 @@ func (s *Server) Close() error {
 func (s *Server) GetInfo(context.Context, *runnerv1.GetInfoRequest) (*runnerv1.GetInfoResponse, error) {
 	return &runnerv1.GetInfoResponse{
 		Name: s.info.Name, Version: s.info.Version, Commands: commands(s.info), Extensions: s.info.Extensions,
-		Pid: int64(os.Getpid()), Protocol: Protocol,
+		Pid: int64(os.Getpid()), Protocol: Protocol, Canary: s.info.Canary.proto(),
 	}, nil
 }
 

@@ -1,6 +1,7 @@
 package runnertest
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"os"
@@ -55,6 +56,38 @@ func executeErrors(t *testing.T, h Harness) {
 
 	long := w.prepare("exit", strings.Repeat("x", 1<<20))
 	long.run().mustFail(runner.BadRequest)
+}
+
+// canaryEnds does what a worker does with a new version.
+func canaryEnds(t *testing.T, h Harness) {
+	w := newWorld(t, h, Options{})
+	info, err := w.Client.GetInfo(context.Background(), &runnerv1.GetInfoRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wanted := info.GetCanary()
+	if wanted == nil {
+		wanted = &runnerv1.Canary{Script: []byte{}}
+	}
+	j := w.prepare("exit", wanted.GetArgs()...)
+	j.Command, j.Script = cmp.Or(wanted.GetCommand(), info.GetName()), ""
+	if wanted.Script != nil {
+		j.Script = filepath.Join(j.Workdir, "canary"+strings.Join(info.GetExtensions()[:min(1, len(info.GetExtensions()))], ""))
+		if err := os.WriteFile(j.Script, wanted.GetScript(), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	j.run()
+	e := w.awaitExit(j.GetId())
+	_, exited := e.GetResult().(*runnerv1.Exited_ExitCode)
+	switch declared := info.GetCanary() != nil; {
+	case declared && (!exited || e.GetExitCode() != 0):
+		t.Errorf("the declared canary ended with %v", e)
+	case !declared && !exited && e.GetError().GetReason() != runner.BadRequest:
+		t.Errorf("an empty script ended with %v", e)
+	}
+	w.session.send(&runnerv1.SessionRequest{Acks: []string{j.GetId()}})
+	w.eventually("it is forgotten", func() bool { s := w.stats(); return s.GetUnacknowledged() == 0 && s.GetRunning() == 0 })
 }
 
 func startedOnce(t *testing.T, h Harness) {

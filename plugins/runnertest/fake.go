@@ -206,12 +206,13 @@ func fakeBehaviours() map[string]func(*FakeJob) runner.Exit {
 		return runner.Exit{}
 	}
 	return map[string]func(*FakeJob) runner.Exit{
-		"args":    func(j *FakeJob) runner.Exit { return say(j.Stdout, terminated(j.Args)) },
-		"environ": func(j *FakeJob) runner.Exit { return say(j.Stdout, terminated(j.Env)) },
-		"cwd":     func(j *FakeJob) runner.Exit { return say(j.Stdout, j.Workdir+"\n") },
-		"exit":    func(j *FakeJob) runner.Exit { return runner.Exit{Code: number(j)} },
-		"kill":    func(j *FakeJob) runner.Exit { return runner.Exit{Signal: syscall.Signal(number(j))} },
-		"sleep":   forever,
+		"args":        func(j *FakeJob) runner.Exit { return say(j.Stdout, terminated(j.Args)) },
+		"environ":     func(j *FakeJob) runner.Exit { return say(j.Stdout, terminated(j.Env)) },
+		"canary.fake": func(*FakeJob) runner.Exit { return runner.Exit{} }, // of a worker that tries the plugin
+		"cwd":         func(j *FakeJob) runner.Exit { return say(j.Stdout, j.Workdir+"\n") },
+		"exit":        func(j *FakeJob) runner.Exit { return runner.Exit{Code: number(j)} },
+		"kill":        func(j *FakeJob) runner.Exit { return runner.Exit{Signal: syscall.Signal(number(j))} },
+		"sleep":       forever,
 		"cat": func(j *FakeJob) runner.Exit {
 			if _, err := io.Copy(j.Stdout, j.Stdin); err != nil {
 				return runner.Exit{Code: 1}

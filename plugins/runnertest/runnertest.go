@@ -84,6 +84,7 @@ var cases = []struct {
 	run       func(*testing.T, Harness)
 }{
 	{"says who it is", false, saysWhoItIs},
+	{"its canary ends at once", false, canaryEnds},
 	{"arguments arrive byte for byte", false, argumentsExact},
 	{"the environment is the given one and nothing else", false, environmentExact},
 	{"exit codes", false, exitCodes},

@@ -11,7 +11,10 @@ import (
 // New returns the bash runner.
 func New(version string) *process.Runner {
 	return process.New(process.Config{
-		Info: runner.Info{Name: "bash", Version: version, Extensions: []string{".sh"}},
+		Info: runner.Info{
+			Name: "bash", Version: version, Extensions: []string{".sh"},
+			Canary: &runner.Canary{Script: []byte("exit 0\n")},
+		},
 		Argv: Argv,
 	})
 }

@@ -15,7 +15,10 @@ const Name = "binary"
 
 // New returns the binary runner.
 func New(version string) *process.Runner {
-	return process.New(process.Config{Info: runner.Info{Name: Name, Version: version}, Argv: Argv})
+	return process.New(process.Config{
+		Info: runner.Info{Name: Name, Version: version, Canary: &runner.Canary{Command: "true"}},
+		Argv: Argv,
+	})
 }
 
 // Argv is the command, the script if there is one, and the arguments.

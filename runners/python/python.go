@@ -12,7 +12,10 @@ import (
 // both mean Python 3.
 func New(version string) *process.Runner {
 	return process.New(process.Config{
-		Info: runner.Info{Name: "python", Version: version, Commands: []string{"python3"}, Extensions: []string{".py"}},
+		Info: runner.Info{
+			Name: "python", Version: version, Commands: []string{"python3"}, Extensions: []string{".py"},
+			Canary: &runner.Canary{Script: []byte("raise SystemExit(0)\n")},
+		},
 		Argv: Argv,
 	})
 }

@@ -200,7 +200,7 @@ func Runners(ws []Worker) []WorkerRunner {
 
 // RunnerHeader is the header of a table of runners.
 func RunnerHeader(Format) []string {
-	return []string{"WORKER", "RUNNER", "VERSION", "STATE", "JOBS", "COMMANDS", "MESSAGE"}
+	return []string{"WORKER", "RUNNER", "VERSION", "SHA256", "STATE", "JOBS", "COMMANDS", "MESSAGE"}
 }
 
 // Key implements Row.
@@ -211,8 +211,12 @@ func (r WorkerRunner) Label() string { return r.Name }
 
 // Cells implements Row.
 func (r WorkerRunner) Cells(p *Printer) []string {
+	sum := r.SHA256
+	if p.Format != Wide {
+		sum = Cut(sum, 13)
+	}
 	return []string{
-		term.Line(r.WorkerName), term.Line(r.Name), term.Line(r.Version), p.Palette.Paint(colour(r.State), term.Line(r.State)),
+		term.Line(r.WorkerName), term.Line(r.Name), orDash(term.Line(r.Version)), orDash(term.Line(sum)), p.Palette.Paint(colour(r.State), term.Line(r.State)),
 		strconv.Itoa(int(r.Jobs)), orDash(term.Line(strings.Join(r.Commands, ","))), orDash(term.Line(r.Message)),
 	}
 }

@@ -79,7 +79,11 @@ type GetInfoResponse struct {
 	// Process id of the plugin.
 	Pid int64 `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`
 	// Protocol version spoken, 1.
-	Protocol      uint32 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Protocol uint32 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// What the worker starts to try the runner before it gets jobs. Unset: an empty
+	// script with the runner's name as command; then it is enough that the process
+	// ends and its end is told, or that the runner refuses it with BAD_REQUEST.
+	Canary        *Canary `protobuf:"bytes,7,opt,name=canary,proto3" json:"canary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -156,6 +160,79 @@ func (x *GetInfoResponse) GetProtocol() uint32 {
 	return 0
 }
 
+func (x *GetInfoResponse) GetCanary() *Canary {
+	if x != nil {
+		return x.Canary
+	}
+	return nil
+}
+
+// Canary is a start that ends by itself at once, with exit code 0. The worker
+// makes it once for each version of a plugin, in the folder of the plugin process
+// and as the worker's own user, and acknowledges it like any other.
+type Canary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Command of the start; empty is the runner's name.
+	Command string `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
+	// Text of the script; unset: there is no script.
+	Script []byte `protobuf:"bytes,2,opt,name=script,proto3,oneof" json:"script,omitempty"`
+	// Arguments after the script.
+	Args          []string `protobuf:"bytes,3,rep,name=args,proto3" json:"args,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Canary) Reset() {
+	*x = Canary{}
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Canary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Canary) ProtoMessage() {}
+
+func (x *Canary) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Canary.ProtoReflect.Descriptor instead.
+func (*Canary) Descriptor() ([]byte, []int) {
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Canary) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *Canary) GetScript() []byte {
+	if x != nil {
+		return x.Script
+	}
+	return nil
+}
+
+func (x *Canary) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
 // SessionRequest is one frame from the worker.
 type SessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -173,7 +250,7 @@ type SessionRequest struct {
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[2]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -185,7 +262,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[2]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -198,7 +275,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{2}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SessionRequest) GetStarts() []*Start {
@@ -244,7 +321,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[3]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -256,7 +333,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[3]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -269,7 +346,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{3}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SessionResponse) GetStarted() []*Started {
@@ -328,7 +405,7 @@ type Start struct {
 
 func (x *Start) Reset() {
 	*x = Start{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[4]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -340,7 +417,7 @@ func (x *Start) String() string {
 func (*Start) ProtoMessage() {}
 
 func (x *Start) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[4]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -353,7 +430,7 @@ func (x *Start) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Start.ProtoReflect.Descriptor instead.
 func (*Start) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{4}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Start) GetId() string {
@@ -462,7 +539,7 @@ type Adopt struct {
 
 func (x *Adopt) Reset() {
 	*x = Adopt{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[5]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -474,7 +551,7 @@ func (x *Adopt) String() string {
 func (*Adopt) ProtoMessage() {}
 
 func (x *Adopt) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[5]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -487,7 +564,7 @@ func (x *Adopt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Adopt.ProtoReflect.Descriptor instead.
 func (*Adopt) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{5}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Adopt) GetId() string {
@@ -540,7 +617,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[6]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -552,7 +629,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[6]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -565,7 +642,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{6}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Credential) GetUid() uint32 {
@@ -607,7 +684,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[7]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +696,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[7]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +709,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{7}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Started) GetId() string {
@@ -695,7 +772,7 @@ type Exited struct {
 
 func (x *Exited) Reset() {
 	*x = Exited{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[8]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +784,7 @@ func (x *Exited) String() string {
 func (*Exited) ProtoMessage() {}
 
 func (x *Exited) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[8]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +797,7 @@ func (x *Exited) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exited.ProtoReflect.Descriptor instead.
 func (*Exited) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{8}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Exited) GetId() string {
@@ -844,7 +921,7 @@ type StartError struct {
 
 func (x *StartError) Reset() {
 	*x = StartError{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[9]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +933,7 @@ func (x *StartError) String() string {
 func (*StartError) ProtoMessage() {}
 
 func (x *StartError) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[9]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +946,7 @@ func (x *StartError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartError.ProtoReflect.Descriptor instead.
 func (*StartError) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{9}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StartError) GetReason() string {
@@ -900,7 +977,7 @@ type Signal struct {
 
 func (x *Signal) Reset() {
 	*x = Signal{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[10]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +989,7 @@ func (x *Signal) String() string {
 func (*Signal) ProtoMessage() {}
 
 func (x *Signal) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[10]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +1002,7 @@ func (x *Signal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signal.ProtoReflect.Descriptor instead.
 func (*Signal) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{10}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Signal) GetId() string {
@@ -951,7 +1028,7 @@ type GetStatsRequest struct {
 
 func (x *GetStatsRequest) Reset() {
 	*x = GetStatsRequest{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[11]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1040,7 @@ func (x *GetStatsRequest) String() string {
 func (*GetStatsRequest) ProtoMessage() {}
 
 func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[11]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1053,7 @@ func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetStatsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{11}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{12}
 }
 
 // GetStatsResponse counts.
@@ -998,7 +1075,7 @@ type GetStatsResponse struct {
 
 func (x *GetStatsResponse) Reset() {
 	*x = GetStatsResponse{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[12]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1087,7 @@ func (x *GetStatsResponse) String() string {
 func (*GetStatsResponse) ProtoMessage() {}
 
 func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[12]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1100,7 @@ func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetStatsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{12}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetStatsResponse) GetRunning() uint32 {
@@ -1070,7 +1147,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[13]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1159,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[13]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,7 +1172,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{13}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{14}
 }
 
 // ShutdownResponse is empty.
@@ -1107,7 +1184,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[14]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1119,7 +1196,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[14]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1132,7 +1209,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{14}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{15}
 }
 
 var File_drover_runner_v1_runner_proto protoreflect.FileDescriptor
@@ -1140,7 +1217,7 @@ var File_drover_runner_v1_runner_proto protoreflect.FileDescriptor
 const file_drover_runner_v1_runner_proto_rawDesc = "" +
 	"\n" +
 	"\x1ddrover/runner/v1/runner.proto\x12\x10drover.runner.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n" +
-	"\x0eGetInfoRequest\"\xa9\x01\n" +
+	"\x0eGetInfoRequest\"\xdb\x01\n" +
 	"\x0fGetInfoResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
@@ -1149,7 +1226,13 @@ const file_drover_runner_v1_runner_proto_rawDesc = "" +
 	"extensions\x18\x04 \x03(\tR\n" +
 	"extensions\x12\x10\n" +
 	"\x03pid\x18\x05 \x01(\x03R\x03pid\x12\x1a\n" +
-	"\bprotocol\x18\x06 \x01(\rR\bprotocol\"\xba\x01\n" +
+	"\bprotocol\x18\x06 \x01(\rR\bprotocol\x120\n" +
+	"\x06canary\x18\a \x01(\v2\x18.drover.runner.v1.CanaryR\x06canary\"^\n" +
+	"\x06Canary\x12\x18\n" +
+	"\acommand\x18\x01 \x01(\tR\acommand\x12\x1b\n" +
+	"\x06script\x18\x02 \x01(\fH\x00R\x06script\x88\x01\x01\x12\x12\n" +
+	"\x04args\x18\x03 \x03(\tR\x04argsB\t\n" +
+	"\a_script\"\xba\x01\n" +
 	"\x0eSessionRequest\x12/\n" +
 	"\x06starts\x18\x01 \x03(\v2\x17.drover.runner.v1.StartR\x06starts\x122\n" +
 	"\asignals\x18\x02 \x03(\v2\x18.drover.runner.v1.SignalR\asignals\x12\x12\n" +
@@ -1243,48 +1326,50 @@ func file_drover_runner_v1_runner_proto_rawDescGZIP() []byte {
 	return file_drover_runner_v1_runner_proto_rawDescData
 }
 
-var file_drover_runner_v1_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_drover_runner_v1_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_drover_runner_v1_runner_proto_goTypes = []any{
 	(*GetInfoRequest)(nil),        // 0: drover.runner.v1.GetInfoRequest
 	(*GetInfoResponse)(nil),       // 1: drover.runner.v1.GetInfoResponse
-	(*SessionRequest)(nil),        // 2: drover.runner.v1.SessionRequest
-	(*SessionResponse)(nil),       // 3: drover.runner.v1.SessionResponse
-	(*Start)(nil),                 // 4: drover.runner.v1.Start
-	(*Adopt)(nil),                 // 5: drover.runner.v1.Adopt
-	(*Credential)(nil),            // 6: drover.runner.v1.Credential
-	(*Started)(nil),               // 7: drover.runner.v1.Started
-	(*Exited)(nil),                // 8: drover.runner.v1.Exited
-	(*StartError)(nil),            // 9: drover.runner.v1.StartError
-	(*Signal)(nil),                // 10: drover.runner.v1.Signal
-	(*GetStatsRequest)(nil),       // 11: drover.runner.v1.GetStatsRequest
-	(*GetStatsResponse)(nil),      // 12: drover.runner.v1.GetStatsResponse
-	(*ShutdownRequest)(nil),       // 13: drover.runner.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 14: drover.runner.v1.ShutdownResponse
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*Canary)(nil),                // 2: drover.runner.v1.Canary
+	(*SessionRequest)(nil),        // 3: drover.runner.v1.SessionRequest
+	(*SessionResponse)(nil),       // 4: drover.runner.v1.SessionResponse
+	(*Start)(nil),                 // 5: drover.runner.v1.Start
+	(*Adopt)(nil),                 // 6: drover.runner.v1.Adopt
+	(*Credential)(nil),            // 7: drover.runner.v1.Credential
+	(*Started)(nil),               // 8: drover.runner.v1.Started
+	(*Exited)(nil),                // 9: drover.runner.v1.Exited
+	(*StartError)(nil),            // 10: drover.runner.v1.StartError
+	(*Signal)(nil),                // 11: drover.runner.v1.Signal
+	(*GetStatsRequest)(nil),       // 12: drover.runner.v1.GetStatsRequest
+	(*GetStatsResponse)(nil),      // 13: drover.runner.v1.GetStatsResponse
+	(*ShutdownRequest)(nil),       // 14: drover.runner.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 15: drover.runner.v1.ShutdownResponse
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
 }
 var file_drover_runner_v1_runner_proto_depIdxs = []int32{
-	4,  // 0: drover.runner.v1.SessionRequest.starts:type_name -> drover.runner.v1.Start
-	10, // 1: drover.runner.v1.SessionRequest.signals:type_name -> drover.runner.v1.Signal
-	5,  // 2: drover.runner.v1.SessionRequest.adopts:type_name -> drover.runner.v1.Adopt
-	7,  // 3: drover.runner.v1.SessionResponse.started:type_name -> drover.runner.v1.Started
-	8,  // 4: drover.runner.v1.SessionResponse.exited:type_name -> drover.runner.v1.Exited
-	6,  // 5: drover.runner.v1.Start.credential:type_name -> drover.runner.v1.Credential
-	15, // 6: drover.runner.v1.Started.time:type_name -> google.protobuf.Timestamp
-	9,  // 7: drover.runner.v1.Exited.error:type_name -> drover.runner.v1.StartError
-	15, // 8: drover.runner.v1.Exited.time:type_name -> google.protobuf.Timestamp
-	0,  // 9: drover.runner.v1.RunnerService.GetInfo:input_type -> drover.runner.v1.GetInfoRequest
-	2,  // 10: drover.runner.v1.RunnerService.Session:input_type -> drover.runner.v1.SessionRequest
-	11, // 11: drover.runner.v1.RunnerService.GetStats:input_type -> drover.runner.v1.GetStatsRequest
-	13, // 12: drover.runner.v1.RunnerService.Shutdown:input_type -> drover.runner.v1.ShutdownRequest
-	1,  // 13: drover.runner.v1.RunnerService.GetInfo:output_type -> drover.runner.v1.GetInfoResponse
-	3,  // 14: drover.runner.v1.RunnerService.Session:output_type -> drover.runner.v1.SessionResponse
-	12, // 15: drover.runner.v1.RunnerService.GetStats:output_type -> drover.runner.v1.GetStatsResponse
-	14, // 16: drover.runner.v1.RunnerService.Shutdown:output_type -> drover.runner.v1.ShutdownResponse
-	13, // [13:17] is the sub-list for method output_type
-	9,  // [9:13] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	2,  // 0: drover.runner.v1.GetInfoResponse.canary:type_name -> drover.runner.v1.Canary
+	5,  // 1: drover.runner.v1.SessionRequest.starts:type_name -> drover.runner.v1.Start
+	11, // 2: drover.runner.v1.SessionRequest.signals:type_name -> drover.runner.v1.Signal
+	6,  // 3: drover.runner.v1.SessionRequest.adopts:type_name -> drover.runner.v1.Adopt
+	8,  // 4: drover.runner.v1.SessionResponse.started:type_name -> drover.runner.v1.Started
+	9,  // 5: drover.runner.v1.SessionResponse.exited:type_name -> drover.runner.v1.Exited
+	7,  // 6: drover.runner.v1.Start.credential:type_name -> drover.runner.v1.Credential
+	16, // 7: drover.runner.v1.Started.time:type_name -> google.protobuf.Timestamp
+	10, // 8: drover.runner.v1.Exited.error:type_name -> drover.runner.v1.StartError
+	16, // 9: drover.runner.v1.Exited.time:type_name -> google.protobuf.Timestamp
+	0,  // 10: drover.runner.v1.RunnerService.GetInfo:input_type -> drover.runner.v1.GetInfoRequest
+	3,  // 11: drover.runner.v1.RunnerService.Session:input_type -> drover.runner.v1.SessionRequest
+	12, // 12: drover.runner.v1.RunnerService.GetStats:input_type -> drover.runner.v1.GetStatsRequest
+	14, // 13: drover.runner.v1.RunnerService.Shutdown:input_type -> drover.runner.v1.ShutdownRequest
+	1,  // 14: drover.runner.v1.RunnerService.GetInfo:output_type -> drover.runner.v1.GetInfoResponse
+	4,  // 15: drover.runner.v1.RunnerService.Session:output_type -> drover.runner.v1.SessionResponse
+	13, // 16: drover.runner.v1.RunnerService.GetStats:output_type -> drover.runner.v1.GetStatsResponse
+	15, // 17: drover.runner.v1.RunnerService.Shutdown:output_type -> drover.runner.v1.ShutdownResponse
+	14, // [14:18] is the sub-list for method output_type
+	10, // [10:14] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_drover_runner_v1_runner_proto_init() }
@@ -1292,7 +1377,8 @@ func file_drover_runner_v1_runner_proto_init() {
 	if File_drover_runner_v1_runner_proto != nil {
 		return
 	}
-	file_drover_runner_v1_runner_proto_msgTypes[8].OneofWrappers = []any{
+	file_drover_runner_v1_runner_proto_msgTypes[2].OneofWrappers = []any{}
+	file_drover_runner_v1_runner_proto_msgTypes[9].OneofWrappers = []any{
 		(*Exited_ExitCode)(nil),
 		(*Exited_Signal)(nil),
 		(*Exited_Error)(nil),
@@ -1303,7 +1389,7 @@ func file_drover_runner_v1_runner_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_runner_v1_runner_proto_rawDesc), len(file_drover_runner_v1_runner_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
