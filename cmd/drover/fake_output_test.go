@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"strings"
 	"time"
@@ -36,6 +37,10 @@ func lines(n int) string {
 var scenarios = map[string]func(*fakeJob){
 	"hello.sh": func(j *fakeJob) {
 		j.write(0, "hello "+strings.Join(j.request.GetArgs(), " ")+"\n")
+		j.exit(0)
+	},
+	"local.sh": func(j *fakeJob) {
+		j.write(0, fmt.Sprintf("%s %x %s\n", j.request.GetPath(), sha256.Sum256(j.request.GetUpload()), strings.Join(j.request.GetArgs(), " ")))
 		j.exit(0)
 	},
 	"uname": func(j *fakeJob) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,6 +35,7 @@ type request struct {
 	envFiles []string
 	secrets  []string
 	stdin    string
+	upload   bool
 	workdir  string
 	user     string
 
@@ -122,8 +124,30 @@ func (r *request) build(e *env, verb, command, script string, args []string) (*d
 	if q.Secrets, err = readSecrets(e, verb, r.secrets); err != nil {
 		return nil, err
 	}
-	q.Stdin, err = readStdin(e, r.stdin)
-	return q, err
+	if q.Stdin, err = readStdin(e, r.stdin); err != nil {
+		return nil, err
+	}
+	return q, r.sendScript(e, verb, q)
+}
+
+// sendScript puts a file of this machine into the request, in place of the name
+// of a script that the worker has.
+func (r *request) sendScript(e *env, verb string, q *droverv1.StartJobRequest) error {
+	if !r.upload {
+		return nil
+	}
+	if q.GetPath() == "" {
+		return problem.UsageError(verb, "--upload needs a SCRIPT of this machine")
+	}
+	script, err := readBounded(e, "script", q.GetPath())
+	if err != nil {
+		return err
+	}
+	if len(script) == 0 {
+		return problem.UsageError(verb, "--upload: %q is empty", q.GetPath())
+	}
+	q.Upload, q.Path = script, filepath.Base(q.GetPath())
+	return nil
 }
 
 // defaultCommand is the runner of a script that names none.

@@ -31,7 +31,8 @@ func newRerun(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rerun JOB", Short: "Ask for the same job once more", Args: exactly("JOB"),
 		Long: "Ask for the same job once more, with the script as it is now, and attend it as \"drover run\"\n" +
-			"does. Secrets and standard input are not kept with a job: give them again.",
+			"does. Secrets and standard input are not kept with a job: give them again. Neither are\n" +
+			"scripts that were sent with --upload: use \"drover run --upload\" for them.",
 		ValidArgsFunction: first(e.completeJobs()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return aroundJob(o.run(cmd.Context(), e, args[0]))
@@ -56,6 +57,10 @@ func (o *rerunOptions) run(ctx context.Context, e *env, ref string) error {
 		j, err := getOnce(ctx, c, ref)
 		if err != nil {
 			return err
+		}
+		if j.GetSpec().GetUploadSha256() != "" {
+			return errs.E("rerun", errs.Invalid, "USAGE", fmt.Errorf("the script %q was sent with the job and is not kept", j.GetPath())).
+				WithHint("send it again with \"drover run --upload FILE\"")
 		}
 		q := requestOf(j.GetSpec())
 		if o.any || o.worker != "" {

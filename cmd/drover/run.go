@@ -36,7 +36,7 @@ func newRun(e *env) *cobra.Command {
 			"Exit codes: the job's own, 128+n when a signal ended it, 124 after a timeout, 125 when\n" +
 			"drover failed, 126 when it was refused, 127 when there is no such script or command.",
 		Example: "  drover run count.sh 3\n  drover run --timeout 1m -e LANG=C hello.py --name World\n" +
-			"  drover run -d --worker w1 count.sh 60\n  drover run --command ruby tools/report.rb",
+			"  drover run -d --worker w1 count.sh 60\n  drover run --command ruby tools/report.rb\n  drover run --upload ./local.sh",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 && o.command != "" {
 				return nil
@@ -53,6 +53,7 @@ func newRun(e *env) *cobra.Command {
 		},
 	}
 	o.register(e, cmd)
+	cmd.Flags().BoolVar(&o.upload, "upload", false, "SCRIPT is a file of this machine; send it along (at most 1 MiB)")
 	cmd.Flags().StringVarP(&o.command, "command", "c", "", "what runs the script: a runner or an interpreter that the worker's policy allows")
 	return cmd
 }
@@ -145,7 +146,7 @@ func hinted(err error) error {
 	}
 	switch e.Reason {
 	case "PATH_REFUSED":
-		return e.WithHint(`paths are relative to a script folder of the worker; "drover scripts" lists them`)
+		return e.WithHint(`paths are relative to a script folder of the worker, see "drover scripts"; --upload sends a file of this machine`)
 	case "POLICY":
 		return e.WithHint(`what a worker allows is listed by "drover workers show"`)
 	default:

@@ -4,6 +4,8 @@
 package job
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"time"
 
 	"github.com/google/uuid"
@@ -95,7 +97,18 @@ type Spec struct {
 	OutputPolicy   OutputPolicy
 	OutputLimit    uint64            // bytes per stream; 0 is DefaultOutputLimit
 	Secrets        map[string][]byte // never logged
+	Upload         []byte            // the script itself, Path being its name; gone once the job has ended
+	UploadSHA256   string            // lower-case hex, of Upload; "" when the script is one of the worker's
 }
+
+// SHA256 is the checksum of a script as records hold it, in lower-case hex.
+func SHA256(script []byte) string {
+	sum := sha256.Sum256(script)
+	return hex.EncodeToString(sum[:])
+}
+
+// Uploaded tells whether the script came with the request.
+func (s *Spec) Uploaded() bool { return s.UploadSHA256 != "" || len(s.Upload) > 0 }
 
 // Defaults of a spec.
 const (
@@ -104,6 +117,7 @@ const (
 	DefaultOutputLimit = 64 << 20
 	DefaultBackoff     = time.Second
 	MaxStdin           = 1 << 20
+	MaxUpload          = 1 << 20
 )
 
 // Stream sums up one output stream.
@@ -176,6 +190,7 @@ const (
 	ReasonNoScript      = "NO_SCRIPT"
 	ReasonNoLabels      = "NO_LABELS"
 	ReasonConnecting    = "CONNECTING" // a worker has not told yet what it offers
+	ReasonNoUploads     = "NO_UPLOADS"
 	ReasonNoSlot        = "NO_SLOT"
 	ReasonWorkerOffline = "WORKER_OFFLINE"
 	ReasonWorkerDrained = "WORKER_DRAINED"

@@ -6,8 +6,8 @@ import (
 	"github.com/droverhq/drover/core/job"
 )
 
-// encodeSpec leaves out Stdin and Secrets on purpose: they are files of the
-// attempt's folder, and secrets never appear in a journal (contract section 3).
+// encodeSpec leaves out Stdin, Secrets and Upload on purpose: they are files of
+// the attempt's folder, and secrets never appear in a journal (contract section 3).
 func encodeSpec(e *enc, s *job.Spec) {
 	e.str(1, s.Worker)
 	e.str(2, s.Path)
@@ -35,6 +35,7 @@ func encodeSpec(e *enc, s *job.Spec) {
 	}
 	e.uint(21, uint64(s.OutputPolicy))
 	e.uint(22, s.OutputLimit)
+	e.str(25, s.UploadSHA256)
 }
 
 func encodeRetry(e *enc, r *job.Retry) {
@@ -90,6 +91,8 @@ func decodeSpec(s *job.Spec, d dec) error {
 		s.Priority = int32(d.int())
 	case 20:
 		return fields(d.b, func(d dec) error { return decodeRetry(&s.Retry, d) })
+	case 25:
+		s.UploadSHA256 = d.str()
 	default:
 		decodeSpecBounds(s, d)
 	}

@@ -35,6 +35,7 @@ func anySpec(t *rapid.T) job.Spec {
 		Priority:     rapid.Int32().Draw(t, "priority"),
 		OutputPolicy: job.OutputPolicy(rapid.Uint8Range(0, 2).Draw(t, "policy")),
 		OutputLimit:  rapid.Uint64().Draw(t, "limit"),
+		UploadSHA256: str.Draw(t, "upload"),
 	}
 	if rapid.Bool().Draw(t, "retry") {
 		s.Retry = job.Retry{

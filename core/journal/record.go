@@ -40,7 +40,7 @@ type Record struct {
 // own folder, secrets never reach a journal.
 type Intent struct {
 	BootID string   // boot of the host the process would belong to
-	Spec   job.Spec // without Stdin and Secrets
+	Spec   job.Spec // without Stdin, Secrets and Upload
 	Folder bool     // the attempt has a folder with stdin or secrets
 	Mark   string   // value of DROVER_MARK in the job's environment
 	Stdout string   // lane, named pipe
@@ -52,7 +52,7 @@ type Intent struct {
 
 // Script names a pinned script.
 type Script struct {
-	Generation uint64
+	Generation uint64 // 0: the script came with the order and lies in the attempt's folder
 	Folder     string
 	Name       string // "" is no script
 	SHA256     string

@@ -23,7 +23,9 @@ func (e *entry) fit(s *job.Spec) string {
 		return job.ReasonConnecting
 	case !e.serves(s.Command, s.Path):
 		return job.ReasonNoRunner
-	case s.Path != "" && !e.offers(s.Path):
+	case s.Uploaded() && !e.Uploads:
+		return job.ReasonNoUploads
+	case s.Path != "" && !s.Uploaded() && !e.offers(s.Path):
 		return job.ReasonNoScript
 	case e.Running >= e.Slots:
 		return job.ReasonNoSlot
@@ -44,9 +46,9 @@ func (e *entry) hasLabels(want map[string]string) bool {
 // nearness orders reasons by how near a worker came to taking the job.
 var nearness = map[string]int{
 	job.ReasonWorkerOffline: 1, job.ReasonWorkerDrained: 2, job.ReasonNoLabels: 3,
-	job.ReasonNoRunner: 4, job.ReasonNoScript: 5, job.ReasonNoSlot: 6,
+	job.ReasonNoRunner: 4, job.ReasonNoUploads: 5, job.ReasonNoScript: 6, job.ReasonNoSlot: 7,
 	// It may be the one: nobody knows yet.
-	job.ReasonConnecting: 7,
+	job.ReasonConnecting: 8,
 }
 
 // Place chooses a worker for a job: the named one, or of all that fit the one
@@ -120,6 +122,8 @@ func Explain(reason string, s *job.Spec) string {
 		return fmt.Sprintf("no online worker that fits can run the command %q", s.Command)
 	case job.ReasonNoScript:
 		return fmt.Sprintf("no online worker that fits has the script %q", s.Path)
+	case job.ReasonNoUploads:
+		return "no online worker that fits takes scripts that are sent with a request"
 	case job.ReasonNoSlot:
 		return "every worker that fits is full"
 	default:
@@ -138,6 +142,8 @@ func explainNamed(reason string, s *job.Spec) string {
 		return fmt.Sprintf("the worker %q cannot run the command %q", s.Worker, s.Command)
 	case job.ReasonNoScript:
 		return fmt.Sprintf("the worker %q does not have the script %q", s.Worker, s.Path)
+	case job.ReasonNoUploads:
+		return fmt.Sprintf("the worker %q takes no scripts that are sent with a request", s.Worker)
 	case job.ReasonNoSlot:
 		return fmt.Sprintf("the worker %q is full", s.Worker)
 	default:

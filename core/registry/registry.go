@@ -46,6 +46,7 @@ type Worker struct {
 	InstanceID  string
 	Version     string
 	Commands    []string // allowed by its policy without a runner
+	Uploads     bool     // its policy allows scripts that are sent with a request
 	Runners     []job.RunnerInfo
 	Scripts     job.ScriptIndex
 	Conditions  []job.Condition
@@ -70,6 +71,7 @@ type Registration struct {
 	Version    string
 	Runners    []job.RunnerInfo
 	Commands   []string
+	Uploads    bool
 }
 
 // Registry holds the workers of a cluster.
@@ -142,6 +144,7 @@ func (r *Registry) Register(now time.Time, reg Registration, fresh job.WorkerID)
 	e.Listed = e.Listed && e.InstanceID == reg.InstanceID
 	e.Address, e.Labels, e.Slots, e.BootID = reg.Address, reg.Labels, reg.Slots, reg.BootID
 	e.InstanceID, e.Version, e.Runners, e.Commands = reg.InstanceID, reg.Version, reg.Runners, reg.Commands
+	e.Uploads = reg.Uploads
 	e.Leaving = false
 	e.LeaseEnd = now.Add(r.lease)
 	e.State = e.present()

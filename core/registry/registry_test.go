@@ -177,13 +177,21 @@ func TestPlacement(t *testing.T) {
 		before func(*registry.Registry)
 		want   string // name of a worker, or a reason
 	}{
-		"least loaded":               {job.Spec{Command: "uname"}, func(r *registry.Registry) { r.Occupy(id(3), 1); r.Occupy(id(1), 1) }, "w2"},
-		"least loaded by share":      {job.Spec{Command: "uname"}, func(r *registry.Registry) { r.Occupy(id(3), 2); r.Occupy(id(1), 1); r.Occupy(id(2), 1) }, "w1"},
-		"by name":                    {job.Spec{Command: "uname", Worker: "w2"}, nil, "w2"},
-		"by id":                      {job.Spec{Command: "uname", Worker: id(2).String()}, nil, "w2"},
-		"by label":                   {job.Spec{Command: "uname", Labels: map[string]string{"zone": "b"}}, nil, "w2"},
-		"by script":                  {job.Spec{Command: "bash", Path: "sub/b.sh"}, nil, "w1"},
-		"by script and its folder":   {job.Spec{Command: "bash", Path: "worker/scripts/sub/b.sh"}, nil, "w1"},
+		"least loaded":             {job.Spec{Command: "uname"}, func(r *registry.Registry) { r.Occupy(id(3), 1); r.Occupy(id(1), 1) }, "w2"},
+		"least loaded by share":    {job.Spec{Command: "uname"}, func(r *registry.Registry) { r.Occupy(id(3), 2); r.Occupy(id(1), 1); r.Occupy(id(2), 1) }, "w1"},
+		"by name":                  {job.Spec{Command: "uname", Worker: "w2"}, nil, "w2"},
+		"by id":                    {job.Spec{Command: "uname", Worker: id(2).String()}, nil, "w2"},
+		"by label":                 {job.Spec{Command: "uname", Labels: map[string]string{"zone": "b"}}, nil, "w2"},
+		"by script":                {job.Spec{Command: "bash", Path: "sub/b.sh"}, nil, "w1"},
+		"by script and its folder": {job.Spec{Command: "bash", Path: "worker/scripts/sub/b.sh"}, nil, "w1"},
+		"nobody takes uploads":     {job.Spec{Command: "bash", Path: "a.sh", Upload: []byte("x")}, func(r *registry.Registry) { r.SetScripts(id(3), job.ScriptIndex{}) }, job.ReasonNoUploads},
+		"one takes uploads": {job.Spec{Command: "bash", Path: "none.sh", UploadSHA256: "s"}, func(r *registry.Registry) {
+			open := worker("w2", 2)
+			open.Uploads = true
+			_, _ = r.Register(at(0), open, id(2))
+			r.SetScripts(id(2), job.ScriptIndex{})
+		}, "w2"},
+		"the named takes no uploads": {job.Spec{Command: "bash", Path: "a.sh", Worker: "w1", UploadSHA256: "s"}, nil, job.ReasonNoUploads},
 		"nobody of that name":        {job.Spec{Command: "uname", Worker: "w9"}, nil, job.ReasonWorkerGone},
 		"no such label":              {job.Spec{Command: "uname", Labels: map[string]string{"zone": "x"}}, nil, job.ReasonNoLabels},
 		"the named is offline":       {job.Spec{Command: "uname", Worker: "w1"}, func(r *registry.Registry) { r.Expire(at(11)) }, job.ReasonWorkerOffline},

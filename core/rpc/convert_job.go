@@ -60,15 +60,15 @@ func specToProto(s *job.Spec) *droverv1.JobSpec {
 		Grace: durationpb.New(s.Grace), Linger: durationpb.New(s.Linger), DetachChildren: s.DetachChildren,
 		Limits: limitsToProto(s.Limits), Stdin: s.Stdin, Workdir: s.Workdir, User: s.User, Name: s.Name,
 		Priority: s.Priority, Retry: retryToProto(&s.Retry), OutputPolicy: droverv1.OutputPolicy(s.OutputPolicy) + 1,
-		OutputLimit: s.OutputLimit, Secrets: s.Secrets,
+		OutputLimit: s.OutputLimit, Secrets: s.Secrets, Upload: s.Upload, UploadSha256: s.UploadSHA256,
 	}
 }
 
-// publicSpec is the spec as it is shown: without stdin, and with the names but
-// not the values of secrets.
+// publicSpec is the spec as it is shown: without stdin and upload, and with the
+// names but not the values of secrets.
 func publicSpec(s *job.Spec) *droverv1.JobSpec {
 	p := specToProto(s)
-	p.Stdin = nil
+	p.Stdin, p.Upload = nil, nil
 	p.Secrets = nil
 	if len(s.Secrets) > 0 {
 		p.Secrets = make(map[string][]byte, len(s.Secrets))
@@ -87,7 +87,7 @@ func specFromProto(p *droverv1.JobSpec) (job.Spec, error) {
 		Linger: durationOr(p.GetLinger(), job.DefaultLinger), DetachChildren: p.GetDetachChildren(),
 		Limits: limitsFromProto(p.GetLimits()), Stdin: p.GetStdin(), Workdir: p.GetWorkdir(), User: p.GetUser(),
 		Name: p.GetName(), Priority: p.GetPriority(), Retry: retryFromProto(p.GetRetry()),
-		OutputLimit: p.GetOutputLimit(), Secrets: p.GetSecrets(),
+		OutputLimit: p.GetOutputLimit(), Secrets: p.GetSecrets(), Upload: p.GetUpload(), UploadSHA256: p.GetUploadSha256(),
 	}
 	policy, err := policyFromProto(p.GetOutputPolicy())
 	if err != nil {
@@ -105,6 +105,7 @@ func specFromRequest(r *droverv1.StartJobRequest) (job.Spec, error) {
 		Grace: r.GetGrace(), Linger: r.GetLinger(), DetachChildren: r.GetDetachChildren(), Limits: r.GetLimits(),
 		Stdin: r.GetStdin(), Workdir: r.GetWorkdir(), User: r.GetUser(), Name: r.GetName(), Priority: r.GetPriority(),
 		Retry: r.GetRetry(), OutputPolicy: r.GetOutputPolicy(), OutputLimit: r.GetOutputLimit(), Secrets: r.GetSecrets(),
+		Upload: r.GetUpload(),
 	})
 }
 

@@ -79,5 +79,6 @@ func workerToProto(w *registry.Worker) *droverv1.Worker {
 		Slots: uint32(w.Slots), Running: uint32(max(w.Running, 0)), Runners: runnersToProto(w.Runners),
 		Scripts: uint32(len(w.Scripts.Scripts)), LeaseExpires: timestamp(w.LeaseEnd), BootId: w.BootID, Version: w.Version,
 		Conditions: conditionsToProto(w.Conditions), DrainReason: w.DrainReason, Commands: w.Commands,
+		Uploads: w.Uploads,
 	}
 }

@@ -34,6 +34,7 @@ func (m *Membership) Register(ctx context.Context, r worker.Registration) (worke
 	req := &droverv1.RegisterWorkerRequest{
 		Address: r.Address, Labels: r.Labels, Slots: uint32(r.Slots), BootId: r.BootID, Version: r.Version,
 		Runners: runnersToProto(r.Runners), Commands: r.Commands, InstanceId: r.InstanceID,
+		Uploads: r.Uploads,
 	}
 	if r.WorkerID != (job.WorkerID{}) {
 		req.WorkerId = r.WorkerID.String()

@@ -97,6 +97,7 @@ func (s *SchedulerServer) RegisterWorker(ctx context.Context, r *droverv1.Regist
 	reg := registry.Registration{
 		Address: r.GetAddress(), Labels: r.GetLabels(), Slots: int(r.GetSlots()), BootID: r.GetBootId(),
 		InstanceID: r.GetInstanceId(), Version: r.GetVersion(), Runners: runnersFromProto(r.GetRunners()), Commands: r.GetCommands(),
+		Uploads: r.GetUploads(),
 	}
 	if r.GetWorkerId() != "" {
 		id, err := parseID("register worker", "worker_id", r.GetWorkerId())

@@ -24,6 +24,9 @@ func (m *Machine) submit(to uint64, s *Submit) {
 	if spec.Command == "" {
 		spec.Command = defaultCommand(spec.Path)
 	}
+	if len(spec.Upload) > 0 {
+		spec.UploadSHA256 = job.SHA256(spec.Upload)
+	}
 	key, hash := "", specHash(&spec) // of what is recorded: a restart computes it anew
 	if s.RequestID != "" {
 		key = requestKey(s.Caller.Name, s.RequestID)
@@ -91,6 +94,9 @@ func (m *Machine) refuse(s *job.Spec, reason string) error {
 		e := errs.Field(opSubmit, "path", "SCRIPT_NOT_FOUND", "%s", registry.Explain(reason, s))
 		e.Kind = errs.NotFound
 		return e.WithHint(`"drover scripts" lists what there is; paths are relative to a script folder`)
+	case reason == job.ReasonNoUploads:
+		return errs.Field(opSubmit, "upload", job.ReasonPolicy, "%s", registry.Explain(reason, s)).
+			WithHint(`a worker takes them with "uploads: true" in its policy file`)
 	case reason == job.ReasonNoRunner:
 		return errs.Field(opSubmit, "command", "COMMAND_UNKNOWN", "%s", registry.Explain(reason, s)).
 			WithHint("it can run: %s", strings.Join(m.workers.Commands(s.Worker, s.Path), ", "))

@@ -128,7 +128,7 @@ func (m *Machine) reply(to uint64, r Result) {
 // longer than it is needed.
 func (m *Machine) put(e *entry) {
 	if e.State.Terminal() {
-		e.Spec.Secrets, e.Spec.Stdin = nil, nil
+		e.Spec.Secrets, e.Spec.Stdin, e.Spec.Upload = nil, nil, nil
 	}
 	j := e.Job
 	m.effect(Effect{Put: &j, Drop: j.State.Terminal()})

@@ -32,6 +32,9 @@ func classKey(s *job.Spec) string {
 	for _, part := range []string{s.Worker, s.Command, s.Path} {
 		b.WriteString(part + "\x00")
 	}
+	if s.Uploaded() {
+		b.WriteString("\x02\x00")
+	}
 	for _, k := range slices.Sorted(maps.Keys(s.Labels)) {
 		b.WriteString(k + "\x01" + s.Labels[k] + "\x00")
 	}

@@ -17,6 +17,7 @@ const (
 	maxBytes     = 1 << 20 // arguments and environment together, below the kernel's ARG_MAX
 	maxLabels    = 64
 	maxName      = 128
+	maxFileName  = 255 // NAME_MAX
 	maxRequestID = 128
 	maxPriority  = 100
 	maxRetries   = 1000
@@ -44,7 +45,7 @@ func validate(s *job.Spec, requestID string) error {
 	}
 	checks := []error{
 		text("command", s.Command), checkPath(s.Path), checkArgs(s), checkEnv(s), checkLabels(s.Labels),
-		checkDurations(s), checkLimits(s.Limits), text("workdir", s.Workdir), text("user", s.User), text("name", s.Name),
+		checkDurations(s), checkLimits(s.Limits), checkUpload(s), text("workdir", s.Workdir), text("user", s.User), text("name", s.Name),
 	}
 	for _, err := range checks {
 		if err != nil {
@@ -109,6 +110,20 @@ func checkPath(p string) error {
 		return invalid("path", "PATH_REFUSED", "%q %s", p, why)
 	}
 	return text("path", p)
+}
+
+// checkUpload refuses a script that is too long to carry, or that has no plain
+// name: the worker makes a file of that name.
+func checkUpload(s *job.Spec) error {
+	switch {
+	case len(s.Upload) == 0:
+		return nil
+	case len(s.Upload) > job.MaxUpload:
+		return invalid("upload", "TOO_LONG", "it has %d bytes, at most %d", len(s.Upload), job.MaxUpload)
+	case s.Path == "" || strings.Contains(s.Path, "/") || len(s.Path) > maxFileName:
+		return invalid("path", "PATH_REFUSED", "%q is no plain name for a script that is sent with the request", s.Path)
+	}
+	return nil
 }
 
 func checkArgs(s *job.Spec) error {

@@ -9,60 +9,88 @@ import (
 	"strings"
 
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/journal"
 )
 
 const (
 	stdinFile     = "stdin"
 	secretsFolder = "secrets"
+	scriptFolder  = "script"
 )
 
-// attemptFolders holds one folder per attempt that has standard input or
-// secrets. Most have none, and making a folder costs more than starting a
+// attemptFolders holds one folder per attempt that has standard input, secrets
+// or a script of its own. Most have none, and making a folder costs more than starting a
 // process (architecture.md, section 6), so none is made without need.
 type attemptFolders struct{ root string }
 
 func (f attemptFolders) path(id string) string { return filepath.Join(f.root, id) }
 
-// make writes stdin and secrets, readable by the job's user only, and returns
-// their paths; "" for what there is not.
-func (f attemptFolders) make(id string, spec *job.Spec, u *account) (stdin, secrets string, err error) {
-	if len(spec.Stdin) == 0 && len(spec.Secrets) == 0 {
-		return "", "", nil
+// attemptFiles are the paths of what an attempt brought with it; "" for what
+// there is not.
+type attemptFiles struct {
+	stdin   string
+	secrets string // a folder
+	script  string
+}
+
+// make writes what the order brought, readable by the job's user only.
+func (f attemptFolders) make(id string, spec *job.Spec, u *account) (attemptFiles, error) {
+	var files attemptFiles
+	if len(spec.Stdin) == 0 && len(spec.Secrets) == 0 && len(spec.Upload) == 0 {
+		return files, nil
 	}
 	dir := f.path(id)
 	// Left over from a crash before the intent: its content is not trusted.
 	if err := os.RemoveAll(dir); err != nil {
-		return "", "", fmt.Errorf("clear attempt folder: %w", err)
+		return files, fmt.Errorf("clear attempt folder: %w", err)
 	}
 	w := fileWriter{owner: u}
 	w.mkdir(dir)
 	if len(spec.Stdin) > 0 {
-		stdin = filepath.Join(dir, stdinFile)
-		w.write(stdin, spec.Stdin)
+		files.stdin = filepath.Join(dir, stdinFile)
+		w.write(files.stdin, spec.Stdin)
 	}
 	if len(spec.Secrets) > 0 {
-		secrets = filepath.Join(dir, secretsFolder)
-		w.mkdir(secrets)
+		files.secrets = filepath.Join(dir, secretsFolder)
+		w.mkdir(files.secrets)
 		for name, value := range spec.Secrets {
-			w.write(filepath.Join(secrets, name), value)
+			w.write(filepath.Join(files.secrets, name), value)
 		}
 	}
-	if w.err != nil {
-		return "", "", errors.Join(fmt.Errorf("write attempt folder: %w", w.err), os.RemoveAll(dir))
+	if len(spec.Upload) > 0 {
+		w.mkdir(filepath.Join(dir, scriptFolder))
+		files.script = f.script(id, spec.Path)
+		w.write(files.script, spec.Upload)
 	}
-	return stdin, secrets, nil
+	if w.err != nil {
+		return attemptFiles{}, errors.Join(fmt.Errorf("write attempt folder: %w", w.err), os.RemoveAll(dir))
+	}
+	return files, nil
+}
+
+// script is where a script that came with the order lies. It is alone in its
+// folder, which is where the job begins.
+func (f attemptFolders) script(id, name string) string {
+	return filepath.Join(f.path(id), scriptFolder, name)
+}
+
+// uploadedPin stands for a script that nobody else can change.
+func uploadedPin(file, sum string) *Pin {
+	return &Pin{
+		Path: file, Root: filepath.Dir(file), Script: journal.Script{Name: filepath.Base(file), SHA256: sum}, Release: func() {},
+	}
 }
 
 // existing returns what make has written for an attempt of an earlier life.
-func (f attemptFolders) existing(id string) (stdin, secrets string) {
-	stdin, secrets = filepath.Join(f.path(id), stdinFile), filepath.Join(f.path(id), secretsFolder)
-	if _, err := os.Stat(stdin); err != nil {
-		stdin = ""
+func (f attemptFolders) existing(id string) attemptFiles {
+	files := attemptFiles{stdin: filepath.Join(f.path(id), stdinFile), secrets: filepath.Join(f.path(id), secretsFolder)}
+	if _, err := os.Stat(files.stdin); err != nil {
+		files.stdin = ""
 	}
-	if _, err := os.Stat(secrets); err != nil {
-		secrets = ""
+	if _, err := os.Stat(files.secrets); err != nil {
+		files.secrets = ""
 	}
-	return stdin, secrets
+	return files
 }
 
 // remove deletes an attempt's folder; secrets do not outlive the attempt.
@@ -112,7 +140,8 @@ func (w *fileWriter) own(file string) {
 	}
 }
 
-// secretName tells whether a secret's name is fit to be a file name.
-func secretName(s string) bool {
+// fileName tells whether the name of a secret or an uploaded script is fit to be
+// one file's.
+func fileName(s string) bool {
 	return s != "" && s != "." && s != ".." && len(s) <= 255 && !strings.ContainsAny(s, "/\x00")
 }

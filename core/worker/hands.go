@@ -323,7 +323,10 @@ func (h *hands) reopen(r Holding, boot string) {
 		log.Warn("cgroup not reopened", "cgroup", in.Cgroup, "error", err)
 		x.group = shutGroup{open: func() (Group, error) { return h.groups.Reopen(in.Cgroup) }}
 	}
-	if in.Script.Name != "" {
+	switch {
+	case in.Spec.Uploaded():
+		x.pin = uploadedPin(h.preparer.folders.script(r.Held.ID, in.Script.Name), in.Script.SHA256)
+	case in.Script.Name != "":
 		pin, err := h.scripts.PinGeneration(in.Script)
 		if err != nil {
 			log.Warn("script generation not pinned again", "script", in.Script.Name, "error", err)

@@ -27,6 +27,7 @@ type Registration struct {
 	Version    string
 	Runners    []job.RunnerInfo
 	Commands   []string // that the policy allows without a runner
+	Uploads    bool     // the policy allows scripts that are sent with a request
 	InstanceID string
 }
 
@@ -83,7 +84,7 @@ func (w *Worker) register(ctx context.Context) (time.Duration, bool) {
 		got, err := w.cfg.Scheduler.Register(ctx, Registration{
 			WorkerID: id, Address: w.cfg.Address, Labels: maps.Clone(w.cfg.Labels), Slots: w.machine.slots,
 			BootID: w.cfg.BootID, Version: w.cfg.Version, Runners: w.cfg.Runners.Runners(),
-			Commands: w.cfg.Policy.Commands, InstanceID: w.instance,
+			Commands: w.cfg.Policy.Commands, Uploads: w.cfg.Policy.Uploads, InstanceID: w.instance,
 		})
 		if err == nil {
 			err = w.identity.set(got.WorkerID)

@@ -30,6 +30,9 @@ type Policy struct {
 	// Env holds names, or globs of names, that requests may set; none: every
 	// ordinary name. Names that change how programs load code are never allowed.
 	Env []string `yaml:"env"`
+	// Uploads allows scripts that are sent with a request. Whoever may start
+	// jobs can then run any code that the runners take.
+	Uploads bool `yaml:"uploads"`
 	// Workdirs holds folders below which working folders may lie; none: any.
 	Workdirs []string `yaml:"workdirs"`
 }

@@ -78,7 +78,7 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 			undo.run()
 		}
 	}()
-	if err := p.script(h, spec, undo); err != nil {
+	if err := p.script(h, id, spec, undo); err != nil {
 		return nil, err
 	}
 	workdir, err := p.workdir(h, spec)
@@ -89,20 +89,20 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 	if err != nil {
 		return nil, err
 	}
-	stdin, secrets, err := p.folders.make(id, spec, u)
+	files, err := p.folders.make(id, spec, u)
 	if err != nil {
-		return nil, wrapRefusal("stdin and secrets", reasonNoSpace, err)
+		return nil, wrapRefusal("stdin, secrets and upload", reasonNoSpace, err)
 	}
 	h.intent = journal.Intent{
-		BootID: p.boot, Spec: *spec, Folder: stdin != "" || secrets != "", Mark: id,
+		BootID: p.boot, Spec: *spec, Folder: files != (attemptFiles{}), Mark: id,
 		Stdout: lanes.Stdout, Stderr: lanes.Stderr, Cgroup: h.group.Name(), Runner: runner,
 	}
-	h.intent.Spec.Stdin, h.intent.Spec.Secrets = nil, nil
+	h.intent.Spec.Stdin, h.intent.Spec.Secrets, h.intent.Spec.Upload = nil, nil, nil
 	if h.pin != nil {
 		h.intent.Script = h.pin.Script
 	}
-	h.assemble(key, command, workdir, lanes, stdin, u)
-	h.launch.Env = jobEnviron(p.base, u, spec, ownEnviron(key, p.worker, id, h.source(), secrets))
+	h.assemble(key, command, workdir, lanes, files.stdin, u)
+	h.launch.Env = jobEnviron(p.base, u, spec, ownEnviron(key, p.worker, id, h.source(), files.secrets))
 	return h, nil
 }
 
@@ -124,9 +124,9 @@ func (p *preparer) rebuild(r Holding, x *holding) *prepared {
 	if err != nil {
 		return h
 	}
-	stdin, secrets := p.folders.existing(r.Held.ID)
-	h.assemble(r.Key, command, workdir, Lanes{in.Stdout, in.Stderr}, stdin, u)
-	h.launch.Env = jobEnviron(p.base, u, &in.Spec, ownEnviron(r.Key, p.worker, in.Mark, h.source(), secrets))
+	files := p.folders.existing(r.Held.ID)
+	h.assemble(r.Key, command, workdir, Lanes{in.Stdout, in.Stderr}, files.stdin, u)
+	h.launch.Env = jobEnviron(p.base, u, &in.Spec, ownEnviron(r.Key, p.worker, in.Mark, h.source(), files.secrets))
 	return h
 }
 
@@ -181,15 +181,37 @@ func (p *preparer) check(s *job.Spec) error {
 		}
 	}
 	for name := range s.Secrets {
-		if !secretName(name) {
+		if !fileName(name) {
 			return refuse("secrets", reasonBadRequest, "%q cannot be a file name", name)
 		}
 	}
 	if len(s.Stdin) > job.MaxStdin {
 		return refuse("stdin", reasonBadRequest, "holds %d bytes, %d are allowed", len(s.Stdin), job.MaxStdin)
 	}
+	if err := p.checkUpload(s); err != nil {
+		return err
+	}
 	if strings.Contains(s.Command, "\x00") || strings.Contains(s.Workdir, "\x00") {
 		return refuse("command", reasonBadRequest, "holds a NUL byte")
+	}
+	return nil
+}
+
+// checkUpload refuses a script that came with the order unless the policy takes
+// such, and one that is not the one that was accepted.
+func (p *preparer) checkUpload(s *job.Spec) error {
+	switch {
+	case !s.Uploaded():
+		return nil
+	case !p.policy.Uploads:
+		return refuse("upload", job.ReasonPolicy, "the worker's policy takes no scripts that are sent with a request").
+			WithHint(`set "uploads: true" in the worker's policy file`)
+	case len(s.Upload) == 0 || len(s.Upload) > job.MaxUpload:
+		return refuse("upload", reasonBadRequest, "holds %d bytes, 1 to %d are allowed", len(s.Upload), job.MaxUpload)
+	case s.UploadSHA256 != "" && job.SHA256(s.Upload) != s.UploadSHA256:
+		return refuse("upload", reasonBadRequest, "is not what was accepted: its sha256 is another")
+	case !fileName(s.Path):
+		return refuse("path", job.ReasonPath, "%q is no plain name for a script that is sent with a request", s.Path)
 	}
 	return nil
 }
@@ -264,8 +286,12 @@ func (p *preparer) user(name string) (*account, error) {
 	return p.account(name)
 }
 
-func (p *preparer) script(h *prepared, s *job.Spec, undo *undoer) error {
-	if s.Path == "" {
+func (p *preparer) script(h *prepared, id string, s *job.Spec, undo *undoer) error {
+	switch {
+	case s.Path == "":
+		return nil
+	case s.Uploaded():
+		h.pin = uploadedPin(p.folders.script(id, s.Path), job.SHA256(s.Upload))
 		return nil
 	}
 	pin, err := p.scripts.Pin(s.Path)

@@ -122,7 +122,7 @@ func TestARunnerInTroubleIsNotNoRunner(t *testing.T) {
 func TestAttemptFoldersAreMadeOnlyWhenNeeded(t *testing.T) {
 	t.Parallel()
 	f := attemptFolders{t.TempDir()}
-	if _, _, err := f.make("a", &job.Spec{}, nil); err != nil {
+	if _, err := f.make("a", &job.Spec{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if all, _ := os.ReadDir(f.root); len(all) != 0 {
@@ -132,17 +132,17 @@ func TestAttemptFoldersAreMadeOnlyWhenNeeded(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(f.root, "b", "secrets", "old"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	_, secrets, err := f.make("b", &job.Spec{Secrets: map[string][]byte{"new": []byte("1")}}, nil)
+	files, err := f.make("b", &job.Spec{Secrets: map[string][]byte{"new": []byte("1")}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if all, _ := os.ReadDir(secrets); len(all) != 1 || all[0].Name() != "new" {
+	if all, _ := os.ReadDir(files.secrets); len(all) != 1 || all[0].Name() != "new" {
 		t.Errorf("secrets %v", all)
 	}
 	if err := f.sweep(map[string]bool{"b": true}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(secrets); err != nil {
+	if _, err := os.Stat(files.secrets); err != nil {
 		t.Error("a live attempt's folder was swept")
 	}
 	if err := (attemptFolders{filepath.Join(f.root, "none")}).sweep(nil); err != nil {
@@ -194,12 +194,60 @@ func TestCommandsAreSearchedOnceASecond(t *testing.T) {
 	}
 }
 
-func TestSecretNames(t *testing.T) {
+func TestFileNames(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]bool{"a": true, "a.b": true, "": false, ".": false, "..": false, "a/b": false, "\x00": false, strings.Repeat("x", 256): false} {
-		if secretName(name) != want {
+		if fileName(name) != want {
 			t.Errorf("%q: %v", name, !want)
 		}
+	}
+}
+
+func TestUploadedScripts(t *testing.T) {
+	t.Parallel()
+	script := []byte("echo $0\n")
+	for name, c := range map[string]struct {
+		policy Policy
+		change func(*job.Spec)
+		reason string
+	}{
+		"taken":               {Policy{Uploads: true}, func(*job.Spec) {}, ""},
+		"taken by its sum":    {Policy{Uploads: true}, func(s *job.Spec) { s.UploadSHA256 = job.SHA256(script) }, ""},
+		"against the policy":  {Policy{Commands: []string{"*"}}, func(*job.Spec) {}, job.ReasonPolicy},
+		"not what was signed": {Policy{Uploads: true}, func(s *job.Spec) { s.UploadSHA256 = job.SHA256(nil) }, reasonBadRequest},
+		"not kept any more":   {Policy{Uploads: true}, func(s *job.Spec) { s.Upload, s.UploadSHA256 = nil, job.SHA256(script) }, reasonBadRequest},
+		"too long":            {Policy{Uploads: true}, func(s *job.Spec) { s.Upload = make([]byte, job.MaxUpload+1) }, reasonBadRequest},
+		"in a folder":         {Policy{Uploads: true}, func(s *job.Spec) { s.Path = "a/b.sh" }, job.ReasonPath},
+		"up":                  {Policy{Uploads: true}, func(s *job.Spec) { s.Path = ".." }, job.ReasonPath},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld()
+			p := newPreparer(t, w, c.policy)
+			o := order(1)
+			o.Spec.Path, o.Spec.Upload = "local.sh", script
+			c.change(&o.Spec)
+			h, err := p.prepare(t.Context(), o.Key, &o.Spec)
+			if errs.ReasonOf(err) != c.reason || (err == nil) != (c.reason == "") {
+				t.Fatalf("%v, want the reason %q", err, c.reason)
+			}
+			if err != nil {
+				if left, _ := os.ReadDir(p.folders.root); len(left) != 0 || len(w.outputs) != 0 {
+					t.Errorf("a refused one left %v, %v", left, w.outputs)
+				}
+				return
+			}
+			got, err := os.ReadFile(h.launch.Script)
+			if err != nil || string(got) != string(script) || filepath.Base(h.launch.Script) != "local.sh" {
+				t.Errorf("%s holds %q, %v", h.launch.Script, got, err)
+			}
+			if h.launch.Workdir != filepath.Dir(h.launch.Script) || h.intent.Script.SHA256 != job.SHA256(script) {
+				t.Errorf("it begins in %s; %+v", h.launch.Workdir, h.intent.Script)
+			}
+			if h.intent.Spec.Upload != nil || !h.intent.Folder || w.pins != 0 {
+				t.Errorf("intent %+v, %d pins", h.intent, w.pins)
+			}
+		})
 	}
 }
 

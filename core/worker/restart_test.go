@@ -164,6 +164,9 @@ func TestP7AStartThatNeverReachedItsPluginIsSentAgain(t *testing.T) {
 		gone := order(3, "run=1s")
 		gone.Spec.Workdir = t.TempDir()
 		b.start(gone)
+		sent := order(4, "run=1s")
+		sent.Spec.Path, sent.Spec.Upload = "local.sh", []byte("echo local\n")
+		b.start(sent)
 		b.crash()
 		if err := os.RemoveAll(gone.Spec.Workdir); err != nil {
 			t.Fatal(err)
@@ -177,10 +180,14 @@ func TestP7AStartThatNeverReachedItsPluginIsSentAgain(t *testing.T) {
 		if r := b.wait(3, job.Failed); r.Reason != job.ReasonSpawn {
 			t.Errorf("%+v", r)
 		}
-		first := w.launched[0]
-		again := w.launched[3+slices.IndexFunc(w.launched[3:], func(l Launch) bool { return l.ID == first.ID })]
-		if diff := cmp.Diff(first, again); diff != "" {
-			t.Errorf("the second launch differs:\n%s", diff)
+		b.wait(4, job.Succeeded)
+		for _, n := range []byte{1, 4} {
+			is := func(l Launch) bool { return l.ID == attemptID(testKey(n)) }
+			first := w.launched[slices.IndexFunc(w.launched, is)]
+			again := w.launched[4+slices.IndexFunc(w.launched[4:], is)]
+			if diff := cmp.Diff(first, again); diff != "" {
+				t.Errorf("the second launch differs:\n%s", diff)
+			}
 		}
 		b.clean()
 		b.crash()

@@ -366,6 +366,42 @@ func TestScriptsAreHotAndRunningOnesKeepTheirBytes(t *testing.T) {
 	c.Eventually("the deleted script is gone", func() bool { return c.Run("run", "v.sh").Code == 127 })
 }
 
+// TestAScriptIsSentAlong: --upload runs a file of the caller's machine, alone in
+// a folder that goes when the job has ended, and only where the policy takes it.
+func TestAScriptIsSentAlong(t *testing.T) {
+	t.Parallel()
+	c := one(t)
+	local := filepath.Join(c.Scripts(c.Path("mine"), map[string]string{
+		"local.sh": "touch here; ls; echo \"[$1]\" $(pwd); exit 9\n",
+	}), "local.sh")
+	r := c.Run("run", "--upload", local, "a b")
+	listed, folder, ok := strings.Cut(r.Stdout, "[a b] ")
+	if r.Code != 9 || !ok || listed != "here\nlocal.sh\n" {
+		t.Fatalf("exit %d, %q, %q", r.Code, r.Stdout, r.Stderr)
+	}
+	if _, err := os.Stat(strings.TrimSpace(folder)); !os.IsNotExist(err) {
+		t.Errorf("the script outlives its job: %v", err)
+	}
+	var jobs []struct {
+		JobID        string `json:"job_id"`
+		ScriptSHA256 string `json:"script_sha256"`
+	}
+	if err := json.Unmarshal([]byte(c.Must("jobs", "-o", "json")), &jobs); err != nil || len(jobs) != 1 {
+		t.Fatal(jobs, err)
+	}
+	script, err := os.ReadFile(local)
+	if sum := sha256.Sum256(script); err != nil || jobs[0].ScriptSHA256 != hex.EncodeToString(sum[:]) {
+		t.Errorf("recorded sha256 %s, %v", jobs[0].ScriptSHA256, err)
+	}
+	want(t, c.Run("rerun", jobs[0].JobID), 2, "", "drover run --upload")
+	shut := c.Path("shut.yaml")
+	if err := os.WriteFile(shut, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.Worker("w2", c.Path("mine"), "--policy", shut)
+	want(t, c.Run("run", "--worker", "w2", "--upload", local), 126, "", "uploads: true")
+}
+
 // TestMisuse: a clear error, the right exit code, nothing started.
 func TestMisuse(t *testing.T) {
 	t.Parallel()

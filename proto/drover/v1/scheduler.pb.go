@@ -264,7 +264,9 @@ type RegisterWorkerRequest struct {
 	Commands []string `protobuf:"bytes,8,rep,name=commands,proto3" json:"commands,omitempty"`
 	// Identity of this worker process; a second live process with the same
 	// certificate is refused.
-	InstanceId    string `protobuf:"bytes,9,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	InstanceId string `protobuf:"bytes,9,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	// The policy allows scripts that are sent with a request.
+	Uploads       bool `protobuf:"varint,10,opt,name=uploads,proto3" json:"uploads,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -360,6 +362,13 @@ func (x *RegisterWorkerRequest) GetInstanceId() string {
 		return x.InstanceId
 	}
 	return ""
+}
+
+func (x *RegisterWorkerRequest) GetUploads() bool {
+	if x != nil {
+		return x.Uploads
+	}
+	return false
 }
 
 // RegisterWorkerResponse gives the worker its identity and lease.
@@ -694,7 +703,10 @@ type StartJobRequest struct {
 	// Secrets by name.
 	Secrets map[string][]byte `protobuf:"bytes,22,rep,name=secrets,proto3" json:"secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Makes the call idempotent; any string up to 128 bytes, per caller.
-	RequestId     string `protobuf:"bytes,23,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,23,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The script itself; path is then its name, without a folder. The policy of
+	// a worker must allow uploads. 1 MiB at most.
+	Upload        []byte `protobuf:"bytes,24,opt,name=upload,proto3" json:"upload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -888,6 +900,13 @@ func (x *StartJobRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *StartJobRequest) GetUpload() []byte {
+	if x != nil {
+		return x.Upload
+	}
+	return nil
 }
 
 // StartJobResponse names the accepted job.
@@ -2386,7 +2405,7 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"A\n" +
 	"\rRenewResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x0e\n" +
-	"\x02ca\x18\x02 \x01(\fR\x02ca\"\x86\x03\n" +
+	"\x02ca\x18\x02 \x01(\fR\x02ca\"\xa0\x03\n" +
 	"\x15RegisterWorkerRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12D\n" +
@@ -2397,7 +2416,9 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\arunners\x18\a \x03(\v2\x15.drover.v1.RunnerInfoR\arunners\x12\x1a\n" +
 	"\bcommands\x18\b \x03(\tR\bcommands\x12\x1f\n" +
 	"\vinstance_id\x18\t \x01(\tR\n" +
-	"instanceId\x1a9\n" +
+	"instanceId\x12\x18\n" +
+	"\auploads\x18\n" +
+	" \x01(\bR\auploads\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc4\x01\n" +
@@ -2418,7 +2439,7 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\bdraining\x18\x04 \x01(\bR\bdraining\"X\n" +
 	"\x11HeartbeatResponse\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12/\n" +
-	"\x05lease\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05lease\"\xe6\b\n" +
+	"\x05lease\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05lease\"\xfe\b\n" +
 	"\x0fStartJobRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x18\n" +
@@ -2444,7 +2465,8 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\foutput_limit\x18\x15 \x01(\x04R\voutputLimit\x12A\n" +
 	"\asecrets\x18\x16 \x03(\v2'.drover.v1.StartJobRequest.SecretsEntryR\asecrets\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x17 \x01(\tR\trequestId\x1a6\n" +
+	"request_id\x18\x17 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06upload\x18\x18 \x01(\fR\x06upload\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +

@@ -595,7 +595,14 @@ type JobSpec struct {
 	// Bytes per stream that the policy speaks of; 0 is 64 MiB.
 	OutputLimit uint64 `protobuf:"varint,21,opt,name=output_limit,json=outputLimit,proto3" json:"output_limit,omitempty"`
 	// Secrets by name; reach the job as files, never in argv, logs or errors.
-	Secrets       map[string][]byte `protobuf:"bytes,22,rep,name=secrets,proto3" json:"secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Secrets map[string][]byte `protobuf:"bytes,22,rep,name=secrets,proto3" json:"secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The script itself, sent with the request, 1 MiB at most; path is then its
+	// name, without a folder. The worker's policy must allow it. Not kept once
+	// the job has ended.
+	Upload []byte `protobuf:"bytes,24,opt,name=upload,proto3" json:"upload,omitempty"`
+	// Lower-case hex sha256 of upload, set by the scheduler; tells that the job's
+	// script was sent with the request.
+	UploadSha256  string `protobuf:"bytes,25,opt,name=upload_sha256,json=uploadSha256,proto3" json:"upload_sha256,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -782,6 +789,20 @@ func (x *JobSpec) GetSecrets() map[string][]byte {
 		return x.Secrets
 	}
 	return nil
+}
+
+func (x *JobSpec) GetUpload() []byte {
+	if x != nil {
+		return x.Upload
+	}
+	return nil
+}
+
+func (x *JobSpec) GetUploadSha256() string {
+	if x != nil {
+		return x.UploadSha256
+	}
+	return ""
 }
 
 // StreamInfo sums up one finished output stream.
@@ -1406,7 +1427,9 @@ type Worker struct {
 	// Why it is draining, when it is.
 	DrainReason string `protobuf:"bytes,14,opt,name=drain_reason,json=drainReason,proto3" json:"drain_reason,omitempty"`
 	// Executables and interpreters that its policy allows without a runner.
-	Commands      []string `protobuf:"bytes,15,rep,name=commands,proto3" json:"commands,omitempty"`
+	Commands []string `protobuf:"bytes,15,rep,name=commands,proto3" json:"commands,omitempty"`
+	// Its policy allows scripts that are sent with a request.
+	Uploads       bool `protobuf:"varint,16,opt,name=uploads,proto3" json:"uploads,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1544,6 +1567,13 @@ func (x *Worker) GetCommands() []string {
 		return x.Commands
 	}
 	return nil
+}
+
+func (x *Worker) GetUploads() bool {
+	if x != nil {
+		return x.Uploads
+	}
+	return false
 }
 
 // Script is one published script of a worker.
@@ -1900,7 +1930,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"on_failure\x18\x03 \x01(\bR\tonFailure\x12\x1d\n" +
 	"\n" +
 	"exit_codes\x18\x04 \x03(\x05R\texitCodes\x123\n" +
-	"\abackoff\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\abackoff\"\xa7\b\n" +
+	"\abackoff\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\abackoff\"\xe4\b\n" +
 	"\aJobSpec\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x18\n" +
@@ -1924,7 +1954,9 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x05retry\x18\x13 \x01(\v2\x16.drover.v1.RetryPolicyR\x05retry\x12<\n" +
 	"\routput_policy\x18\x14 \x01(\x0e2\x17.drover.v1.OutputPolicyR\foutputPolicy\x12!\n" +
 	"\foutput_limit\x18\x15 \x01(\x04R\voutputLimit\x129\n" +
-	"\asecrets\x18\x16 \x03(\v2\x1f.drover.v1.JobSpec.SecretsEntryR\asecrets\x1a6\n" +
+	"\asecrets\x18\x16 \x03(\v2\x1f.drover.v1.JobSpec.SecretsEntryR\asecrets\x12\x16\n" +
+	"\x06upload\x18\x18 \x01(\fR\x06upload\x12#\n" +
+	"\rupload_sha256\x18\x19 \x01(\tR\fuploadSha256\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -1995,7 +2027,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\tCondition\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xd7\x04\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xf1\x04\n" +
 	"\x06Worker\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -2014,7 +2046,8 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"conditions\x18\r \x03(\v2\x14.drover.v1.ConditionR\n" +
 	"conditions\x12!\n" +
 	"\fdrain_reason\x18\x0e \x01(\tR\vdrainReason\x12\x1a\n" +
-	"\bcommands\x18\x0f \x03(\tR\bcommands\x1a9\n" +
+	"\bcommands\x18\x0f \x03(\tR\bcommands\x12\x18\n" +
+	"\auploads\x18\x10 \x01(\bR\auploads\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbc\x01\n" +

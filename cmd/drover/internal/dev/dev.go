@@ -122,7 +122,7 @@ func (c *Cluster) prepare() error {
 	if err := c.preparePlugins(); err != nil {
 		return err
 	}
-	policy := "# The dev cluster runs on your own machine as you: every command is allowed.\ncommands: [\"*\"]\n"
+	policy := "# The dev cluster runs on your own machine as you: every command and\n# every script is allowed.\ncommands: [\"*\"]\nuploads: true\n"
 	return writeFile(c.path("policy.yaml"), []byte(policy))
 }
 

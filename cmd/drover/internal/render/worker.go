@@ -29,6 +29,7 @@ type Worker struct {
 	Conditions   []Condition       `json:"conditions"`
 	DrainReason  string            `json:"drain_reason"`
 	Commands     []string          `json:"commands"`
+	Uploads      bool              `json:"uploads"`
 }
 
 // Runner is a runner plugin as JSON shows it.
@@ -55,7 +56,7 @@ func NewWorker(w *droverv1.Worker) Worker {
 		WorkerID: w.GetWorkerId(), Name: w.GetName(), Address: w.GetAddress(), State: strings.TrimPrefix(w.GetState().String(), "WORKER_STATE_"),
 		Labels: w.GetLabels(), Slots: w.GetSlots(), Running: w.GetRunning(), Runners: []Runner{}, Scripts: w.GetScripts(),
 		LeaseExpires: timeOf(w.GetLeaseExpires()), BootID: w.GetBootId(), Version: w.GetVersion(), Conditions: []Condition{},
-		DrainReason: w.GetDrainReason(), Commands: w.GetCommands(),
+		DrainReason: w.GetDrainReason(), Commands: w.GetCommands(), Uploads: w.GetUploads(),
 	}
 	for _, r := range w.GetRunners() {
 		commands := r.GetCommands()
@@ -76,6 +77,13 @@ func NewWorker(w *droverv1.Worker) Worker {
 		v.Commands = []string{}
 	}
 	return v
+}
+
+func allowed(yes bool) string {
+	if yes {
+		return "allowed"
+	}
+	return "refused"
 }
 
 // Workers makes the views of several workers.
@@ -159,6 +167,7 @@ func (w Worker) Details(p *Printer) []Field {
 		{"Scripts", strconv.Itoa(int(w.Scripts))},
 		{"Labels", Labels(w.Labels)},
 		{"Commands", term.Line(strings.Join(w.Commands, " "))},
+		{"Uploads", allowed(w.Uploads)},
 		{"Version", term.Line(w.Version)},
 		{"Boot", term.Line(w.BootID)},
 	}
