@@ -83,6 +83,8 @@ func waitAdvice(reason, id, worker string) string {
 		return `"drover workers" shows the labels that there are`
 	case job.ReasonNoRunner, "COMMAND_UNKNOWN":
 		return `"drover plugin ls" shows what runs where; a policy file can allow more`
+	case job.ReasonNoUploads:
+		return `set "uploads: true" in the policy file of a worker, or publish the script in a script folder`
 	case job.ReasonNoScript:
 		return `"drover scripts" shows what is published`
 	case job.ReasonWorkerOffline:
