@@ -15,7 +15,7 @@ BUF := $(GO) tool -modfile=tools/buf/go.mod buf
 LINT := $(GO) tool -modfile=tools/lint/go.mod golangci-lint
 GOFUMPT := $(GO) tool -modfile=tools/gofumpt/go.mod gofumpt
 
-.PHONY: build demo test sim chaos lint gen gen-check bench clean fmt help FORCE
+.PHONY: build demo test sim chaos lint gen gen-check bench man clean fmt help FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,9 @@ gen-check:
 
 bench: build ## measure drover beside the bare fork/exec limit
 	@bin/drover bench
+
+man: ## write the manual pages into ./dist/man
+	@$(GO) run -tags man -ldflags '$(LDFLAGS)' ./cmd/drover man dist/man
 
 clean: ## remove what was built
 	rm -rf bin dist

@@ -52,6 +52,7 @@ func newRoot(e *env) *cobra.Command {
 	root.SetHelpCommand(newHelp())
 	root.SetFlagErrorFunc(flagError)
 	aliasWorkerList(e, root)
+	addMan(root)
 	return root
 }
 
