@@ -1,6 +1,7 @@
--- ARGV: the holder, for how long (ms), the key of the term, its guard, the new term.
+-- ARGV: the holder, for how long (ms), the key of the term, its guard, the new
+-- term, 1 to take it from whoever holds it.
 local held = redis.call('GET', lease)
-if held and held ~= ARGV[1] then return {'HELD', held, redis.call('PTTL', lease)} end
+if held and held ~= ARGV[1] and ARGV[6] ~= '1' then return {'HELD', held, redis.call('PTTL', lease)} end
 if mark(redis.call('HGET', values, ARGV[3])) ~= ARGV[4] then return {'TERM'} end
 redis.call('ZCARD', keys)
 redis.call('ZCARD', snapshots)

@@ -2,10 +2,12 @@ package redis
 
 import (
 	"context"
-	"crypto/rand"
+	crand "crypto/rand"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/droverhq/drover/core/errs"
@@ -13,6 +15,10 @@ import (
 )
 
 const opLease = "take the lease of the active scheduler"
+
+// awaitPoll is about how often a lease is asked for that another holds: it
+// bounds how long it stays free after its holder released it.
+const awaitPoll = 200 * time.Millisecond
 
 // ReasonHeld is the reason of Acquire's error while another holds the lease.
 const ReasonHeld = "LEASE_HELD"
@@ -25,25 +31,38 @@ type Lease struct {
 	holder string // a random text, a blank, a name for people
 	ttl    time.Duration
 	term   uint64
-	until  time.Time // by this process's monotonic clock; changed by Renew only
+	until  atomic.Pointer[time.Time] // by this process's monotonic clock (P14)
 }
 
 // Acquire takes the lease for ttl and raises the term in one step. While another
 // holds it, the error is Precondition, reason ReasonHeld. name is for people.
 func (s *Store) Acquire(ctx context.Context, name string, ttl time.Duration) (*Lease, error) {
-	l, _, err := s.acquire(ctx, name, ttl)
+	l, _, err := s.acquire(ctx, name, ttl, false)
+	return l, err
+}
+
+// Seize takes the lease from whoever holds it. That one is fenced.
+func (s *Store) Seize(ctx context.Context, name string, ttl time.Duration) (*Lease, error) {
+	l, _, err := s.acquire(ctx, name, ttl, true)
 	return l, err
 }
 
 // Await takes the lease as soon as its holder has released it or let it run out.
-func (s *Store) Await(ctx context.Context, name string, ttl time.Duration) (*Lease, error) {
+// waiting, which may be nil, is told each other holder's name once.
+func (s *Store) Await(ctx context.Context, name string, ttl time.Duration, waiting func(holder string)) (*Lease, error) {
+	told := ""
 	for {
-		l, left, err := s.acquire(ctx, name, ttl)
+		l, held, err := s.acquire(ctx, name, ttl, false)
 		if errs.ReasonOf(err) != ReasonHeld {
 			return l, err
 		}
-		// A holder may release it earlier than its time ends.
-		timer := time.NewTimer(max(shortestWait, min(left, ttl/4)))
+		if waiting != nil && held.by != told {
+			told = held.by
+			waiting(held.name())
+		}
+		// A holder may release it earlier than its time ends. Nobody waits longer
+		// than that time, and those that wait together do not ask together.
+		timer := time.NewTimer(max(shortestWait, min(held.left, awaitPoll/2+rand.N(awaitPoll))))
 		select {
 		case <-timer.C:
 		case <-s.done:
@@ -53,38 +72,52 @@ func (s *Store) Await(ctx context.Context, name string, ttl time.Duration) (*Lea
 	}
 }
 
-func (s *Store) acquire(ctx context.Context, name string, ttl time.Duration) (*Lease, time.Duration, error) {
-	l := &Lease{store: s, holder: rand.Text() + " " + name, ttl: ttl}
+// holding is what another's lease looks like.
+type holding struct {
+	by   string // as in Lease.holder
+	left time.Duration
+}
+
+// name is the part of the holder that is for people.
+func (h holding) name() string {
+	_, name, _ := strings.Cut(h.by, " ")
+	return name
+}
+
+func (s *Store) acquire(ctx context.Context, name string, ttl time.Duration, seize bool) (*Lease, holding, error) {
+	l := &Lease{store: s, holder: crand.Text() + " " + name, ttl: ttl}
 	for {
 		term, err := store.Term(ctx, s)
 		if err != nil {
-			return nil, 0, err
+			return nil, holding{}, err
 		}
 		guard := mark(nil)
 		if term > 0 {
 			guard = mark(store.EncodeTerm(term))
 		}
+		var until time.Time
 		out, err := s.run(ctx, opLease, s.scripts.acquire, func() []any {
-			l.until = time.Now().Add(ttl) // from before it is asked for: never too late
-			return []any{l.holder, ttl.Milliseconds(), store.TermKey(), guard, store.EncodeTerm(term + 1)}
+			until = time.Now().Add(ttl) // from before it is asked for: never too late
+			return []any{l.holder, ttl.Milliseconds(), store.TermKey(), guard, store.EncodeTerm(term + 1), flag(seize)}
 		})
 		if err != nil {
-			return nil, 0, err
+			return nil, holding{}, err
 		}
 		answer, _ := out.([]any)
 		switch {
 		case len(answer) == 1 && answer[0] == "OK":
 			l.term = term + 1
-			return l, 0, nil
+			l.until.Store(&until)
+			return l, holding{}, nil
 		case len(answer) == 1 && answer[0] == "TERM": // raised in between, also by a try whose answer got lost
 		case len(answer) == 3 && answer[0] == "HELD":
-			holder, _ := answer[1].(string)
+			var h holding
+			h.by, _ = answer[1].(string)
 			ms, _ := answer[2].(int64)
-			_, who, _ := strings.Cut(holder, " ")
-			left := time.Duration(ms) * time.Millisecond
-			return nil, left, errs.E(opLease, errs.Precondition, ReasonHeld, fmt.Errorf("%s holds it for another %v", who, left))
+			h.left = time.Duration(ms) * time.Millisecond
+			return nil, h, errs.E(opLease, errs.Precondition, ReasonHeld, fmt.Errorf("%s holds it for another %v", h.name(), h.left))
 		default:
-			return nil, 0, fmt.Errorf("%s: Redis answered %v", opLease, out)
+			return nil, holding{}, fmt.Errorf("%s: Redis answered %v", opLease, out)
 		}
 	}
 }
@@ -94,8 +127,8 @@ func (s *Store) acquire(ctx context.Context, name string, ttl time.Duration) (*L
 func (l *Lease) Term() uint64 { return l.term }
 
 // Left is for how long the lease surely lasts; not above 0 when it may have
-// ended. A holder then stops to act until it has renewed it.
-func (l *Lease) Left() time.Duration { return time.Until(l.until) }
+// ended. A holder then stops to act. It may be called concurrently.
+func (l *Lease) Left() time.Duration { return time.Until(*l.until.Load()) }
 
 // Renew makes the lease last its whole time again. When another has taken it,
 // or raised the term, it is store.ErrFenced, for good. It is not called
@@ -110,18 +143,18 @@ func (l *Lease) Renew(ctx context.Context) error {
 	case err != nil:
 		return err
 	case out == "FENCED":
-		l.until = time.Time{}
+		l.until.Store(&time.Time{})
 		return store.ErrFenced
 	case out != "OK":
 		return fmt.Errorf("renew the lease: Redis answered %v", out)
 	}
-	l.until = until
+	l.until.Store(&until)
 	return nil
 }
 
 // Release gives the lease back; one that another holds is left alone.
 func (l *Lease) Release(ctx context.Context) error {
-	l.until = time.Time{}
+	l.until.Store(&time.Time{})
 	out, err := l.store.run(ctx, "release the lease", l.store.scripts.end, func() []any { return []any{l.holder} })
 	if err == nil && out != "OK" {
 		err = errors.New("release the lease: Redis gave no answer")

@@ -65,7 +65,7 @@ func TestAPausedHolderIsFenced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	active, err := second.Await(t.Context(), "second", time.Hour)
+	active, err := second.Await(t.Context(), "second", time.Hour, nil)
 	if err != nil || active.Term() <= paused.Term() {
 		t.Fatalf("%v, %v", active, err)
 	}
@@ -142,5 +142,44 @@ func TestATermRaisedByAnotherEndsTheLease(t *testing.T) {
 	}
 	if err := l.Renew(t.Context()); !errors.Is(err, store.ErrFenced) || l.Left() > 0 {
 		t.Errorf("%v, %v left", err, l.Left())
+	}
+}
+
+// A standby learns who is active, each one once, and is it when that one goes.
+func TestWhoeverWaitsLearnsWhoHoldsTheLease(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	s := open(t, server.URL())
+	first, err := s.Acquire(t.Context(), "first:7420", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told, done := make(chan string, 8), make(chan error)
+	other := open(t, server.URL())
+	go func() {
+		l, err := other.Await(context.Background(), "third", time.Hour, func(holder string) { told <- holder })
+		if err == nil && l.Term() != first.Term()+2 {
+			t.Errorf("term %d after %d", l.Term(), first.Term())
+		}
+		done <- err
+	}()
+	if got := <-told; got != "first:7420" {
+		t.Errorf("the holder is %q", got)
+	}
+	second, err := s.Seize(t.Context(), "second:7420", time.Hour)
+	if err != nil || second.Term() != first.Term()+1 {
+		t.Fatal(second, err)
+	}
+	if err := first.Renew(t.Context()); !errors.Is(err, store.ErrFenced) {
+		t.Errorf("whom it was taken from renews: %v", err)
+	}
+	if got := <-told; got != "second:7420" {
+		t.Errorf("the holder is %q", got)
+	}
+	if err := second.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
