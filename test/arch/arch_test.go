@@ -40,6 +40,7 @@ var layers = map[string]int{
 	"core/auth":                  20,
 	"core/telemetry":             20,
 	"core/registry":              30,
+	"core/standby":               30,
 	"core/pluginhost":            30,
 	"core/scheduler":             40,
 	"core/worker":                40,
