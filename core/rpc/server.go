@@ -11,12 +11,14 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	"github.com/droverhq/drover/core/auth"
 	"github.com/droverhq/drover/core/errs"
@@ -40,29 +42,88 @@ type Server struct {
 	health *health.Server
 }
 
+// ServerConfig says whom a server serves.
+type ServerConfig struct {
+	TLS         *tls.Config
+	Table       auth.Table
+	Revocations auth.Revocations
+	// May is asked before each call that is allowed; its error is the answer.
+	// nil: always.
+	May func() error
+}
+
 // NewServer listens on address. A port in use is a Precondition error that
 // names it. Register services on Registrar before Run.
 func NewServer(address string, tlsConfig *tls.Config, table auth.Table, revocations auth.Revocations) (*Server, error) {
-	listen, err := net.Listen("tcp", address)
+	port, err := Listen(address)
 	if err != nil {
-		return nil, errs.E("listen on "+address, errs.Precondition, "LISTEN", err).
-			WithHint("another process may use the port; choose one with --listen")
+		return nil, err
 	}
-	guard := &auth.Guard{Table: table, Revocations: revocations, Status: ToStatus}
+	s := port.newServer(ServerConfig{TLS: tlsConfig, Table: table, Revocations: revocations}).healthy()
+	s.listen = port.listen
+	return s, nil
+}
+
+func (p *Port) newServer(c ServerConfig) *Server {
+	guard := &auth.Guard{Table: c.Table, Revocations: c.Revocations, Status: ToStatus}
+	gate := gate{c.May}
 	s := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(tlsConfig)),
+		grpc.Creds(credentials.NewTLS(c.TLS)),
 		grpc.ForceServerCodecV2(frameCodec{encoding.GetCodecV2(proto.Name)}),
-		grpc.ChainUnaryInterceptor(guard.Unary, statusUnary),
-		grpc.ChainStreamInterceptor(guard.Stream, statusStream),
+		grpc.ChainUnaryInterceptor(guard.Unary, gate.unary, statusUnary),
+		grpc.ChainStreamInterceptor(guard.Stream, gate.stream, statusStream),
+		grpc.UnknownServiceHandler(gate.unknown),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingEvery, Timeout: pingAnswer}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
-	h := health.NewServer()
-	healthv1.RegisterHealthServer(s, h)
-	return &Server{grpc: s, listen: listen, health: h}, nil
+	return &Server{grpc: s, listen: p.share()}
+}
+
+// Serving makes a server for as long as it runs; the port stays. Register
+// services on Registrar before Run. A port has one server at a time.
+func (p *Port) Serving(c ServerConfig) *Server { return p.newServer(c).healthy() }
+
+// Refusing makes a server that answers every call that is allowed, also one for
+// its health, with the error that c.May returns.
+func (p *Port) Refusing(c ServerConfig) *Server { return p.newServer(c) }
+
+// healthy adds the service that tells that this one serves.
+func (s *Server) healthy() *Server {
+	s.health = health.NewServer()
+	healthv1.RegisterHealthServer(s.grpc, s.health)
+	return s
+}
+
+// gate asks whether a call may begin.
+type gate struct{ may func() error }
+
+func (g gate) ask() error {
+	if g.may == nil {
+		return nil
+	}
+	return ToStatus(g.may())
+}
+
+func (g gate) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if err := g.ask(); err != nil {
+		return nil, err
+	}
+	return next(ctx, req)
+}
+
+func (g gate) stream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if err := g.ask(); err != nil {
+		return err
+	}
+	return next(srv, stream)
+}
+
+// unknown is the handler of calls of services that are not registered.
+func (g gate) unknown(any, grpc.ServerStream) error {
+	return status.Error(codes.Unimplemented, "this server does not serve that")
 }
 
 // Registrar takes the services.
@@ -77,10 +138,16 @@ func (s *Server) Run(ctx context.Context) error {
 	go func() { done <- s.grpc.Serve(s.listen) }()
 	select {
 	case err := <-done:
+		if err == nil || errors.Is(err, grpc.ErrServerStopped) { // Cut
+			<-ctx.Done()
+			return nil
+		}
 		return fmt.Errorf("serve %s: %w", s.Address(), err)
 	case <-ctx.Done():
 	}
-	s.health.Shutdown()
+	if s.health != nil {
+		s.health.Shutdown()
+	}
 	force := time.AfterFunc(stopGrace, s.grpc.Stop)
 	s.grpc.GracefulStop()
 	force.Stop()
@@ -89,6 +156,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Cut ends every call and connection at once. Run returns when ctx ends.
+func (s *Server) Cut() { s.grpc.Stop() }
 
 // statusUnary is the one place where errors of unary calls become statuses.
 func statusUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {

@@ -1,0 +1,82 @@
+package rpc
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/droverhq/drover/core/errs"
+)
+
+// Port is an address that is listened on while servers on it come and go: who
+// connects in between waits.
+type Port struct{ listen *net.TCPListener }
+
+// Listen listens on address. A port in use is a Precondition error that names it.
+func Listen(address string) (*Port, error) {
+	const op = "listen on "
+	listen, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, errs.E(op+address, errs.Precondition, "LISTEN", err).
+			WithHint("another process may use the port; choose one with --listen")
+	}
+	tcp, ok := listen.(*net.TCPListener)
+	if !ok {
+		return nil, errs.E(op+address, errs.Internal, "LISTEN", fmt.Errorf("it is a %T", listen))
+	}
+	return &Port{tcp}, nil
+}
+
+// Address is what is listened on.
+func (p *Port) Address() string { return p.listen.Addr().String() }
+
+// Close stops to listen.
+func (p *Port) Close() error {
+	if err := p.listen.Close(); err != nil {
+		return fmt.Errorf("close %s: %w", p.Address(), err)
+	}
+	return nil
+}
+
+// share is the port for one server: closing it leaves the port open.
+func (p *Port) share() net.Listener { return &share{port: p, closed: make(chan struct{})} }
+
+type share struct {
+	port   *Port
+	once   sync.Once
+	closed chan struct{}
+}
+
+// Accept implements net.Listener.
+func (s *share) Accept() (net.Conn, error) {
+	for {
+		select {
+		case <-s.closed:
+			return nil, net.ErrClosed
+		default:
+		}
+		conn, err := s.port.listen.Accept()
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return conn, err
+		}
+		// Set by Close of this share, or of the one before, which has ended.
+		if err := s.port.listen.SetDeadline(time.Time{}); err != nil {
+			return nil, fmt.Errorf("accept: %w", err)
+		}
+	}
+}
+
+// Close implements net.Listener. It wakes Accept.
+func (s *share) Close() (err error) {
+	s.once.Do(func() {
+		close(s.closed)
+		err = s.port.listen.SetDeadline(time.Unix(1, 0))
+	})
+	return err
+}
+
+// Addr implements net.Listener.
+func (s *share) Addr() net.Addr { return s.port.listen.Addr() }
