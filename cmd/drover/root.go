@@ -66,7 +66,7 @@ func add(root *cobra.Command, group string, verbs ...*cobra.Command) {
 // globals registers the flags that find the scheduler.
 func (e *env) globals(root *cobra.Command) {
 	f := root.PersistentFlags()
-	f.StringVar(&e.target.Address, "address", "", "scheduler as HOST:PORT (DROVER_ADDRESS)")
+	f.StringVar(&e.target.Address, "address", "", "scheduler as HOST:PORT; of several, with commas between, the active one is found (DROVER_ADDRESS)")
 	f.StringVar(&e.target.Certs, "certs", "", "`folder` of your certificate: tls.crt, tls.key, ca.crt (DROVER_CERTS)")
 	f.StringVar(&e.target.Context, "context", "", "`name` of a context (DROVER_CONTEXT); see \"drover context\"")
 	f.BoolVar(&e.noColor, "no-color", false, "no colours (NO_COLOR)")

@@ -81,12 +81,15 @@ func newScheduler(e *env) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Listen, "listen", "127.0.0.1:7420", "`address` for clients and workers")
+	f.StringVar(&o.Advertise, "advertise", "", "`address` that a standby tells of this one; empty: the one of --listen")
 	storeFlag(f, &o.Store, "where records are kept: embedded (in the data folder), memory: (nowhere), or the\n`URL` of a Redis: redis://, rediss:// (TLS), redis+unix://; see \"drover help stores\"")
 	f.StringVar(&o.Data, "data", place(e, "/var/lib/drover/scheduler", "scheduler"), "data `folder`")
 	f.StringVar(&o.Certs, "certs", place(e, "/etc/drover/certs", "certs"), "certificate `folder`: tls.crt, tls.key, ca.crt")
 	f.StringVar(&o.CA, "ca", "", "`folder` of the CA, to let workers join and renew; empty: this scheduler does not")
 	f.DurationVar(&o.Lease, "lease", scheduler.DefaultLease, "how long a worker is ONLINE without a heartbeat")
 	f.DurationVar(&o.Heartbeat, "heartbeat", scheduler.DefaultHeartbeat, "how often workers send heartbeats")
+	f.BoolVar(&o.Standby, "standby", false, "with a Redis: wait until no other scheduler is active, then take over")
+	f.DurationVar(&o.Takeover, "takeover", daemon.DefaultTakeover, "with a Redis: how long this one may be silent before a standby takes over")
 	d.register(cmd)
 	cmd.AddCommand(newSchedulerBackup(e), newSchedulerRestore(e))
 	return cmd

@@ -37,7 +37,7 @@ func newWorker(e *env) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.Scheduler, "scheduler", "127.0.0.1:7420", "`address` of the scheduler")
+	f.StringVar(&o.Scheduler, "scheduler", "127.0.0.1:7420", "`address` of the scheduler; of several, with commas between, the active one is found")
 	f.StringVar(&o.Listen, "listen", "127.0.0.1:7430", "`address` for the scheduler's calls")
 	f.StringVar(&o.Advertise, "advertise", "", "`address` that the scheduler dials; empty: the one of --listen")
 	f.StringVar(&o.Name, "name", "", "name of the worker; empty: the one of its certificate, which it must equal")

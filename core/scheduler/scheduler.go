@@ -37,6 +37,7 @@ type Config struct {
 	Connector Connector
 	Lease     time.Duration // 0: DefaultLease
 	Heartbeat time.Duration // 0: DefaultHeartbeat
+	Term      uint64        // that was raised for this scheduler; 0: New raises one
 	Log       *slog.Logger
 	Now       func() time.Time // nil: time.Now, whose readings are monotonic (P14)
 }
@@ -58,7 +59,8 @@ type Scheduler struct {
 	next    uint64
 }
 
-// New raises the term and loads what the store knows (P3, P15).
+// New raises the term, unless that is done, and loads what the store knows (P3,
+// P15).
 func New(ctx context.Context, c Config) (*Scheduler, error) {
 	if c.Lease == 0 {
 		c.Lease = DefaultLease
@@ -70,9 +72,12 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 		c.Now = time.Now
 	}
 	const op = "start the scheduler"
-	term, err := store.RaiseTerm(ctx, c.Store)
-	if err != nil {
-		return nil, errs.E(op, errs.Internal, "STORE", err)
+	term := c.Term
+	if term == 0 {
+		var err error
+		if term, err = store.RaiseTerm(ctx, c.Store); err != nil {
+			return nil, errs.E(op, errs.Internal, "STORE", err)
+		}
 	}
 	c.Store = store.Fence(c.Store, term) // P3: nothing is written after a newer life began
 	s := &Scheduler{

@@ -107,10 +107,15 @@ func (w *Worker) register(ctx context.Context) (time.Duration, bool) {
 }
 
 // renew sends heartbeats until the scheduler does not know the worker any more.
+// After one that was not delivered it tries again soon: another scheduler may
+// have taken over.
 func (w *Worker) renew(ctx context.Context, every time.Duration) {
-	said := ""
-	for w.pauseOrBeat(ctx, jitter(every)) {
+	said, again := "", firstRetry
+	for next := every; w.pauseOrBeat(ctx, jitter(next)); {
 		err := w.heartbeat(ctx)
+		if next, again = min(again, every), 2*again; err == nil {
+			next, again = every, firstRetry
+		}
 		switch {
 		case err == nil && said != "":
 			said = ""

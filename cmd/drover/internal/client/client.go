@@ -23,6 +23,7 @@ import (
 	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/cmd/drover/internal/problem"
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/rpc"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -37,15 +38,16 @@ const (
 	keepaliveTimeout = 10 * time.Second
 )
 
-// Client is a connection to a scheduler. It may be used concurrently.
+// Client is a connection to a scheduler, or to the active one of several. It may
+// be used concurrently.
 type Client struct {
 	droverv1.SchedulerServiceClient
 	Certificates droverv1.CertificateServiceClient
 
-	address string
-	conn    *grpc.ClientConn
-	watch   *transport
-	reason  func(error) string // why a handshake was refused; "" for other errors
+	address string // all of them, with commas between
+	conn    rpc.Conn
+	watches map[string]*transport // by address
+	reason  func(error) string    // why a handshake was refused; "" for other errors
 }
 
 // Dial prepares a connection; the first call makes it.
@@ -66,11 +68,28 @@ func DialToJoin(address, pin, version string) (*Client, error) {
 	return connect(address, certs.JoinConfig(pin), certs.Explain, version)
 }
 
-func connect(address string, config *tls.Config, reason func(error) string, version string) (*Client, error) {
-	if _, _, err := net.SplitHostPort(address); err != nil {
-		return nil, errs.E("connect to the scheduler", errs.Invalid, "ADDRESS", fmt.Errorf("%q is not HOST:PORT", address))
+func connect(list string, config *tls.Config, reason func(error) string, version string) (*Client, error) {
+	addresses, err := rpc.SplitAddresses(list)
+	if err != nil {
+		return nil, err
 	}
-	w := &transport{}
+	c := &Client{address: strings.Join(addresses, ","), reason: reason, watches: map[string]*transport{}}
+	for _, a := range addresses {
+		c.watches[a] = &transport{}
+	}
+	dial := func(address string) (*grpc.ClientConn, error) {
+		return dial(address, config, c.watches[address], version)
+	}
+	if len(addresses) > 1 {
+		c.conn = rpc.NewSchedulers(rpc.SchedulersConfig{Addresses: addresses, Dial: dial, Why: c.why})
+	} else if c.conn, err = dial(addresses[0]); err != nil {
+		return nil, err
+	}
+	c.SchedulerServiceClient, c.Certificates = droverv1.NewSchedulerServiceClient(c.conn), droverv1.NewCertificateServiceClient(c.conn)
+	return c, nil
+}
+
+func dial(address string, config *tls.Config, w *transport, version string) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient(
 		"passthrough:///"+address,
 		grpc.WithTransportCredentials(&watched{credentials.NewTLS(config), w}),
@@ -87,53 +106,87 @@ func connect(address string, config *tls.Config, reason func(error) string, vers
 	if err != nil {
 		return nil, errs.E("connect to the scheduler", errs.Invalid, "ADDRESS", err)
 	}
-	return &Client{droverv1.NewSchedulerServiceClient(conn), droverv1.NewCertificateServiceClient(conn), address, conn, w, reason}, nil
+	return conn, nil
 }
 
 // Close ends the connection.
 func (c *Client) Close() error { return c.conn.Close() }
 
-// Reached tells whether the scheduler has ever been connected to.
+// Reached tells whether a scheduler has ever been connected to.
 func (c *Client) Reached() bool {
-	c.watch.mu.Lock()
-	defer c.watch.mu.Unlock()
-	return c.watch.reached
+	for _, w := range c.watches {
+		if _, _, reached := w.last(); reached {
+			return true
+		}
+	}
+	return false
 }
 
 // Explain turns the error of a call into one for people. op is what was tried,
 // for errors that do not say it themselves.
 func (c *Client) Explain(op string, err error) error {
-	if err == nil || problem.Reported(err) {
-		return problem.FromStatus(op, err)
+	if err == nil {
+		return nil
 	}
 	st, ok := problem.Status(err)
-	if !ok {
+	switch {
+	case !ok:
+		return err
+	case problem.Reported(err):
+		return c.distrusted(problem.FromStatus(op, err))
+	case st.Code() == codes.DeadlineExceeded:
+		return c.unreachable(errors.New("no answer in time"))
+	case st.Code() != codes.Unavailable:
+		return problem.FromStatus(op, err)
+	case len(c.watches) > 1: // the search for the active one tells more
+		return c.unreachable(errors.New(st.Message()))
+	}
+	return c.refused(c.address, err)
+}
+
+// distrusted makes an error of certificates of a search that found nobody because
+// of them.
+func (c *Client) distrusted(err error) error {
+	if errs.ReasonOf(err) != rpc.ReasonNoActive {
 		return err
 	}
-	if st.Code() == codes.DeadlineExceeded {
-		return c.unreachable(errors.New("no answer in time"))
+	for a, w := range c.watches {
+		if _, handshake, _ := w.last(); c.reason(handshake) != "" {
+			return c.refused(a, handshake)
+		}
 	}
-	if st.Code() != codes.Unavailable {
-		return problem.FromStatus(op, err)
-	}
-	c.watch.mu.Lock()
-	dial, handshake := c.watch.dialErr, c.watch.handshakeErr
-	c.watch.mu.Unlock()
+	return err
+}
+
+// refused says why an address cannot be called.
+func (c *Client) refused(address string, err error) error {
+	dial, handshake, _ := c.watches[address].last()
 	why := c.reason(handshake)
 	if why == "" {
 		why = c.reason(err)
 	}
+	if dial == nil && why != "" {
+		return errs.E("connect to the scheduler at "+address, errs.Unauthenticated, "CERTIFICATE", errors.New(why)).
+			WithHint(`"drover context ls" shows which certificate is used; --certs and DROVER_CERTS give another`)
+	}
+	return unreachable(address, errors.New(c.why(address, err)))
+}
+
+// why says in a few words why an address cannot be called.
+func (c *Client) why(address string, err error) string {
+	dial, handshake, _ := c.watches[address].last()
 	switch {
 	case dial != nil:
-		return c.unreachable(cause(dial))
-	case why != "":
-		return errs.E("connect to the scheduler at "+c.address, errs.Unauthenticated, "CERTIFICATE", errors.New(why)).
-			WithHint(`"drover context ls" shows which certificate is used; --certs and DROVER_CERTS give another`)
+		return cause(dial).Error()
+	case c.reason(handshake) != "":
+		return c.reason(handshake)
 	case handshake != nil:
-		return c.unreachable(cause(handshake))
-	default:
-		return c.unreachable(errors.New(strings.TrimPrefix(st.Message(), "error reading from server: ")))
+		return cause(handshake).Error()
 	}
+	if st, ok := problem.Status(err); ok && st.Code() != codes.DeadlineExceeded {
+		return strings.TrimPrefix(st.Message(), "error reading from server: ")
+	}
+	return "no answer in time"
 }
 
 func (c *Client) unreachable(why error) error { return unreachable(c.address, why) }
@@ -144,14 +197,20 @@ func unreachable(address string, why error) error {
 }
 
 // noCerts says what is missing most: a scheduler, or a certificate for it.
-func noCerts(address string) error {
-	conn, err := net.DialTimeout("tcp", address, dialTimeout)
+func noCerts(list string) error {
+	addresses, err := rpc.SplitAddresses(list)
 	if err != nil {
-		return unreachable(address, cause(err))
+		return err
 	}
-	_ = conn.Close()
-	return errs.E("connect to the scheduler at "+address, errs.Unauthenticated, "NO_CERTIFICATE", errors.New("there is no certificate")).
-		WithHint("give its folder with --certs or DROVER_CERTS; an admin makes one with \"drover certs issue\"")
+	for _, address := range addresses {
+		conn, errDial := net.DialTimeout("tcp", address, dialTimeout)
+		if err = errDial; err == nil {
+			_ = conn.Close()
+			return errs.E("connect to the scheduler at "+address, errs.Unauthenticated, "NO_CERTIFICATE", errors.New("there is no certificate")).
+				WithHint("give its folder with --certs or DROVER_CERTS; an admin makes one with \"drover certs issue\"")
+		}
+	}
+	return unreachable(list, cause(err))
 }
 
 func badCerts(t Target, err error) error {
@@ -181,6 +240,13 @@ type transport struct {
 	dialErr      error
 	handshakeErr error
 	reached      bool
+}
+
+// last is why the last connection was not made, and whether any ever was.
+func (w *transport) last() (dial, handshake error, reached bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.dialErr, w.handshakeErr, w.reached
 }
 
 func (w *transport) dial(ctx context.Context, address string) (net.Conn, error) {

@@ -15,7 +15,7 @@ import (
 
 // Target is how one cluster is reached.
 type Target struct {
-	Address string `yaml:"address,omitempty"` // host:port of the scheduler
+	Address string `yaml:"address,omitempty"` // host:port of the scheduler; of several, with commas between
 	Certs   string `yaml:"certs,omitempty"`   // folder of the own certificate
 }
 

@@ -18,6 +18,8 @@ import (
 	"github.com/droverhq/drover/core/lifecycle"
 	"github.com/droverhq/drover/core/rpc"
 	"github.com/droverhq/drover/core/scheduler"
+	"github.com/droverhq/drover/core/standby"
+	"github.com/droverhq/drover/core/store/redis"
 	"github.com/droverhq/drover/plugins/footprint"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
@@ -25,62 +27,139 @@ import (
 // SchedulerOptions are the settings of the scheduler daemon.
 type SchedulerOptions struct {
 	Listen    string
+	Advertise string // told by those that stand by; "" derives it from Listen
 	Store     string // "" or embedded: in Data; "memory:" forgets; a URL of core/store/redis
 	Data      string
 	Certs     string
 	CA        string // folder of the CA; "" when this scheduler does not hold it
 	Lease     time.Duration
 	Heartbeat time.Duration
-	Getenv    func(string) string // for the password of the store
+	// Standby makes it wait until no other scheduler is active on the same store,
+	// and stand by again when another has taken over.
+	Standby bool
+	// Takeover is how long the active scheduler may be silent before another takes
+	// over.
+	Takeover time.Duration
+	Getenv   func(string) string // for the password of the store
 }
 
 // addressFile in the data folder tells where the scheduler listens, for
 // listeners on port 0.
 const addressFile = "address"
 
+// Bounds of Takeover: a shorter one ends schedulers that are merely busy.
+const (
+	DefaultTakeover = 3 * time.Second
+	leastTakeover   = time.Second
+)
+
+func (o *SchedulerOptions) check() error {
+	const op = "start the scheduler"
+	switch {
+	case o.Heartbeat <= 0 || o.Lease < 2*o.Heartbeat:
+		return errs.Field(op, "lease", "LEASE", "%v is not at least two heartbeats of %v", o.Lease, o.Heartbeat)
+	case o.Standby && !redis.IsURL(o.Store):
+		return errs.Field(op, "--standby", "STANDBY_STORE", "it needs a store that two schedulers can reach, and --store is %s", ShownStore(o.Store)).
+			WithHint("keep the records in Redis: --store redis://HOST/0; see \"drover help stores\"")
+	case o.Takeover < leastTakeover:
+		return errs.Field(op, "--takeover", "TAKEOVER", "%v is less than %v", o.Takeover, leastTakeover)
+	default:
+		return nil
+	}
+}
+
+// schedulerDaemon is what one process keeps over all its turns as the active
+// scheduler.
+type schedulerDaemon struct {
+	SchedulerOptions
+	log     *slog.Logger
+	source  *certs.Source
+	ca      *certs.CA
+	port    *rpc.Port
+	address string // that others are told
+}
+
 // Scheduler runs the scheduler daemon until ctx ends.
 func Scheduler(ctx context.Context, o SchedulerOptions, log *slog.Logger) (err error) {
-	if o.Heartbeat <= 0 || o.Lease < 2*o.Heartbeat {
-		return errs.Field("start the scheduler", "lease", "LEASE", "%v is not at least two heartbeats of %v", o.Lease, o.Heartbeat)
+	if err := o.check(); err != nil {
+		return err
 	}
 	if err := dataFolder(o.Data); err != nil {
 		return err
 	}
-	source, ca, err := schedulerCerts(o, log)
-	if err != nil {
+	d := &schedulerDaemon{SchedulerOptions: o, log: log}
+	if d.source, d.ca, err = schedulerCerts(o, log); err != nil {
 		return err
 	}
-	db, err := openStore(ctx, o.Store, o.Data, o.Getenv, log)
+	if d.port, err = rpc.Listen(o.Listen); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.port.Close()) }()
+	if d.address, err = advertised(o.Advertise, d.port.Address()); err != nil {
+		return err
+	}
+	run := d.onShared
+	if !redis.IsURL(o.Store) {
+		run = d.alone
+	}
+	var g lifecycle.Group
+	g.Stage(map[string]lifecycle.Runner{"certificates": d.source, "memory": resting(log)})
+	g.Stage(map[string]lifecycle.Runner{"scheduler": lifecycle.Func(run)})
+	err = g.Run(ctx)
+	log.Info("scheduler is down")
+	return err
+}
+
+// alone acts on a store that no other process can open.
+func (d *schedulerDaemon) alone(ctx context.Context) (err error) {
+	db, err := openStore(ctx, d.Store, d.Data, d.Getenv, d.log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	workers := rpc.NewConnector(source)
+	return d.act(ctx, scheduler.Config{Store: db}, nil, func() {})
+}
+
+// act is one life of a scheduler. may is asked before each call. begin is called
+// once all is loaded, before the first call is taken.
+func (d *schedulerDaemon) act(ctx context.Context, c scheduler.Config, may func() error, begin func()) (err error) {
+	workers := rpc.NewConnector(d.source)
 	defer func() { err = errors.Join(err, workers.Close()) }()
-	s, err := scheduler.New(ctx, scheduler.Config{
-		Store: db, Connector: workers, Lease: o.Lease, Heartbeat: o.Heartbeat, Log: log,
-	})
+	c.Connector, c.Lease, c.Heartbeat, c.Log = workers, d.Lease, d.Heartbeat, d.log
+	s, err := scheduler.New(ctx, c)
 	if err != nil {
 		return err
 	}
-	server, err := rpc.NewServer(o.Listen, source.ServerConfig(), auth.SchedulerTable(), source)
-	if err != nil {
-		return err
-	}
+	begin()
+	server := d.port.Serving(d.serving(may))
 	droverv1.RegisterSchedulerServiceServer(server.Registrar(), rpc.NewSchedulerServer(s, workers))
-	droverv1.RegisterCertificateServiceServer(server.Registrar(), rpc.NewCertificateServer(ca))
-	address := filepath.Join(o.Data, addressFile)
-	if err := writeWhole(address, server.Address()+"\n"); err != nil {
-		return errs.E("tell the address", errs.Precondition, "DATA_FOLDER", err)
+	droverv1.RegisterCertificateServiceServer(server.Registrar(), rpc.NewCertificateServer(d.ca))
+	if err := d.tellAddress(); err != nil {
+		return err
 	}
-	log.Info("scheduler is up", "address", server.Address(), "term", s.Term(), "cluster", source.ID().Cluster)
+	d.log.Info("scheduler is up", "address", d.port.Address(), "term", s.Term(), "cluster", d.source.ID().Cluster)
+	// Who has lost its lease does not end calls in good order: it ends them.
+	defer context.AfterFunc(ctx, func() {
+		if errors.Is(context.Cause(ctx), standby.ErrLost) {
+			server.Cut()
+		}
+	})()
 	var g lifecycle.Group
-	g.Stage(map[string]lifecycle.Runner{"certificates": source, "memory": resting(log)})
 	g.Stage(map[string]lifecycle.Runner{"scheduler": s})
 	g.Stage(map[string]lifecycle.Runner{"server": server})
-	err = g.Run(ctx)
-	log.Info("scheduler is down")
-	return err
+	return g.Run(ctx)
+}
+
+func (d *schedulerDaemon) serving(may func() error) rpc.ServerConfig {
+	return rpc.ServerConfig{TLS: d.source.ServerConfig(), Table: auth.SchedulerTable(), Revocations: d.source, May: may}
+}
+
+// tellAddress writes where it listens.
+func (d *schedulerDaemon) tellAddress() error {
+	if err := writeWhole(filepath.Join(d.Data, addressFile), d.port.Address()+"\n"); err != nil {
+		return errs.E("tell the address", errs.Precondition, "DATA_FOLDER", err)
+	}
+	return nil
 }
 
 // resting gives back memory whenever the daemon has nothing to do.

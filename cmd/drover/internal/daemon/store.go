@@ -36,7 +36,7 @@ func openStore(ctx context.Context, setting, data string, getenv func(string) st
 	}
 }
 
-func openRedis(ctx context.Context, url string, getenv func(string) string, log *slog.Logger) (store.Store, error) {
+func openRedis(ctx context.Context, url string, getenv func(string) string, log *slog.Logger) (*redis.Store, error) {
 	c, err := redis.ParseURL(url, getenv)
 	if err != nil {
 		return nil, err

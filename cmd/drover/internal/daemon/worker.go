@@ -27,7 +27,7 @@ import (
 
 // WorkerOptions are the settings of the worker daemon.
 type WorkerOptions struct {
-	Scheduler    string
+	Scheduler    string // HOST:PORT, or several with commas between
 	Listen       string
 	Advertise    string // "" derives it from Listen
 	Name         string // "" is the certificate's; anything else must equal it
@@ -65,8 +65,8 @@ type parts struct {
 // Worker runs the worker daemon. When ctx ends it drains and leaves for good;
 // when now ends too it stops at once and leaves jobs to its next life.
 func Worker(ctx, now context.Context, o WorkerOptions, log *slog.Logger) (err error) {
-	if _, _, err := net.SplitHostPort(o.Scheduler); err != nil {
-		return errs.Field("start the worker", "scheduler", "ADDRESS", "%q is not HOST:PORT", o.Scheduler)
+	if _, err := rpc.SplitAddresses(o.Scheduler); err != nil {
+		return errs.Field("start the worker", "scheduler", "ADDRESS", "%q is not HOST:PORT, or several with commas between", o.Scheduler)
 	}
 	p, err := build(o, log)
 	if p != nil {
@@ -199,7 +199,7 @@ func dataTag(data string) string {
 }
 
 func (p *parts) buildWorker(o WorkerOptions, policy worker.Policy, state *journal.State, feed *worker.Feed, boot string, log *slog.Logger) error {
-	conn, err := rpc.Dial(o.Scheduler, p.source.ClientConfig(certs.RoleScheduler, ""))
+	conn, err := rpc.DialScheduler(o.Scheduler, p.source.ClientConfig(certs.RoleScheduler, ""))
 	if err != nil {
 		return err
 	}
