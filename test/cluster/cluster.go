@@ -47,9 +47,10 @@ type Cluster struct {
 	Bin       string // folder of the binaries
 	Dir       string
 	CA        *certs.CA
-	Address   string
+	Address   string // of all schedulers
 	Scheduler *Daemon
 
+	standby []*Daemon  // further schedulers
 	mu      sync.Mutex // guards workers
 	workers []*Daemon
 }
@@ -110,6 +111,25 @@ func (c *Cluster) StartScheduler(listen string, flags ...string) {
 		c.Address = strings.TrimSpace(string(b))
 		return err == nil && c.Address != ""
 	})
+}
+
+// Standby starts one more scheduler, for clients and workers that come after, and
+// returns it with its address.
+func (c *Cluster) Standby(name string, flags ...string) (d *Daemon, address string) {
+	c.T.Helper()
+	c.Issue(name, certs.RoleScheduler)
+	data := c.Path(name)
+	d = c.start(name, data, append([]string{
+		"scheduler", "--listen", "127.0.0.1:0", "--data", data, "--certs", c.Path("certs", name), "--ca", c.Path("ca"),
+	}, flags...))
+	c.standby = append(c.standby, d)
+	c.Eventually("the address of "+name, func() bool {
+		b, err := os.ReadFile(filepath.Join(data, "address"))
+		address = strings.TrimSpace(string(b))
+		return err == nil && address != ""
+	})
+	c.Address += "," + address
+	return d, address
 }
 
 // Plugins makes a plugin folder with the three runners.
@@ -262,12 +282,15 @@ func (c *Cluster) stop() {
 	for _, w := range c.workers {
 		w.Terminate()
 	}
-	c.Scheduler.Terminate()
+	schedulers := append([]*Daemon{c.Scheduler}, c.standby...)
+	for _, s := range schedulers {
+		s.Terminate()
+	}
 	if left := Processes(c.Dir); len(left) > 0 {
 		c.T.Errorf("processes left over: %v", left)
 	}
 	if c.T.Failed() {
-		for _, d := range append(c.workers, c.Scheduler) {
+		for _, d := range append(c.workers, schedulers...) {
 			c.T.Logf("log of %s:\n%s", d.Name, d.LogText())
 		}
 	}
