@@ -89,6 +89,9 @@ A certificate folder holds tls.crt, tls.key and ca.crt. An admin makes one with
 "drover certs issue NAME --role ROLE". Every connection is TLS 1.3 with
 certificates on both sides; there is no other way in.
 
+Of several schedulers (drover scheduler --standby) give all addresses, with
+commas between: HOST1:7420,HOST2:7420. The active one is found and followed.
+
 "drover context ls" shows what is in use.`
 
 const topicFormats = `-o chooses how a list or a thing is written:
