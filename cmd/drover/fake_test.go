@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -204,6 +205,58 @@ func (f *fake) StartJob(_ context.Context, r *droverv1.StartJobRequest) (*drover
 	}
 	f.playing.Go(func() { play(j) })
 	return &droverv1.StartJobResponse{JobId: j.job.GetJobId()}, nil
+}
+
+// StartJobs implements the service by StartJob.
+func (f *fake) StartJobs(ctx context.Context, r *droverv1.StartJobsRequest) (*droverv1.StartJobsResponse, error) {
+	if err := f.count("StartJobs"); err != nil {
+		return nil, err
+	}
+	out := &droverv1.StartJobsResponse{}
+	for _, q := range r.GetJobs() {
+		result := &droverv1.StartJobsResult{}
+		one, err := f.StartJob(ctx, q)
+		if e := (*errs.Error)(nil); errors.As(err, &e) {
+			result.Kind = &droverv1.StartJobsResult_Error{Error: &droverv1.StartJobsError{
+				Code: uint32(status.Code(rpc.ToStatus(err))), Reason: e.Reason, Message: e.Error(), Hint: e.Hint, Field: e.Field,
+			}}
+		} else {
+			result.Kind = &droverv1.StartJobsResult_JobId{JobId: one.GetJobId()}
+		}
+		out.Results = append(out.Results, result)
+	}
+	return out, nil
+}
+
+// WaitJobs implements the service.
+func (f *fake) WaitJobs(stream grpc.BidiStreamingServer[droverv1.WaitJobsRequest, droverv1.WaitJobsResponse]) error {
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
+	if err := f.count("WaitJobs"); err != nil {
+		return err
+	}
+	var sending sync.Mutex
+	for {
+		r, err := stream.Recv()
+		if err != nil {
+			return nil //nolint:nilerr // the client has left
+		}
+		for _, id := range r.GetJobIds() {
+			f.playing.Go(func() {
+				got, err := f.GetJob(stream.Context(), &droverv1.GetJobRequest{JobId: id, Wait: true})
+				if err != nil {
+					return
+				}
+				j := got.GetJob()
+				sending.Lock()
+				defer sending.Unlock()
+				_ = stream.Send(&droverv1.WaitJobsResponse{Ends: []*droverv1.JobEnd{{
+					JobId: id, State: j.GetState(), Reason: j.GetReason(), Message: j.GetMessage(), ExitCode: j.ExitCode, Signal: j.GetSignal(),
+				}}})
+			})
+		}
+	}
 }
 
 // add makes the record of a job. The caller holds the lock.

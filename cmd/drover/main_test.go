@@ -79,6 +79,7 @@ func TestScripts(t *testing.T) {
 			"exits":   scriptExits,
 			"reading": scriptReading,
 			"stops":   scriptStops,
+			"begun":   scriptBegun,
 			"same":    scriptSame,
 			"redis":   scriptRedis,
 			"records": scriptRecords,
@@ -112,6 +113,14 @@ func scriptStops(ts *testscript.TestScript, _ bool, args []string) {
 	n, err := strconv.Atoi(args[0])
 	ts.Check(err)
 	f.until(ts, func() bool { return len(f.jobs) == 1 && len(f.jobs[0].stops) >= n })
+}
+
+// scriptBegun is "begun N": waits until N jobs have begun.
+func scriptBegun(ts *testscript.TestScript, _ bool, args []string) {
+	f := ts.Value("fake").(*fake)
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	f.until(ts, func() bool { return len(f.jobs) == n })
 }
 
 // until waits for a condition that is checked under the lock.

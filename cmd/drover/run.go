@@ -18,6 +18,7 @@ import (
 type runOptions struct {
 	request
 	attendance
+	many
 	command string
 	detach  bool
 	verb    string
@@ -34,9 +35,11 @@ func newRun(e *env) *cobra.Command {
 			"The extension tells what runs it (.sh: bash, .py: python); --command says it for others,\n" +
 			"and runs a program itself when SCRIPT is \"\".\n\n" +
 			"Exit codes: the job's own, 128+n when a signal ended it, 124 after a timeout, 125 when\n" +
-			"drover failed, 126 when it was refused, 127 when there is no such script or command.",
+			"drover failed, 126 when it was refused, 127 when there is no such script or command.\n\n" +
+			manyHelp,
 		Example: "  drover run count.sh 3\n  drover run --timeout 1m -e LANG=C hello.py --name World\n" +
-			"  drover run -d --worker w1 count.sh 60\n  drover run --command ruby tools/report.rb\n  drover run --upload ./local.sh",
+			"  drover run -d --worker w1 count.sh 60\n  drover run --command ruby tools/report.rb\n  drover run --upload ./local.sh\n" +
+			"  drover run --array 1-1000 render.sh frame-{}.png\n  ls *.wav | drover run --each - --parallel 8 --max-fail 5% encode.sh {}",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 && o.command != "" {
 				return nil
@@ -63,7 +66,7 @@ func newExec(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "exec [flags] -- CMD [ARG...]",
 		Short:   "Run a program that a worker's policy allows",
-		Long:    "Run a program on a worker, without a script and without a shell between. The worker's\npolicy file says which programs may run. Otherwise like \"drover run\".",
+		Long:    "Run a program on a worker, without a script and without a shell between. The worker's\npolicy file says which programs may run. Otherwise like \"drover run\".\n\n" + manyHelp,
 		Example: "  drover exec -- uname -a\n  drover exec --worker w1 --timeout 10s -- df -h",
 		Args:    atLeast("CMD"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -83,13 +86,20 @@ func (o *runOptions) register(e *env, cmd *cobra.Command) {
 	f.SortFlags = false
 	f.BoolVarP(&o.detach, "detach", "d", false, "do not wait; print the job's id only")
 	o.attendance.register(cmd)
+	o.many.register(cmd)
 	o.request.register(e, cmd)
 }
 
 func (o *runOptions) run(ctx context.Context, e *env, command, script string, args []string) error {
+	if err := o.many.check(o.verb, o, args); err != nil {
+		return err
+	}
 	q, err := o.build(e, o.verb, command, script, args)
 	if err != nil {
 		return err
+	}
+	if o.many.wanted() {
+		return o.runMany(ctx, e, q)
 	}
 	return e.withClient(func(c *client.Client) error {
 		return o.start(ctx, e, c, q, o.detach)

@@ -25,6 +25,8 @@ func SchedulerTable() Table {
 		droverv1.SchedulerService_DeregisterWorker_FullMethodName: {worker},
 		droverv1.SchedulerService_Heartbeat_FullMethodName:        {worker},
 		droverv1.SchedulerService_StartJob_FullMethodName:         {admin, oper, subm},
+		droverv1.SchedulerService_StartJobs_FullMethodName:        {admin, oper, subm},
+		droverv1.SchedulerService_WaitJobs_FullMethodName:         {admin, oper, subm, view},
 		droverv1.SchedulerService_StopJob_FullMethodName:          {admin, oper, subm},
 		droverv1.SchedulerService_GetJob_FullMethodName:           {admin, oper, subm, view},
 		droverv1.SchedulerService_ListJobs_FullMethodName:         {admin, oper, subm, view},

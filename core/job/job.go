@@ -110,6 +110,10 @@ func SHA256(script []byte) string {
 // Uploaded tells whether the script came with the request.
 func (s *Spec) Uploaded() bool { return s.UploadSHA256 != "" || len(s.Upload) > 0 }
 
+// EnvArrayIndex is the one variable with drover's prefix that a request may
+// set: which job of an array it is. It says nothing that a worker relies on.
+const EnvArrayIndex = "DROVER_ARRAY_INDEX"
+
 // Defaults of a spec.
 const (
 	DefaultGrace       = 10 * time.Second

@@ -30,6 +30,8 @@ var permitted = map[string]string{
 	"SchedulerService/DeregisterWorker": "worker",
 	"SchedulerService/Heartbeat":        "worker",
 	"SchedulerService/StartJob":         "admin operator submitter",
+	"SchedulerService/StartJobs":        "admin operator submitter",
+	"SchedulerService/WaitJobs":         "admin operator submitter viewer",
 	"SchedulerService/StopJob":          "admin operator submitter",
 	"SchedulerService/GetJob":           "admin operator submitter viewer",
 	"SchedulerService/ListJobs":         "admin operator submitter viewer",

@@ -18,8 +18,24 @@ import (
 
 const opSubmit = "start job"
 
-// submit accepts a job (P1): place it at once if a worker fits, else queue it.
+// submit answers one request for a job.
 func (m *Machine) submit(to uint64, s *Submit) {
+	j, err := m.accept(s)
+	m.reply(to, Result{Job: j, Err: err})
+}
+
+// submits answers many requests at once; a refused one keeps no other back.
+func (m *Machine) submits(to uint64, all []Submit) {
+	answers := make([]Answer, len(all))
+	for i := range all {
+		j, err := m.accept(&all[i])
+		answers[i] = Answer{j.ID, err}
+	}
+	m.reply(to, Result{Jobs: answers})
+}
+
+// accept accepts a job (P1): place it at once if a worker fits, else queue it.
+func (m *Machine) accept(s *Submit) (job.Job, error) {
 	spec := s.Spec
 	if spec.Command == "" {
 		spec.Command = defaultCommand(spec.Path)
@@ -35,14 +51,12 @@ func (m *Machine) submit(to uint64, s *Submit) {
 			earlier, known = *s.Earlier, true
 		}
 		if known {
-			m.reply(to, repeated(earlier, hash, s.RequestID))
-			return
+			return repeated(earlier, hash, s.RequestID)
 		}
 	}
 	w, reason := m.workers.Place(&spec)
 	if err := m.refuse(&spec, reason); err != nil {
-		m.reply(to, Result{Err: err})
-		return
+		return job.Job{}, err
 	}
 	e := &entry{key: key, hash: hash, Job: job.Job{
 		ID: s.ID, Spec: spec, State: job.Queued, Submit: s.Time, RequestedBy: s.Caller.Name, RequestID: s.RequestID,
@@ -54,7 +68,7 @@ func (m *Machine) submit(to uint64, s *Submit) {
 	m.enqueue(e)
 	switch {
 	case reason != "":
-		m.wait(e.class, reason)
+		m.wait(e.class, e, reason)
 	case e.class.jobs[0] == e: // nobody of its kind waits before it
 		heap.Pop(e.class)
 		m.queue.left(e)
@@ -62,16 +76,16 @@ func (m *Machine) submit(to uint64, s *Submit) {
 	}
 	j := e.Job
 	m.effect(Effect{Put: &j, New: true, Hash: hash})
-	m.reply(to, Result{Job: j})
+	return j, nil
 }
 
 // repeated answers a request id that was seen before.
-func repeated(a Accepted, hash [32]byte, id string) Result {
+func repeated(a Accepted, hash [32]byte, id string) (job.Job, error) {
 	if a.Hash == hash {
-		return Result{Job: job.Job{ID: a.Job}}
+		return job.Job{ID: a.Job}, nil
 	}
-	return Result{Err: errs.E(opSubmit, errs.Exists, "REQUEST_ID_REUSED",
-		fmt.Errorf("request_id %q was used for another request, job %s", id, a.Job)).WithHint("choose a new request_id")}
+	return job.Job{}, errs.E(opSubmit, errs.Exists, "REQUEST_ID_REUSED",
+		fmt.Errorf("request_id %q was used for another request, job %s", id, a.Job)).WithHint("choose a new request_id")
 }
 
 // refuse turns reasons that waiting will hardly mend into an error at submit,
@@ -141,10 +155,15 @@ func (m *Machine) enqueue(e *entry) {
 	}
 }
 
-// wait notes why a class waits, on each of its jobs.
-func (m *Machine) wait(c *class, reason string) {
+// wait notes why a class waits, on each of its jobs. When the reason is what it
+// was, only e has to learn it: a submit costs the same however many wait.
+func (m *Machine) wait(c *class, e *entry, reason string) {
+	jobs := c.jobs
+	if c.reason == reason {
+		jobs = []*entry{e}
+	}
 	c.reason = reason
-	for _, e := range c.jobs {
+	for _, e := range jobs {
 		if e.Reason != reason {
 			e.Reason, e.Message = reason, registry.Explain(reason, &e.Spec)
 			j := e.Job
@@ -165,7 +184,7 @@ func (m *Machine) placeQueued() {
 		e := c.jobs[0]
 		w, reason := m.workers.Place(&e.Spec)
 		if reason != "" {
-			m.wait(c, reason)
+			m.wait(c, e, reason)
 			heap.Pop(&h)
 			continue
 		}

@@ -13,6 +13,7 @@ type Event struct {
 	Reply uint64
 
 	Submit     *Submit
+	Submits    []Submit // many, answered together
 	Stop       *Stop
 	Register   *Register
 	Heartbeat  *Heartbeat
@@ -108,6 +109,13 @@ type Result struct {
 	Err    error
 	Job    job.Job
 	Worker registry.Worker
+	Jobs   []Answer // to Submits, in their order
+}
+
+// Answer is what became of one of several submits.
+type Answer struct {
+	ID  job.ID
+	Err error
 }
 
 // Down is a frame for a worker.

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -28,6 +29,7 @@ type hub struct {
 	workers  map[job.WorkerID]*registry.Worker
 	watchers map[*watcher]struct{}
 	waiters  map[job.ID][]chan job.Job
+	groups   map[job.ID][]*group // who gathers the ends of many
 }
 
 type watcher struct {
@@ -40,6 +42,7 @@ func newHub() *hub {
 	return &hub{
 		jobs: map[job.ID]*job.Job{}, workers: map[job.WorkerID]*registry.Worker{},
 		watchers: map[*watcher]struct{}{}, waiters: map[job.ID][]chan job.Job{},
+		groups: map[job.ID][]*group{},
 	}
 }
 
@@ -57,6 +60,10 @@ func (h *hub) publish(effects []Effect) {
 					w <- *e.Put // has room for its one value
 				}
 				delete(h.waiters, e.Put.ID)
+				for _, g := range h.groups[e.Put.ID] {
+					g.ended(End{e.Put.ID, e.Put})
+				}
+				delete(h.groups, e.Put.ID)
 			}
 			h.tell(e.Put.ID, Change{Job: e.Put})
 		case e.Worker != nil:
@@ -119,6 +126,34 @@ func (h *hub) forget(id job.ID, done chan job.Job) {
 		return
 	}
 	h.waiters[id] = kept
+}
+
+// attend lets a group know of the ends of live jobs that it may see, and
+// returns the other ids.
+func (h *hub) attend(g *group, ids []job.ID, sees func(*job.Job) bool) (others []job.ID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, id := range ids {
+		switch j := h.jobs[id]; {
+		case j == nil || !sees(j):
+			others = append(others, id)
+		case g.expect(id):
+			h.groups[id] = append(h.groups[id], g)
+		}
+	}
+	return others
+}
+
+// leave takes a group back that gave up.
+func (h *hub) leave(g *group) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, id := range g.leaving() {
+		kept := slices.DeleteFunc(h.groups[id], func(o *group) bool { return o == g })
+		if h.groups[id] = kept; len(kept) == 0 {
+			delete(h.groups, id)
+		}
+	}
 }
 
 func (h *hub) allWorkers() []registry.Worker {

@@ -93,6 +93,8 @@ func (m *Machine) Step(now time.Time, ev *Event) []Effect {
 	switch {
 	case ev.Submit != nil:
 		m.submit(ev.Reply, ev.Submit)
+	case ev.Submits != nil:
+		m.submits(ev.Reply, ev.Submits)
 	case ev.Stop != nil:
 		m.stopJob(ev.Reply, ev.Stop)
 	case ev.Register != nil:

@@ -22,7 +22,7 @@ import (
 const (
 	inboxUrgent = 4096
 	inboxNormal = 4096
-	maxRound    = 1024 // events per commit
+	maxRound    = 1024 // events per commit, each of several submits counted
 )
 
 // Defaults of Config.
@@ -52,6 +52,7 @@ type Scheduler struct {
 	term    uint64
 	urgent  chan Event
 	normal  chan Event
+	bulks   chan struct{} // one for each StartJobs that waits
 	links   *links
 
 	mu      sync.Mutex // guards waiting and next
@@ -82,7 +83,8 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 	c.Store = store.Fence(c.Store, term) // P3: nothing is written after a newer life began
 	s := &Scheduler{
 		config: c, records: records{c.Store}, hub: newHub(), term: term,
-		urgent: make(chan Event, inboxUrgent), normal: make(chan Event, inboxNormal), waiting: map[uint64]chan Result{},
+		urgent: make(chan Event, inboxUrgent), normal: make(chan Event, inboxNormal),
+		bulks: make(chan struct{}, bulksAtOnce), waiting: map[uint64]chan Result{},
 	}
 	s.machine = NewMachine(s.term, c.Lease)
 	s.links = newLinks(c.Connector, s.term, c.Log, s.deliver)
@@ -158,7 +160,7 @@ func (s *Scheduler) gather(ctx context.Context, tick <-chan time.Time, round []E
 	case <-tick:
 		round = append(round, Event{Tick: true})
 	}
-	for len(round) < maxRound {
+	for size := weigh(&round[0]); size < maxRound; size += weigh(&round[len(round)-1]) {
 		select {
 		case ev := <-s.urgent:
 			round = append(round, ev)
@@ -176,6 +178,9 @@ func (s *Scheduler) gather(ctx context.Context, tick <-chan time.Time, round []E
 	}
 	return round
 }
+
+// weigh is how much of a round an event takes.
+func weigh(ev *Event) int { return max(1, len(ev.Submits)) }
 
 // turn steps the events of a round, commits once, then acts.
 func (s *Scheduler) turn(ctx context.Context, round []Event) error {
@@ -215,14 +220,24 @@ func commitError(err error) error {
 	return fmt.Errorf("commit: %w", err)
 }
 
-// lookUp reads what the store knows of a submit's request id. Jobs that live
-// are in the machine's own table, so a step decides on both.
+// lookUp reads what the store knows of the request ids of submits. Jobs that
+// live are in the machine's own table, so a step decides on both.
 func (s *Scheduler) lookUp(ctx context.Context, ev *Event) error {
-	if ev.Submit == nil || ev.Submit.RequestID == "" {
-		return nil
+	if ev.Submit != nil {
+		return s.lookUpOne(ctx, ev.Submit)
 	}
-	var err error
-	ev.Submit.Earlier, err = s.records.accepted(ctx, requestKey(ev.Submit.Caller.Name, ev.Submit.RequestID))
+	for i := range ev.Submits {
+		if err := s.lookUpOne(ctx, &ev.Submits[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Scheduler) lookUpOne(ctx context.Context, sub *Submit) (err error) {
+	if sub.RequestID != "" {
+		sub.Earlier, err = s.records.accepted(ctx, requestKey(sub.Caller.Name, sub.RequestID))
+	}
 	return err
 }
 
@@ -297,8 +312,7 @@ func (s *Scheduler) ask(ctx context.Context, inbox chan Event, ev Event) (Result
 	select {
 	case inbox <- ev:
 	default:
-		return Result{}, errs.E("ask the scheduler", errs.Exhausted, "OVERLOADED", errors.New("too many requests are waiting")).
-			WithHint("try again in a second")
+		return Result{}, overloaded()
 	}
 	select {
 	case r := <-done:

@@ -169,6 +169,9 @@ func checkEnv(s *job.Spec) error {
 // RefusedEnv tells whether a request may never set the variable, whatever a
 // worker's policy says: it would change what code is loaded.
 func RefusedEnv(name string) bool {
+	if name == job.EnvArrayIndex {
+		return false
+	}
 	for _, prefix := range []string{"LD_", "PYTHON", "PERL5", "DROVER_"} {
 		if strings.HasPrefix(name, prefix) {
 			return true

@@ -107,7 +107,7 @@ func TestWhatIsJustWithinBounds(t *testing.T) {
 		"a command":     {Command: "x"},
 		"a shell file":  {Path: "a.sh"},
 		"a Python file": {Path: "sub/..a/a.py"},
-		"odd names":     {Command: "x", Path: "...", Name: "näme", Env: map[string]string{"_A1": "", "ENVY": "x", "LDX": "y"}},
+		"odd names":     {Command: "x", Path: "...", Name: "näme", Env: map[string]string{"_A1": "", "ENVY": "x", "LDX": "y", "DROVER_ARRAY_INDEX": "7"}},
 		"the longest": {
 			Command: "x", Path: strings.Repeat("p", 4095), Args: make([]string, maxArgs), Name: strings.Repeat("n", maxName),
 			Stdin: make([]byte, job.MaxStdin), Labels: many(maxLabels, ""), Priority: maxPriority, Retry: job.Retry{Max: maxRetries}, Workdir: "/",

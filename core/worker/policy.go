@@ -13,6 +13,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
 )
 
 // ReasonPolicyFile is the reason of errors in a policy file.
@@ -164,6 +165,8 @@ func (p *Policy) AllowsEnv(name string) (string, bool) {
 	switch {
 	case !ordinaryName(name):
 		return "is not a name of letters, digits and underscores", false
+	case name == job.EnvArrayIndex:
+		return "", true // it belongs to the request, as arguments do
 	case changesLoading(name):
 		return "changes how programs load code, or belongs to drover", false
 	case len(p.Env) == 0:

@@ -125,9 +125,13 @@ func TestEnvironmentNamesThatChangeCodeAreNeverAllowed(t *testing.T) {
 			t.Errorf("%q is allowed", name)
 		}
 	}
-	for _, name := range []string{"A", "_x", "PATH", "HOME", "ENVIRONMENT", "PY", "LDAP_URL"} {
+	for _, name := range []string{"A", "_x", "PATH", "HOME", "ENVIRONMENT", "PY", "LDAP_URL", "DROVER_ARRAY_INDEX"} {
 		if _, ok := p.AllowsEnv(name); !ok {
 			t.Errorf("%q is refused", name)
 		}
+	}
+	narrow := Policy{Env: []string{"APP_*"}}
+	if _, ok := narrow.AllowsEnv("DROVER_ARRAY_INDEX"); !ok {
+		t.Error("which job of an array it is is kept from the job")
 	}
 }

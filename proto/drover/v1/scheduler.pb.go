@@ -955,6 +955,478 @@ func (x *StartJobResponse) GetJobId() string {
 	return ""
 }
 
+// StartJobsRequest asks for many jobs.
+type StartJobsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of the answers. 1 to 1,000.
+	Jobs []*StartJobRequest `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
+	// Makes the call idempotent: a job without a request_id of its own gets this
+	// one with "/" and its place in jobs, from 0.
+	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartJobsRequest) Reset() {
+	*x = StartJobsRequest{}
+	mi := &file_drover_v1_scheduler_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartJobsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartJobsRequest) ProtoMessage() {}
+
+func (x *StartJobsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_scheduler_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartJobsRequest.ProtoReflect.Descriptor instead.
+func (*StartJobsRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *StartJobsRequest) GetJobs() []*StartJobRequest {
+	if x != nil {
+		return x.Jobs
+	}
+	return nil
+}
+
+func (x *StartJobsRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// StartJobsResponse says of each job what became of it, in the order of the request.
+type StartJobsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As many as there were jobs.
+	Results       []*StartJobsResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartJobsResponse) Reset() {
+	*x = StartJobsResponse{}
+	mi := &file_drover_v1_scheduler_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartJobsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartJobsResponse) ProtoMessage() {}
+
+func (x *StartJobsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_scheduler_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartJobsResponse.ProtoReflect.Descriptor instead.
+func (*StartJobsResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *StartJobsResponse) GetResults() []*StartJobsResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+// StartJobsResult is the answer to one job of a StartJobsRequest.
+type StartJobsResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What became of it.
+	//
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*StartJobsResult_JobId
+	//	*StartJobsResult_Error
+	Kind          isStartJobsResult_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartJobsResult) Reset() {
+	*x = StartJobsResult{}
+	mi := &file_drover_v1_scheduler_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartJobsResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartJobsResult) ProtoMessage() {}
+
+func (x *StartJobsResult) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_scheduler_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartJobsResult.ProtoReflect.Descriptor instead.
+func (*StartJobsResult) Descriptor() ([]byte, []int) {
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *StartJobsResult) GetKind() isStartJobsResult_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *StartJobsResult) GetJobId() string {
+	if x != nil {
+		if x, ok := x.Kind.(*StartJobsResult_JobId); ok {
+			return x.JobId
+		}
+	}
+	return ""
+}
+
+func (x *StartJobsResult) GetError() *StartJobsError {
+	if x != nil {
+		if x, ok := x.Kind.(*StartJobsResult_Error); ok {
+			return x.Error
+		}
+	}
+	return nil
+}
+
+type isStartJobsResult_Kind interface {
+	isStartJobsResult_Kind()
+}
+
+type StartJobsResult_JobId struct {
+	// UUIDv7 of the accepted job.
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3,oneof"`
+}
+
+type StartJobsResult_Error struct {
+	// Why it was not accepted.
+	Error *StartJobsError `protobuf:"bytes,2,opt,name=error,proto3,oneof"`
+}
+
+func (*StartJobsResult_JobId) isStartJobsResult_Kind() {}
+
+func (*StartJobsResult_Error) isStartJobsResult_Kind() {}
+
+// StartJobsError is a refusal, with what StartJob says in the details of its status.
+type StartJobsError struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// gRPC status code, such as 3 for INVALID_ARGUMENT.
+	Code uint32 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
+	// Stable code, such as SCRIPT_NOT_FOUND.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// For people, one line.
+	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// What to do about it, for people; may be empty.
+	Hint string `protobuf:"bytes,4,opt,name=hint,proto3" json:"hint,omitempty"`
+	// Field of the StartJobRequest that is wrong; empty when it is none.
+	Field         string `protobuf:"bytes,5,opt,name=field,proto3" json:"field,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartJobsError) Reset() {
+	*x = StartJobsError{}
+	mi := &file_drover_v1_scheduler_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartJobsError) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartJobsError) ProtoMessage() {}
+
+func (x *StartJobsError) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_scheduler_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartJobsError.ProtoReflect.Descriptor instead.
+func (*StartJobsError) Descriptor() ([]byte, []int) {
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *StartJobsError) GetCode() uint32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *StartJobsError) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *StartJobsError) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *StartJobsError) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
+func (x *StartJobsError) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+// WaitJobsRequest names further jobs to wait for.
+type WaitJobsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whole ids.
+	JobIds        []string `protobuf:"bytes,1,rep,name=job_ids,json=jobIds,proto3" json:"job_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitJobsRequest) Reset() {
+	*x = WaitJobsRequest{}
+	mi := &file_drover_v1_scheduler_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitJobsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitJobsRequest) ProtoMessage() {}
+
+func (x *WaitJobsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_scheduler_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitJobsRequest.ProtoReflect.Descriptor instead.
+func (*WaitJobsRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *WaitJobsRequest) GetJobIds() []string {
+	if x != nil {
+		return x.JobIds
+	}
+	return nil
+}
+
+// WaitJobsResponse tells the ends of one or more jobs.
+type WaitJobsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In no order.
+	Ends          []*JobEnd `protobuf:"bytes,1,rep,name=ends,proto3" json:"ends,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitJobsResponse) Reset() {
+	*x = WaitJobsResponse{}
+	mi := &file_drover_v1_scheduler_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitJobsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitJobsResponse) ProtoMessage() {}
+
+func (x *WaitJobsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_scheduler_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitJobsResponse.ProtoReflect.Descriptor instead.
+func (*WaitJobsResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *WaitJobsResponse) GetEnds() []*JobEnd {
+	if x != nil {
+		return x.Ends
+	}
+	return nil
+}
+
+// JobEnd is how a job ended: the short form of a terminal Job.
+type JobEnd struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it was asked for.
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// Terminal state; unspecified when there is no such job (any more).
+	State JobState `protobuf:"varint,2,opt,name=state,proto3,enum=drover.v1.JobState" json:"state,omitempty"`
+	// Why it is in this state, a stable code.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The same for people, one line; empty after an exit with code 0.
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// Exit code; present only when observed.
+	ExitCode *int32 `protobuf:"varint,5,opt,name=exit_code,json=exitCode,proto3,oneof" json:"exit_code,omitempty"`
+	// Name of the signal that ended it, such as SIGKILL.
+	Signal string `protobuf:"bytes,6,opt,name=signal,proto3" json:"signal,omitempty"`
+	// Attempts that were made.
+	Attempt uint32 `protobuf:"varint,7,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// Name of the worker of the last attempt.
+	WorkerName    string `protobuf:"bytes,8,opt,name=worker_name,json=workerName,proto3" json:"worker_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobEnd) Reset() {
+	*x = JobEnd{}
+	mi := &file_drover_v1_scheduler_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobEnd) ProtoMessage() {}
+
+func (x *JobEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_scheduler_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobEnd.ProtoReflect.Descriptor instead.
+func (*JobEnd) Descriptor() ([]byte, []int) {
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *JobEnd) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *JobEnd) GetState() JobState {
+	if x != nil {
+		return x.State
+	}
+	return JobState_JOB_STATE_UNSPECIFIED
+}
+
+func (x *JobEnd) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *JobEnd) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *JobEnd) GetExitCode() int32 {
+	if x != nil && x.ExitCode != nil {
+		return *x.ExitCode
+	}
+	return 0
+}
+
+func (x *JobEnd) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
+}
+
+func (x *JobEnd) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *JobEnd) GetWorkerName() string {
+	if x != nil {
+		return x.WorkerName
+	}
+	return ""
+}
+
 // StopJobRequest asks for a stop.
 type StopJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -972,7 +1444,7 @@ type StopJobRequest struct {
 
 func (x *StopJobRequest) Reset() {
 	*x = StopJobRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[12]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -984,7 +1456,7 @@ func (x *StopJobRequest) String() string {
 func (*StopJobRequest) ProtoMessage() {}
 
 func (x *StopJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[12]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -997,7 +1469,7 @@ func (x *StopJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopJobRequest.ProtoReflect.Descriptor instead.
 func (*StopJobRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{12}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StopJobRequest) GetJobId() string {
@@ -1039,7 +1511,7 @@ type StopJobResponse struct {
 
 func (x *StopJobResponse) Reset() {
 	*x = StopJobResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[13]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1523,7 @@ func (x *StopJobResponse) String() string {
 func (*StopJobResponse) ProtoMessage() {}
 
 func (x *StopJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[13]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1536,7 @@ func (x *StopJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopJobResponse.ProtoReflect.Descriptor instead.
 func (*StopJobResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{13}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StopJobResponse) GetJob() *Job {
@@ -1087,7 +1559,7 @@ type GetJobRequest struct {
 
 func (x *GetJobRequest) Reset() {
 	*x = GetJobRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[14]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1571,7 @@ func (x *GetJobRequest) String() string {
 func (*GetJobRequest) ProtoMessage() {}
 
 func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[14]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1584,7 @@ func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
 func (*GetJobRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{14}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetJobRequest) GetJobId() string {
@@ -1140,7 +1612,7 @@ type GetJobResponse struct {
 
 func (x *GetJobResponse) Reset() {
 	*x = GetJobResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[15]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1624,7 @@ func (x *GetJobResponse) String() string {
 func (*GetJobResponse) ProtoMessage() {}
 
 func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[15]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1637,7 @@ func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobResponse.ProtoReflect.Descriptor instead.
 func (*GetJobResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{15}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetJobResponse) GetJob() *Job {
@@ -1196,7 +1668,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[16]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1680,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[16]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,7 +1693,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{16}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListJobsRequest) GetPageSize() uint32 {
@@ -1279,7 +1751,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[17]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1763,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[17]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1776,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{17}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -1346,7 +1818,7 @@ type StreamOutputRequest struct {
 
 func (x *StreamOutputRequest) Reset() {
 	*x = StreamOutputRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[18]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1830,7 @@ func (x *StreamOutputRequest) String() string {
 func (*StreamOutputRequest) ProtoMessage() {}
 
 func (x *StreamOutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[18]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1843,7 @@ func (x *StreamOutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamOutputRequest.ProtoReflect.Descriptor instead.
 func (*StreamOutputRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{18}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StreamOutputRequest) GetJobId() string {
@@ -1441,7 +1913,7 @@ type StreamOutputResponse struct {
 
 func (x *StreamOutputResponse) Reset() {
 	*x = StreamOutputResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[19]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1925,7 @@ func (x *StreamOutputResponse) String() string {
 func (*StreamOutputResponse) ProtoMessage() {}
 
 func (x *StreamOutputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[19]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1938,7 @@ func (x *StreamOutputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamOutputResponse.ProtoReflect.Descriptor instead.
 func (*StreamOutputResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{19}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StreamOutputResponse) GetChunk() *OutputChunk {
@@ -1491,7 +1963,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[20]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +1975,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[20]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +1988,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{20}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListWorkersRequest) GetPageSize() uint32 {
@@ -1553,7 +2025,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[21]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +2037,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[21]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +2050,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{21}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*Worker {
@@ -1606,7 +2078,7 @@ type GetWorkerRequest struct {
 
 func (x *GetWorkerRequest) Reset() {
 	*x = GetWorkerRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[22]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1618,7 +2090,7 @@ func (x *GetWorkerRequest) String() string {
 func (*GetWorkerRequest) ProtoMessage() {}
 
 func (x *GetWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[22]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1631,7 +2103,7 @@ func (x *GetWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkerRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{22}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetWorkerRequest) GetWorkerId() string {
@@ -1652,7 +2124,7 @@ type GetWorkerResponse struct {
 
 func (x *GetWorkerResponse) Reset() {
 	*x = GetWorkerResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[23]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +2136,7 @@ func (x *GetWorkerResponse) String() string {
 func (*GetWorkerResponse) ProtoMessage() {}
 
 func (x *GetWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[23]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +2149,7 @@ func (x *GetWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkerResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{23}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetWorkerResponse) GetWorker() *Worker {
@@ -1704,7 +2176,7 @@ type DrainWorkerRequest struct {
 
 func (x *DrainWorkerRequest) Reset() {
 	*x = DrainWorkerRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[24]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1716,7 +2188,7 @@ func (x *DrainWorkerRequest) String() string {
 func (*DrainWorkerRequest) ProtoMessage() {}
 
 func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[24]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1729,7 +2201,7 @@ func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerRequest.ProtoReflect.Descriptor instead.
 func (*DrainWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{24}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DrainWorkerRequest) GetWorkerId() string {
@@ -1771,7 +2243,7 @@ type DrainWorkerResponse struct {
 
 func (x *DrainWorkerResponse) Reset() {
 	*x = DrainWorkerResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[25]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1783,7 +2255,7 @@ func (x *DrainWorkerResponse) String() string {
 func (*DrainWorkerResponse) ProtoMessage() {}
 
 func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[25]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1796,7 +2268,7 @@ func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerResponse.ProtoReflect.Descriptor instead.
 func (*DrainWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{25}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DrainWorkerResponse) GetWorker() *Worker {
@@ -1817,7 +2289,7 @@ type RemoveWorkerRequest struct {
 
 func (x *RemoveWorkerRequest) Reset() {
 	*x = RemoveWorkerRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[26]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +2301,7 @@ func (x *RemoveWorkerRequest) String() string {
 func (*RemoveWorkerRequest) ProtoMessage() {}
 
 func (x *RemoveWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[26]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +2314,7 @@ func (x *RemoveWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWorkerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{26}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RemoveWorkerRequest) GetWorkerId() string {
@@ -1861,7 +2333,7 @@ type RemoveWorkerResponse struct {
 
 func (x *RemoveWorkerResponse) Reset() {
 	*x = RemoveWorkerResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[27]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1873,7 +2345,7 @@ func (x *RemoveWorkerResponse) String() string {
 func (*RemoveWorkerResponse) ProtoMessage() {}
 
 func (x *RemoveWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[27]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +2358,7 @@ func (x *RemoveWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWorkerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{27}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{34}
 }
 
 // RemoveJobsRequest names jobs to forget.
@@ -1900,7 +2372,7 @@ type RemoveJobsRequest struct {
 
 func (x *RemoveJobsRequest) Reset() {
 	*x = RemoveJobsRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[28]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1912,7 +2384,7 @@ func (x *RemoveJobsRequest) String() string {
 func (*RemoveJobsRequest) ProtoMessage() {}
 
 func (x *RemoveJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[28]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1925,7 +2397,7 @@ func (x *RemoveJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveJobsRequest.ProtoReflect.Descriptor instead.
 func (*RemoveJobsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{28}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RemoveJobsRequest) GetJobIds() []string {
@@ -1944,7 +2416,7 @@ type RemoveJobsResponse struct {
 
 func (x *RemoveJobsResponse) Reset() {
 	*x = RemoveJobsResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[29]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1956,7 +2428,7 @@ func (x *RemoveJobsResponse) String() string {
 func (*RemoveJobsResponse) ProtoMessage() {}
 
 func (x *RemoveJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[29]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1969,7 +2441,7 @@ func (x *RemoveJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveJobsResponse.ProtoReflect.Descriptor instead.
 func (*RemoveJobsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{29}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{36}
 }
 
 // ListScriptsRequest selects scripts.
@@ -1987,7 +2459,7 @@ type ListScriptsRequest struct {
 
 func (x *ListScriptsRequest) Reset() {
 	*x = ListScriptsRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[30]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2471,7 @@ func (x *ListScriptsRequest) String() string {
 func (*ListScriptsRequest) ProtoMessage() {}
 
 func (x *ListScriptsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[30]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2484,7 @@ func (x *ListScriptsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListScriptsRequest.ProtoReflect.Descriptor instead.
 func (*ListScriptsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{30}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListScriptsRequest) GetPageSize() uint32 {
@@ -2049,7 +2521,7 @@ type ListScriptsResponse struct {
 
 func (x *ListScriptsResponse) Reset() {
 	*x = ListScriptsResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[31]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +2533,7 @@ func (x *ListScriptsResponse) String() string {
 func (*ListScriptsResponse) ProtoMessage() {}
 
 func (x *ListScriptsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[31]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +2546,7 @@ func (x *ListScriptsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListScriptsResponse.ProtoReflect.Descriptor instead.
 func (*ListScriptsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{31}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListScriptsResponse) GetScripts() []*Script {
@@ -2104,7 +2576,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[32]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2588,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[32]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2601,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{32}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *WatchEventsRequest) GetJobId() string {
@@ -2165,7 +2637,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[33]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2649,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[33]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2662,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{33}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *WatchEventsResponse) GetTime() *timestamppb.Timestamp {
@@ -2270,7 +2742,7 @@ type WatchLagged struct {
 
 func (x *WatchLagged) Reset() {
 	*x = WatchLagged{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[34]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2282,7 +2754,7 @@ func (x *WatchLagged) String() string {
 func (*WatchLagged) ProtoMessage() {}
 
 func (x *WatchLagged) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[34]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2295,7 +2767,7 @@ func (x *WatchLagged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchLagged.ProtoReflect.Descriptor instead.
 func (*WatchLagged) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{34}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WatchLagged) GetMissed() uint64 {
@@ -2314,7 +2786,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[35]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2798,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[35]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2811,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{35}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{42}
 }
 
 // BackupResponse is the next part of the copy. The parts in order are one file
@@ -2354,7 +2826,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[36]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2366,7 +2838,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[36]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2379,7 +2851,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{36}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -2477,7 +2949,39 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\")\n" +
 	"\x10StartJobResponse\x12\x15\n" +
-	"\x06job_id\x18\x01 \x01(\tR\x05jobId\"\x8b\x01\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\"a\n" +
+	"\x10StartJobsRequest\x12.\n" +
+	"\x04jobs\x18\x01 \x03(\v2\x1a.drover.v1.StartJobRequestR\x04jobs\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\"I\n" +
+	"\x11StartJobsResponse\x124\n" +
+	"\aresults\x18\x01 \x03(\v2\x1a.drover.v1.StartJobsResultR\aresults\"e\n" +
+	"\x0fStartJobsResult\x12\x17\n" +
+	"\x06job_id\x18\x01 \x01(\tH\x00R\x05jobId\x121\n" +
+	"\x05error\x18\x02 \x01(\v2\x19.drover.v1.StartJobsErrorH\x00R\x05errorB\x06\n" +
+	"\x04kind\"\x80\x01\n" +
+	"\x0eStartJobsError\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\rR\x04code\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12\x12\n" +
+	"\x04hint\x18\x04 \x01(\tR\x04hint\x12\x14\n" +
+	"\x05field\x18\x05 \x01(\tR\x05field\"*\n" +
+	"\x0fWaitJobsRequest\x12\x17\n" +
+	"\ajob_ids\x18\x01 \x03(\tR\x06jobIds\"9\n" +
+	"\x10WaitJobsResponse\x12%\n" +
+	"\x04ends\x18\x01 \x03(\v2\x11.drover.v1.JobEndR\x04ends\"\xff\x01\n" +
+	"\x06JobEnd\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12)\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x13.drover.v1.JobStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12 \n" +
+	"\texit_code\x18\x05 \x01(\x05H\x00R\bexitCode\x88\x01\x01\x12\x16\n" +
+	"\x06signal\x18\x06 \x01(\tR\x06signal\x12\x18\n" +
+	"\aattempt\x18\a \x01(\rR\aattempt\x12\x1f\n" +
+	"\vworker_name\x18\b \x01(\tR\n" +
+	"workerNameB\f\n" +
+	"\n" +
+	"_exit_code\"\x8b\x01\n" +
 	"\x0eStopJobRequest\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12/\n" +
 	"\x05grace\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05grace\x12\x12\n" +
@@ -2567,12 +3071,15 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\x06missed\x18\x01 \x01(\x04R\x06missed\"\x0f\n" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\xcb\t\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\xdc\n" +
+	"\n" +
 	"\x10SchedulerService\x12U\n" +
 	"\x0eRegisterWorker\x12 .drover.v1.RegisterWorkerRequest\x1a!.drover.v1.RegisterWorkerResponse\x12[\n" +
 	"\x10DeregisterWorker\x12\".drover.v1.DeregisterWorkerRequest\x1a#.drover.v1.DeregisterWorkerResponse\x12F\n" +
 	"\tHeartbeat\x12\x1b.drover.v1.HeartbeatRequest\x1a\x1c.drover.v1.HeartbeatResponse\x12C\n" +
-	"\bStartJob\x12\x1a.drover.v1.StartJobRequest\x1a\x1b.drover.v1.StartJobResponse\x12@\n" +
+	"\bStartJob\x12\x1a.drover.v1.StartJobRequest\x1a\x1b.drover.v1.StartJobResponse\x12F\n" +
+	"\tStartJobs\x12\x1b.drover.v1.StartJobsRequest\x1a\x1c.drover.v1.StartJobsResponse\x12G\n" +
+	"\bWaitJobs\x12\x1a.drover.v1.WaitJobsRequest\x1a\x1b.drover.v1.WaitJobsResponse(\x010\x01\x12@\n" +
 	"\aStopJob\x12\x19.drover.v1.StopJobRequest\x1a\x1a.drover.v1.StopJobResponse\x12=\n" +
 	"\x06GetJob\x12\x18.drover.v1.GetJobRequest\x1a\x19.drover.v1.GetJobResponse\x12C\n" +
 	"\bListJobs\x12\x1a.drover.v1.ListJobsRequest\x1a\x1b.drover.v1.ListJobsResponse\x12Q\n" +
@@ -2602,7 +3109,7 @@ func file_drover_v1_scheduler_proto_rawDescGZIP() []byte {
 	return file_drover_v1_scheduler_proto_rawDescData
 }
 
-var file_drover_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_drover_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_drover_v1_scheduler_proto_goTypes = []any{
 	(*JoinRequest)(nil),              // 0: drover.v1.JoinRequest
 	(*JoinResponse)(nil),             // 1: drover.v1.JoinResponse
@@ -2616,130 +3123,146 @@ var file_drover_v1_scheduler_proto_goTypes = []any{
 	(*HeartbeatResponse)(nil),        // 9: drover.v1.HeartbeatResponse
 	(*StartJobRequest)(nil),          // 10: drover.v1.StartJobRequest
 	(*StartJobResponse)(nil),         // 11: drover.v1.StartJobResponse
-	(*StopJobRequest)(nil),           // 12: drover.v1.StopJobRequest
-	(*StopJobResponse)(nil),          // 13: drover.v1.StopJobResponse
-	(*GetJobRequest)(nil),            // 14: drover.v1.GetJobRequest
-	(*GetJobResponse)(nil),           // 15: drover.v1.GetJobResponse
-	(*ListJobsRequest)(nil),          // 16: drover.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),         // 17: drover.v1.ListJobsResponse
-	(*StreamOutputRequest)(nil),      // 18: drover.v1.StreamOutputRequest
-	(*StreamOutputResponse)(nil),     // 19: drover.v1.StreamOutputResponse
-	(*ListWorkersRequest)(nil),       // 20: drover.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),      // 21: drover.v1.ListWorkersResponse
-	(*GetWorkerRequest)(nil),         // 22: drover.v1.GetWorkerRequest
-	(*GetWorkerResponse)(nil),        // 23: drover.v1.GetWorkerResponse
-	(*DrainWorkerRequest)(nil),       // 24: drover.v1.DrainWorkerRequest
-	(*DrainWorkerResponse)(nil),      // 25: drover.v1.DrainWorkerResponse
-	(*RemoveWorkerRequest)(nil),      // 26: drover.v1.RemoveWorkerRequest
-	(*RemoveWorkerResponse)(nil),     // 27: drover.v1.RemoveWorkerResponse
-	(*RemoveJobsRequest)(nil),        // 28: drover.v1.RemoveJobsRequest
-	(*RemoveJobsResponse)(nil),       // 29: drover.v1.RemoveJobsResponse
-	(*ListScriptsRequest)(nil),       // 30: drover.v1.ListScriptsRequest
-	(*ListScriptsResponse)(nil),      // 31: drover.v1.ListScriptsResponse
-	(*WatchEventsRequest)(nil),       // 32: drover.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),      // 33: drover.v1.WatchEventsResponse
-	(*WatchLagged)(nil),              // 34: drover.v1.WatchLagged
-	(*BackupRequest)(nil),            // 35: drover.v1.BackupRequest
-	(*BackupResponse)(nil),           // 36: drover.v1.BackupResponse
-	nil,                              // 37: drover.v1.RegisterWorkerRequest.LabelsEntry
-	nil,                              // 38: drover.v1.StartJobRequest.EnvEntry
-	nil,                              // 39: drover.v1.StartJobRequest.LabelsEntry
-	nil,                              // 40: drover.v1.StartJobRequest.SecretsEntry
-	nil,                              // 41: drover.v1.ListJobsRequest.LabelsEntry
-	nil,                              // 42: drover.v1.ListWorkersRequest.LabelsEntry
-	(*RunnerInfo)(nil),               // 43: drover.v1.RunnerInfo
-	(*durationpb.Duration)(nil),      // 44: google.protobuf.Duration
-	(*Condition)(nil),                // 45: drover.v1.Condition
-	(*Limits)(nil),                   // 46: drover.v1.Limits
-	(*RetryPolicy)(nil),              // 47: drover.v1.RetryPolicy
-	(OutputPolicy)(0),                // 48: drover.v1.OutputPolicy
-	(*Job)(nil),                      // 49: drover.v1.Job
-	(JobState)(0),                    // 50: drover.v1.JobState
-	(*timestamppb.Timestamp)(nil),    // 51: google.protobuf.Timestamp
-	(Stream)(0),                      // 52: drover.v1.Stream
-	(*OutputChunk)(nil),              // 53: drover.v1.OutputChunk
-	(*Worker)(nil),                   // 54: drover.v1.Worker
-	(*Script)(nil),                   // 55: drover.v1.Script
+	(*StartJobsRequest)(nil),         // 12: drover.v1.StartJobsRequest
+	(*StartJobsResponse)(nil),        // 13: drover.v1.StartJobsResponse
+	(*StartJobsResult)(nil),          // 14: drover.v1.StartJobsResult
+	(*StartJobsError)(nil),           // 15: drover.v1.StartJobsError
+	(*WaitJobsRequest)(nil),          // 16: drover.v1.WaitJobsRequest
+	(*WaitJobsResponse)(nil),         // 17: drover.v1.WaitJobsResponse
+	(*JobEnd)(nil),                   // 18: drover.v1.JobEnd
+	(*StopJobRequest)(nil),           // 19: drover.v1.StopJobRequest
+	(*StopJobResponse)(nil),          // 20: drover.v1.StopJobResponse
+	(*GetJobRequest)(nil),            // 21: drover.v1.GetJobRequest
+	(*GetJobResponse)(nil),           // 22: drover.v1.GetJobResponse
+	(*ListJobsRequest)(nil),          // 23: drover.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),         // 24: drover.v1.ListJobsResponse
+	(*StreamOutputRequest)(nil),      // 25: drover.v1.StreamOutputRequest
+	(*StreamOutputResponse)(nil),     // 26: drover.v1.StreamOutputResponse
+	(*ListWorkersRequest)(nil),       // 27: drover.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),      // 28: drover.v1.ListWorkersResponse
+	(*GetWorkerRequest)(nil),         // 29: drover.v1.GetWorkerRequest
+	(*GetWorkerResponse)(nil),        // 30: drover.v1.GetWorkerResponse
+	(*DrainWorkerRequest)(nil),       // 31: drover.v1.DrainWorkerRequest
+	(*DrainWorkerResponse)(nil),      // 32: drover.v1.DrainWorkerResponse
+	(*RemoveWorkerRequest)(nil),      // 33: drover.v1.RemoveWorkerRequest
+	(*RemoveWorkerResponse)(nil),     // 34: drover.v1.RemoveWorkerResponse
+	(*RemoveJobsRequest)(nil),        // 35: drover.v1.RemoveJobsRequest
+	(*RemoveJobsResponse)(nil),       // 36: drover.v1.RemoveJobsResponse
+	(*ListScriptsRequest)(nil),       // 37: drover.v1.ListScriptsRequest
+	(*ListScriptsResponse)(nil),      // 38: drover.v1.ListScriptsResponse
+	(*WatchEventsRequest)(nil),       // 39: drover.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),      // 40: drover.v1.WatchEventsResponse
+	(*WatchLagged)(nil),              // 41: drover.v1.WatchLagged
+	(*BackupRequest)(nil),            // 42: drover.v1.BackupRequest
+	(*BackupResponse)(nil),           // 43: drover.v1.BackupResponse
+	nil,                              // 44: drover.v1.RegisterWorkerRequest.LabelsEntry
+	nil,                              // 45: drover.v1.StartJobRequest.EnvEntry
+	nil,                              // 46: drover.v1.StartJobRequest.LabelsEntry
+	nil,                              // 47: drover.v1.StartJobRequest.SecretsEntry
+	nil,                              // 48: drover.v1.ListJobsRequest.LabelsEntry
+	nil,                              // 49: drover.v1.ListWorkersRequest.LabelsEntry
+	(*RunnerInfo)(nil),               // 50: drover.v1.RunnerInfo
+	(*durationpb.Duration)(nil),      // 51: google.protobuf.Duration
+	(*Condition)(nil),                // 52: drover.v1.Condition
+	(*Limits)(nil),                   // 53: drover.v1.Limits
+	(*RetryPolicy)(nil),              // 54: drover.v1.RetryPolicy
+	(OutputPolicy)(0),                // 55: drover.v1.OutputPolicy
+	(JobState)(0),                    // 56: drover.v1.JobState
+	(*Job)(nil),                      // 57: drover.v1.Job
+	(*timestamppb.Timestamp)(nil),    // 58: google.protobuf.Timestamp
+	(Stream)(0),                      // 59: drover.v1.Stream
+	(*OutputChunk)(nil),              // 60: drover.v1.OutputChunk
+	(*Worker)(nil),                   // 61: drover.v1.Worker
+	(*Script)(nil),                   // 62: drover.v1.Script
 }
 var file_drover_v1_scheduler_proto_depIdxs = []int32{
-	37, // 0: drover.v1.RegisterWorkerRequest.labels:type_name -> drover.v1.RegisterWorkerRequest.LabelsEntry
-	43, // 1: drover.v1.RegisterWorkerRequest.runners:type_name -> drover.v1.RunnerInfo
-	44, // 2: drover.v1.RegisterWorkerResponse.lease:type_name -> google.protobuf.Duration
-	44, // 3: drover.v1.RegisterWorkerResponse.heartbeat_interval:type_name -> google.protobuf.Duration
-	45, // 4: drover.v1.HeartbeatRequest.conditions:type_name -> drover.v1.Condition
-	44, // 5: drover.v1.HeartbeatResponse.lease:type_name -> google.protobuf.Duration
-	38, // 6: drover.v1.StartJobRequest.env:type_name -> drover.v1.StartJobRequest.EnvEntry
-	39, // 7: drover.v1.StartJobRequest.labels:type_name -> drover.v1.StartJobRequest.LabelsEntry
-	44, // 8: drover.v1.StartJobRequest.timeout:type_name -> google.protobuf.Duration
-	44, // 9: drover.v1.StartJobRequest.idle_timeout:type_name -> google.protobuf.Duration
-	44, // 10: drover.v1.StartJobRequest.queue_timeout:type_name -> google.protobuf.Duration
-	44, // 11: drover.v1.StartJobRequest.grace:type_name -> google.protobuf.Duration
-	44, // 12: drover.v1.StartJobRequest.linger:type_name -> google.protobuf.Duration
-	46, // 13: drover.v1.StartJobRequest.limits:type_name -> drover.v1.Limits
-	47, // 14: drover.v1.StartJobRequest.retry:type_name -> drover.v1.RetryPolicy
-	48, // 15: drover.v1.StartJobRequest.output_policy:type_name -> drover.v1.OutputPolicy
-	40, // 16: drover.v1.StartJobRequest.secrets:type_name -> drover.v1.StartJobRequest.SecretsEntry
-	44, // 17: drover.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
-	49, // 18: drover.v1.StopJobResponse.job:type_name -> drover.v1.Job
-	49, // 19: drover.v1.GetJobResponse.job:type_name -> drover.v1.Job
-	50, // 20: drover.v1.ListJobsRequest.states:type_name -> drover.v1.JobState
-	41, // 21: drover.v1.ListJobsRequest.labels:type_name -> drover.v1.ListJobsRequest.LabelsEntry
-	51, // 22: drover.v1.ListJobsRequest.since:type_name -> google.protobuf.Timestamp
-	49, // 23: drover.v1.ListJobsResponse.jobs:type_name -> drover.v1.Job
-	52, // 24: drover.v1.StreamOutputRequest.stream:type_name -> drover.v1.Stream
-	51, // 25: drover.v1.StreamOutputRequest.since:type_name -> google.protobuf.Timestamp
-	53, // 26: drover.v1.StreamOutputResponse.chunk:type_name -> drover.v1.OutputChunk
-	42, // 27: drover.v1.ListWorkersRequest.labels:type_name -> drover.v1.ListWorkersRequest.LabelsEntry
-	54, // 28: drover.v1.ListWorkersResponse.workers:type_name -> drover.v1.Worker
-	54, // 29: drover.v1.GetWorkerResponse.worker:type_name -> drover.v1.Worker
-	44, // 30: drover.v1.DrainWorkerRequest.deadline:type_name -> google.protobuf.Duration
-	54, // 31: drover.v1.DrainWorkerResponse.worker:type_name -> drover.v1.Worker
-	55, // 32: drover.v1.ListScriptsResponse.scripts:type_name -> drover.v1.Script
-	51, // 33: drover.v1.WatchEventsResponse.time:type_name -> google.protobuf.Timestamp
-	49, // 34: drover.v1.WatchEventsResponse.job:type_name -> drover.v1.Job
-	54, // 35: drover.v1.WatchEventsResponse.worker:type_name -> drover.v1.Worker
-	34, // 36: drover.v1.WatchEventsResponse.lagged:type_name -> drover.v1.WatchLagged
-	4,  // 37: drover.v1.SchedulerService.RegisterWorker:input_type -> drover.v1.RegisterWorkerRequest
-	6,  // 38: drover.v1.SchedulerService.DeregisterWorker:input_type -> drover.v1.DeregisterWorkerRequest
-	8,  // 39: drover.v1.SchedulerService.Heartbeat:input_type -> drover.v1.HeartbeatRequest
-	10, // 40: drover.v1.SchedulerService.StartJob:input_type -> drover.v1.StartJobRequest
-	12, // 41: drover.v1.SchedulerService.StopJob:input_type -> drover.v1.StopJobRequest
-	14, // 42: drover.v1.SchedulerService.GetJob:input_type -> drover.v1.GetJobRequest
-	16, // 43: drover.v1.SchedulerService.ListJobs:input_type -> drover.v1.ListJobsRequest
-	18, // 44: drover.v1.SchedulerService.StreamOutput:input_type -> drover.v1.StreamOutputRequest
-	20, // 45: drover.v1.SchedulerService.ListWorkers:input_type -> drover.v1.ListWorkersRequest
-	22, // 46: drover.v1.SchedulerService.GetWorker:input_type -> drover.v1.GetWorkerRequest
-	24, // 47: drover.v1.SchedulerService.DrainWorker:input_type -> drover.v1.DrainWorkerRequest
-	26, // 48: drover.v1.SchedulerService.RemoveWorker:input_type -> drover.v1.RemoveWorkerRequest
-	28, // 49: drover.v1.SchedulerService.RemoveJobs:input_type -> drover.v1.RemoveJobsRequest
-	30, // 50: drover.v1.SchedulerService.ListScripts:input_type -> drover.v1.ListScriptsRequest
-	32, // 51: drover.v1.SchedulerService.WatchEvents:input_type -> drover.v1.WatchEventsRequest
-	35, // 52: drover.v1.SchedulerService.Backup:input_type -> drover.v1.BackupRequest
-	0,  // 53: drover.v1.CertificateService.Join:input_type -> drover.v1.JoinRequest
-	2,  // 54: drover.v1.CertificateService.Renew:input_type -> drover.v1.RenewRequest
-	5,  // 55: drover.v1.SchedulerService.RegisterWorker:output_type -> drover.v1.RegisterWorkerResponse
-	7,  // 56: drover.v1.SchedulerService.DeregisterWorker:output_type -> drover.v1.DeregisterWorkerResponse
-	9,  // 57: drover.v1.SchedulerService.Heartbeat:output_type -> drover.v1.HeartbeatResponse
-	11, // 58: drover.v1.SchedulerService.StartJob:output_type -> drover.v1.StartJobResponse
-	13, // 59: drover.v1.SchedulerService.StopJob:output_type -> drover.v1.StopJobResponse
-	15, // 60: drover.v1.SchedulerService.GetJob:output_type -> drover.v1.GetJobResponse
-	17, // 61: drover.v1.SchedulerService.ListJobs:output_type -> drover.v1.ListJobsResponse
-	19, // 62: drover.v1.SchedulerService.StreamOutput:output_type -> drover.v1.StreamOutputResponse
-	21, // 63: drover.v1.SchedulerService.ListWorkers:output_type -> drover.v1.ListWorkersResponse
-	23, // 64: drover.v1.SchedulerService.GetWorker:output_type -> drover.v1.GetWorkerResponse
-	25, // 65: drover.v1.SchedulerService.DrainWorker:output_type -> drover.v1.DrainWorkerResponse
-	27, // 66: drover.v1.SchedulerService.RemoveWorker:output_type -> drover.v1.RemoveWorkerResponse
-	29, // 67: drover.v1.SchedulerService.RemoveJobs:output_type -> drover.v1.RemoveJobsResponse
-	31, // 68: drover.v1.SchedulerService.ListScripts:output_type -> drover.v1.ListScriptsResponse
-	33, // 69: drover.v1.SchedulerService.WatchEvents:output_type -> drover.v1.WatchEventsResponse
-	36, // 70: drover.v1.SchedulerService.Backup:output_type -> drover.v1.BackupResponse
-	1,  // 71: drover.v1.CertificateService.Join:output_type -> drover.v1.JoinResponse
-	3,  // 72: drover.v1.CertificateService.Renew:output_type -> drover.v1.RenewResponse
-	55, // [55:73] is the sub-list for method output_type
-	37, // [37:55] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	44, // 0: drover.v1.RegisterWorkerRequest.labels:type_name -> drover.v1.RegisterWorkerRequest.LabelsEntry
+	50, // 1: drover.v1.RegisterWorkerRequest.runners:type_name -> drover.v1.RunnerInfo
+	51, // 2: drover.v1.RegisterWorkerResponse.lease:type_name -> google.protobuf.Duration
+	51, // 3: drover.v1.RegisterWorkerResponse.heartbeat_interval:type_name -> google.protobuf.Duration
+	52, // 4: drover.v1.HeartbeatRequest.conditions:type_name -> drover.v1.Condition
+	51, // 5: drover.v1.HeartbeatResponse.lease:type_name -> google.protobuf.Duration
+	45, // 6: drover.v1.StartJobRequest.env:type_name -> drover.v1.StartJobRequest.EnvEntry
+	46, // 7: drover.v1.StartJobRequest.labels:type_name -> drover.v1.StartJobRequest.LabelsEntry
+	51, // 8: drover.v1.StartJobRequest.timeout:type_name -> google.protobuf.Duration
+	51, // 9: drover.v1.StartJobRequest.idle_timeout:type_name -> google.protobuf.Duration
+	51, // 10: drover.v1.StartJobRequest.queue_timeout:type_name -> google.protobuf.Duration
+	51, // 11: drover.v1.StartJobRequest.grace:type_name -> google.protobuf.Duration
+	51, // 12: drover.v1.StartJobRequest.linger:type_name -> google.protobuf.Duration
+	53, // 13: drover.v1.StartJobRequest.limits:type_name -> drover.v1.Limits
+	54, // 14: drover.v1.StartJobRequest.retry:type_name -> drover.v1.RetryPolicy
+	55, // 15: drover.v1.StartJobRequest.output_policy:type_name -> drover.v1.OutputPolicy
+	47, // 16: drover.v1.StartJobRequest.secrets:type_name -> drover.v1.StartJobRequest.SecretsEntry
+	10, // 17: drover.v1.StartJobsRequest.jobs:type_name -> drover.v1.StartJobRequest
+	14, // 18: drover.v1.StartJobsResponse.results:type_name -> drover.v1.StartJobsResult
+	15, // 19: drover.v1.StartJobsResult.error:type_name -> drover.v1.StartJobsError
+	18, // 20: drover.v1.WaitJobsResponse.ends:type_name -> drover.v1.JobEnd
+	56, // 21: drover.v1.JobEnd.state:type_name -> drover.v1.JobState
+	51, // 22: drover.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
+	57, // 23: drover.v1.StopJobResponse.job:type_name -> drover.v1.Job
+	57, // 24: drover.v1.GetJobResponse.job:type_name -> drover.v1.Job
+	56, // 25: drover.v1.ListJobsRequest.states:type_name -> drover.v1.JobState
+	48, // 26: drover.v1.ListJobsRequest.labels:type_name -> drover.v1.ListJobsRequest.LabelsEntry
+	58, // 27: drover.v1.ListJobsRequest.since:type_name -> google.protobuf.Timestamp
+	57, // 28: drover.v1.ListJobsResponse.jobs:type_name -> drover.v1.Job
+	59, // 29: drover.v1.StreamOutputRequest.stream:type_name -> drover.v1.Stream
+	58, // 30: drover.v1.StreamOutputRequest.since:type_name -> google.protobuf.Timestamp
+	60, // 31: drover.v1.StreamOutputResponse.chunk:type_name -> drover.v1.OutputChunk
+	49, // 32: drover.v1.ListWorkersRequest.labels:type_name -> drover.v1.ListWorkersRequest.LabelsEntry
+	61, // 33: drover.v1.ListWorkersResponse.workers:type_name -> drover.v1.Worker
+	61, // 34: drover.v1.GetWorkerResponse.worker:type_name -> drover.v1.Worker
+	51, // 35: drover.v1.DrainWorkerRequest.deadline:type_name -> google.protobuf.Duration
+	61, // 36: drover.v1.DrainWorkerResponse.worker:type_name -> drover.v1.Worker
+	62, // 37: drover.v1.ListScriptsResponse.scripts:type_name -> drover.v1.Script
+	58, // 38: drover.v1.WatchEventsResponse.time:type_name -> google.protobuf.Timestamp
+	57, // 39: drover.v1.WatchEventsResponse.job:type_name -> drover.v1.Job
+	61, // 40: drover.v1.WatchEventsResponse.worker:type_name -> drover.v1.Worker
+	41, // 41: drover.v1.WatchEventsResponse.lagged:type_name -> drover.v1.WatchLagged
+	4,  // 42: drover.v1.SchedulerService.RegisterWorker:input_type -> drover.v1.RegisterWorkerRequest
+	6,  // 43: drover.v1.SchedulerService.DeregisterWorker:input_type -> drover.v1.DeregisterWorkerRequest
+	8,  // 44: drover.v1.SchedulerService.Heartbeat:input_type -> drover.v1.HeartbeatRequest
+	10, // 45: drover.v1.SchedulerService.StartJob:input_type -> drover.v1.StartJobRequest
+	12, // 46: drover.v1.SchedulerService.StartJobs:input_type -> drover.v1.StartJobsRequest
+	16, // 47: drover.v1.SchedulerService.WaitJobs:input_type -> drover.v1.WaitJobsRequest
+	19, // 48: drover.v1.SchedulerService.StopJob:input_type -> drover.v1.StopJobRequest
+	21, // 49: drover.v1.SchedulerService.GetJob:input_type -> drover.v1.GetJobRequest
+	23, // 50: drover.v1.SchedulerService.ListJobs:input_type -> drover.v1.ListJobsRequest
+	25, // 51: drover.v1.SchedulerService.StreamOutput:input_type -> drover.v1.StreamOutputRequest
+	27, // 52: drover.v1.SchedulerService.ListWorkers:input_type -> drover.v1.ListWorkersRequest
+	29, // 53: drover.v1.SchedulerService.GetWorker:input_type -> drover.v1.GetWorkerRequest
+	31, // 54: drover.v1.SchedulerService.DrainWorker:input_type -> drover.v1.DrainWorkerRequest
+	33, // 55: drover.v1.SchedulerService.RemoveWorker:input_type -> drover.v1.RemoveWorkerRequest
+	35, // 56: drover.v1.SchedulerService.RemoveJobs:input_type -> drover.v1.RemoveJobsRequest
+	37, // 57: drover.v1.SchedulerService.ListScripts:input_type -> drover.v1.ListScriptsRequest
+	39, // 58: drover.v1.SchedulerService.WatchEvents:input_type -> drover.v1.WatchEventsRequest
+	42, // 59: drover.v1.SchedulerService.Backup:input_type -> drover.v1.BackupRequest
+	0,  // 60: drover.v1.CertificateService.Join:input_type -> drover.v1.JoinRequest
+	2,  // 61: drover.v1.CertificateService.Renew:input_type -> drover.v1.RenewRequest
+	5,  // 62: drover.v1.SchedulerService.RegisterWorker:output_type -> drover.v1.RegisterWorkerResponse
+	7,  // 63: drover.v1.SchedulerService.DeregisterWorker:output_type -> drover.v1.DeregisterWorkerResponse
+	9,  // 64: drover.v1.SchedulerService.Heartbeat:output_type -> drover.v1.HeartbeatResponse
+	11, // 65: drover.v1.SchedulerService.StartJob:output_type -> drover.v1.StartJobResponse
+	13, // 66: drover.v1.SchedulerService.StartJobs:output_type -> drover.v1.StartJobsResponse
+	17, // 67: drover.v1.SchedulerService.WaitJobs:output_type -> drover.v1.WaitJobsResponse
+	20, // 68: drover.v1.SchedulerService.StopJob:output_type -> drover.v1.StopJobResponse
+	22, // 69: drover.v1.SchedulerService.GetJob:output_type -> drover.v1.GetJobResponse
+	24, // 70: drover.v1.SchedulerService.ListJobs:output_type -> drover.v1.ListJobsResponse
+	26, // 71: drover.v1.SchedulerService.StreamOutput:output_type -> drover.v1.StreamOutputResponse
+	28, // 72: drover.v1.SchedulerService.ListWorkers:output_type -> drover.v1.ListWorkersResponse
+	30, // 73: drover.v1.SchedulerService.GetWorker:output_type -> drover.v1.GetWorkerResponse
+	32, // 74: drover.v1.SchedulerService.DrainWorker:output_type -> drover.v1.DrainWorkerResponse
+	34, // 75: drover.v1.SchedulerService.RemoveWorker:output_type -> drover.v1.RemoveWorkerResponse
+	36, // 76: drover.v1.SchedulerService.RemoveJobs:output_type -> drover.v1.RemoveJobsResponse
+	38, // 77: drover.v1.SchedulerService.ListScripts:output_type -> drover.v1.ListScriptsResponse
+	40, // 78: drover.v1.SchedulerService.WatchEvents:output_type -> drover.v1.WatchEventsResponse
+	43, // 79: drover.v1.SchedulerService.Backup:output_type -> drover.v1.BackupResponse
+	1,  // 80: drover.v1.CertificateService.Join:output_type -> drover.v1.JoinResponse
+	3,  // 81: drover.v1.CertificateService.Renew:output_type -> drover.v1.RenewResponse
+	62, // [62:82] is the sub-list for method output_type
+	42, // [42:62] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_scheduler_proto_init() }
@@ -2748,8 +3271,13 @@ func file_drover_v1_scheduler_proto_init() {
 		return
 	}
 	file_drover_v1_types_proto_init()
+	file_drover_v1_scheduler_proto_msgTypes[14].OneofWrappers = []any{
+		(*StartJobsResult_JobId)(nil),
+		(*StartJobsResult_Error)(nil),
+	}
 	file_drover_v1_scheduler_proto_msgTypes[18].OneofWrappers = []any{}
-	file_drover_v1_scheduler_proto_msgTypes[33].OneofWrappers = []any{
+	file_drover_v1_scheduler_proto_msgTypes[25].OneofWrappers = []any{}
+	file_drover_v1_scheduler_proto_msgTypes[40].OneofWrappers = []any{
 		(*WatchEventsResponse_Job)(nil),
 		(*WatchEventsResponse_Worker)(nil),
 		(*WatchEventsResponse_Lagged)(nil),
@@ -2760,7 +3288,7 @@ func file_drover_v1_scheduler_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_scheduler_proto_rawDesc), len(file_drover_v1_scheduler_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   43,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -23,6 +23,8 @@ const (
 	SchedulerService_DeregisterWorker_FullMethodName = "/drover.v1.SchedulerService/DeregisterWorker"
 	SchedulerService_Heartbeat_FullMethodName        = "/drover.v1.SchedulerService/Heartbeat"
 	SchedulerService_StartJob_FullMethodName         = "/drover.v1.SchedulerService/StartJob"
+	SchedulerService_StartJobs_FullMethodName        = "/drover.v1.SchedulerService/StartJobs"
+	SchedulerService_WaitJobs_FullMethodName         = "/drover.v1.SchedulerService/WaitJobs"
 	SchedulerService_StopJob_FullMethodName          = "/drover.v1.SchedulerService/StopJob"
 	SchedulerService_GetJob_FullMethodName           = "/drover.v1.SchedulerService/GetJob"
 	SchedulerService_ListJobs_FullMethodName         = "/drover.v1.SchedulerService/ListJobs"
@@ -55,6 +57,17 @@ type SchedulerServiceClient interface {
 	// StartJob accepts a job durably before it answers. The same request_id with
 	// the same request gives the same job_id; with another request ALREADY_EXISTS.
 	StartJob(ctx context.Context, in *StartJobRequest, opts ...grpc.CallOption) (*StartJobResponse, error)
+	// StartJobs accepts many jobs in one call, as StartJob does one: all that are
+	// accepted are durable before the answer. A refused one does not keep the
+	// others back. 1,000 jobs and 8 MiB at the most.
+	StartJobs(ctx context.Context, in *StartJobsRequest, opts ...grpc.CallOption) (*StartJobsResponse, error)
+	// WaitJobs tells the ends of many jobs on one stream. The client sends ids, at
+	// any time and in any number of messages; the answer to each is one JobEnd, at
+	// once for a job that has ended already. The server ends the stream when the
+	// client has closed its side and every id was answered. After a break the
+	// client sends the ids again that it has no answer for. At the most 100,000
+	// ids wait at once.
+	WaitJobs(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WaitJobsRequest, WaitJobsResponse], error)
 	// StopJob makes a stop durable and answers at once, or, with wait, when the
 	// job is terminal. Idempotent.
 	StopJob(ctx context.Context, in *StopJobRequest, opts ...grpc.CallOption) (*StopJobResponse, error)
@@ -132,6 +145,29 @@ func (c *schedulerServiceClient) StartJob(ctx context.Context, in *StartJobReque
 	return out, nil
 }
 
+func (c *schedulerServiceClient) StartJobs(ctx context.Context, in *StartJobsRequest, opts ...grpc.CallOption) (*StartJobsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StartJobsResponse)
+	err := c.cc.Invoke(ctx, SchedulerService_StartJobs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *schedulerServiceClient) WaitJobs(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WaitJobsRequest, WaitJobsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &SchedulerService_ServiceDesc.Streams[0], SchedulerService_WaitJobs_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WaitJobsRequest, WaitJobsResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SchedulerService_WaitJobsClient = grpc.BidiStreamingClient[WaitJobsRequest, WaitJobsResponse]
+
 func (c *schedulerServiceClient) StopJob(ctx context.Context, in *StopJobRequest, opts ...grpc.CallOption) (*StopJobResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StopJobResponse)
@@ -164,7 +200,7 @@ func (c *schedulerServiceClient) ListJobs(ctx context.Context, in *ListJobsReque
 
 func (c *schedulerServiceClient) StreamOutput(ctx context.Context, in *StreamOutputRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamOutputResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &SchedulerService_ServiceDesc.Streams[0], SchedulerService_StreamOutput_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &SchedulerService_ServiceDesc.Streams[1], SchedulerService_StreamOutput_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +279,7 @@ func (c *schedulerServiceClient) ListScripts(ctx context.Context, in *ListScript
 
 func (c *schedulerServiceClient) WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &SchedulerService_ServiceDesc.Streams[1], SchedulerService_WatchEvents_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &SchedulerService_ServiceDesc.Streams[2], SchedulerService_WatchEvents_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +298,7 @@ type SchedulerService_WatchEventsClient = grpc.ServerStreamingClient[WatchEvents
 
 func (c *schedulerServiceClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &SchedulerService_ServiceDesc.Streams[2], SchedulerService_Backup_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &SchedulerService_ServiceDesc.Streams[3], SchedulerService_Backup_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -297,6 +333,17 @@ type SchedulerServiceServer interface {
 	// StartJob accepts a job durably before it answers. The same request_id with
 	// the same request gives the same job_id; with another request ALREADY_EXISTS.
 	StartJob(context.Context, *StartJobRequest) (*StartJobResponse, error)
+	// StartJobs accepts many jobs in one call, as StartJob does one: all that are
+	// accepted are durable before the answer. A refused one does not keep the
+	// others back. 1,000 jobs and 8 MiB at the most.
+	StartJobs(context.Context, *StartJobsRequest) (*StartJobsResponse, error)
+	// WaitJobs tells the ends of many jobs on one stream. The client sends ids, at
+	// any time and in any number of messages; the answer to each is one JobEnd, at
+	// once for a job that has ended already. The server ends the stream when the
+	// client has closed its side and every id was answered. After a break the
+	// client sends the ids again that it has no answer for. At the most 100,000
+	// ids wait at once.
+	WaitJobs(grpc.BidiStreamingServer[WaitJobsRequest, WaitJobsResponse]) error
 	// StopJob makes a stop durable and answers at once, or, with wait, when the
 	// job is terminal. Idempotent.
 	StopJob(context.Context, *StopJobRequest) (*StopJobResponse, error)
@@ -345,6 +392,12 @@ func (UnimplementedSchedulerServiceServer) Heartbeat(context.Context, *Heartbeat
 }
 func (UnimplementedSchedulerServiceServer) StartJob(context.Context, *StartJobRequest) (*StartJobResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method StartJob not implemented")
+}
+func (UnimplementedSchedulerServiceServer) StartJobs(context.Context, *StartJobsRequest) (*StartJobsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StartJobs not implemented")
+}
+func (UnimplementedSchedulerServiceServer) WaitJobs(grpc.BidiStreamingServer[WaitJobsRequest, WaitJobsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WaitJobs not implemented")
 }
 func (UnimplementedSchedulerServiceServer) StopJob(context.Context, *StopJobRequest) (*StopJobResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method StopJob not implemented")
@@ -474,6 +527,31 @@ func _SchedulerService_StartJob_Handler(srv interface{}, ctx context.Context, de
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _SchedulerService_StartJobs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StartJobsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SchedulerServiceServer).StartJobs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SchedulerService_StartJobs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SchedulerServiceServer).StartJobs(ctx, req.(*StartJobsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SchedulerService_WaitJobs_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(SchedulerServiceServer).WaitJobs(&grpc.GenericServerStream[WaitJobsRequest, WaitJobsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type SchedulerService_WaitJobsServer = grpc.BidiStreamingServer[WaitJobsRequest, WaitJobsResponse]
 
 func _SchedulerService_StopJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StopJobRequest)
@@ -694,6 +772,10 @@ var SchedulerService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _SchedulerService_StartJob_Handler,
 		},
 		{
+			MethodName: "StartJobs",
+			Handler:    _SchedulerService_StartJobs_Handler,
+		},
+		{
 			MethodName: "StopJob",
 			Handler:    _SchedulerService_StopJob_Handler,
 		},
@@ -731,6 +813,12 @@ var SchedulerService_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WaitJobs",
+			Handler:       _SchedulerService_WaitJobs_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
 		{
 			StreamName:    "StreamOutput",
 			Handler:       _SchedulerService_StreamOutput_Handler,

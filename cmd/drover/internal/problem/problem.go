@@ -14,6 +14,7 @@ import (
 
 	"github.com/droverhq/drover/cmd/drover/internal/term"
 	"github.com/droverhq/drover/core/errs"
+	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
 // Code is an exit code. As an error it ends the program without a message:
@@ -141,6 +142,14 @@ func FromStatus(op string, err error) error {
 		}
 	}
 	return e
+}
+
+// FromRefusal turns the refusal of one of several jobs into an error of the core.
+func FromRefusal(r *droverv1.StartJobsError) *errs.Error {
+	op, why, _ := strings.Cut(r.GetMessage(), ": ")
+	return &errs.Error{
+		Op: op, Kind: kind(codes.Code(r.GetCode())), Reason: r.GetReason(), Hint: r.GetHint(), Err: errors.New(why),
+	}
 }
 
 // Status finds the gRPC status in an error. Unlike status.FromError it leaves
