@@ -12,8 +12,9 @@ import (
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
-func newRun() *run {
-	return &run{say: func(string, ...any) {}, ledger: Ledger{Killed: map[string]int{}}}
+func newRun(t *testing.T) *run {
+	t.Helper()
+	return &run{dir: t.TempDir(), say: func(string, ...any) {}, ledger: Ledger{Killed: map[string]int{}}}
 }
 
 // TestEveryLieIsFound settles jobs whose record and whose own word differ.
@@ -48,7 +49,7 @@ func TestEveryLieIsFound(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newRun()
+			r := newRun(t)
 			k := task{truth: filepath.Join(t.TempDir(), "truth"), code: c.code}
 			if c.stop {
 				k.stop = 1
@@ -90,7 +91,7 @@ func TestEveryByteIsCompared(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newRun()
+			r := newRun(t)
 			r.compare("j", "stdout", []byte(c.got), []byte(whole), c.whole)
 			if l := r.ledger; l.BytesMissing != c.missing || l.BytesChanged != c.changed || l.BytesRead != uint64(len(c.got)) {
 				t.Errorf("%+v", l)
@@ -117,7 +118,7 @@ func TestTheSumIsCompared(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newRun()
+			r := newRun(t)
 			r.sum("j", "stdout", []byte("data"), c.end)
 			if good := len(r.ledger.Broken) == 0; good != c.good {
 				t.Errorf("broken: %q", r.ledger.Broken)
