@@ -58,6 +58,8 @@ func advice(reason, id, worker string) string {
 		return "the message names the field; run it again with another value"
 	case "RESOURCES", "OUTPUT", "CGROUP":
 		return fmt.Sprintf(`the host could not give what every job needs; see "drover workers show %s" and the worker's log`, worker)
+	case job.ReasonPartition:
+		return fmt.Sprintf("it was to stop when its worker is cut off; drover rerun %s, or --retries 1 --retry-on lost next time", id)
 	case job.ReasonReboot, job.ReasonNoProcess:
 		return fmt.Sprintf("nobody saw how it ended; drover logs %s shows what it wrote, drover rerun %s runs it again", id, id)
 	case job.ReasonFenced:

@@ -48,6 +48,7 @@ type request struct {
 	detached  bool // children may outlive the main process
 
 	outputPolicy string
+	onPartition  string
 	outputLimit  size
 }
 
@@ -77,6 +78,8 @@ func (r *request) register(e *env, cmd *cobra.Command) {
 	f.BoolVar(&r.detached, "detach-children", false, "children of the job may outlive it")
 	f.StringVar(&r.outputPolicy, "output-policy", "", "what happens to output beyond the limit: ring, keep or fail (default ring)")
 	f.Var(&r.outputLimit, "output-limit", "limit per stream that the policy speaks of (default 64 MiB)")
+	f.StringVar(&r.onPartition, "on-partition", "", "what becomes of the job when its worker is cut off: keep or stop (default keep)")
+	completeFlag(cmd, "on-partition", fixed("keep", "stop"))
 	completeFlag(cmd, "retry-on", fixed("lost", "failure"))
 	completeFlag(cmd, "output-policy", fixed("ring", "keep", "fail"))
 }
@@ -113,6 +116,9 @@ func (r *request) build(e *env, verb, command, script string, args []string) (*d
 	}
 	var err error
 	if q.OutputPolicy, err = r.policy(verb); err != nil {
+		return nil, err
+	}
+	if q.OnPartition, err = r.partition(verb); err != nil {
 		return nil, err
 	}
 	if q.Retry, err = r.retry(verb); err != nil {
@@ -174,6 +180,20 @@ func (r *request) policy(verb string) (droverv1.OutputPolicy, error) {
 		return droverv1.OutputPolicy_OUTPUT_POLICY_FAIL, nil
 	default:
 		return 0, problem.UsageError(verb, "--output-policy %q is none of ring, keep, fail", r.outputPolicy)
+	}
+}
+
+// partition reads --on-partition (P4: keep is the default).
+func (r *request) partition(verb string) (droverv1.OnPartition, error) {
+	switch r.onPartition {
+	case "":
+		return droverv1.OnPartition_ON_PARTITION_UNSPECIFIED, nil
+	case "keep":
+		return droverv1.OnPartition_ON_PARTITION_KEEP, nil
+	case "stop":
+		return droverv1.OnPartition_ON_PARTITION_STOP, nil
+	default:
+		return 0, problem.UsageError(verb, "--on-partition %q is neither keep nor stop", r.onPartition)
 	}
 }
 

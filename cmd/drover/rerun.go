@@ -87,6 +87,7 @@ func requestOf(s *droverv1.JobSpec) *droverv1.StartJobRequest {
 		Linger: s.GetLinger(), DetachChildren: s.GetDetachChildren(), Limits: s.GetLimits(), Workdir: s.GetWorkdir(),
 		User: s.GetUser(), Name: s.GetName(), Priority: s.GetPriority(), Retry: s.GetRetry(),
 		OutputPolicy: s.GetOutputPolicy(), OutputLimit: s.GetOutputLimit(), RequestId: uuid.NewString(),
+		OnPartition: s.GetOnPartition(),
 	}
 }
 

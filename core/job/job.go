@@ -56,6 +56,16 @@ const (
 	Keep
 )
 
+// OnPartition says what becomes of an attempt whose worker is out of contact with
+// its scheduler (P4 c).
+type OnPartition uint8
+
+// What may become of it; zero is KeepRunning.
+const (
+	KeepRunning OnPartition = iota
+	StopItself
+)
+
 // Limits bounds one attempt; zero is no limit.
 type Limits struct {
 	CPUMillis uint32
@@ -99,6 +109,9 @@ type Spec struct {
 	Secrets        map[string][]byte // never logged
 	Upload         []byte            // the script itself, Path being its name; gone once the job has ended
 	UploadSHA256   string            // lower-case hex, of Upload; "" when the script is one of the worker's
+	// OnPartition is left out of records when it is not set: equal requests of
+	// before it existed keep their hash (P1).
+	OnPartition OnPartition `json:",omitempty"`
 }
 
 // SHA256 is the checksum of a script as records hold it, in lower-case hex.
@@ -209,4 +222,5 @@ const (
 	ReasonNoProcess     = "NO_PROCESS"
 	ReasonFenced        = "FENCED"
 	ReasonTombstone     = "STOPPED_BEFORE_START"
+	ReasonPartition     = "PARTITION" // the worker had no contact with its scheduler for a lease
 )

@@ -9,6 +9,7 @@ type StartOrder struct {
 	Fence  Fence
 	Spec   Spec
 	BootID string // boot of the host that it is meant for; "" is any
+	Lapses uint64 // of the worker's lease when it was given; with StopItself only
 }
 
 // StopOrder is a scheduler's command to end one attempt.

@@ -150,7 +150,11 @@ func appendRecord(b []byte, r *Record) []byte {
 			encodeReport(e, &r.Done.Report)
 			e.bool(30, r.Done.Open)
 		})
-	case KindFence, KindAcked, KindForgotten:
+	case KindFence:
+		if r.Lease != nil {
+			e.msg(8, r.Lease.encode)
+		}
+	case KindAcked, KindForgotten:
 	}
 	return e.b
 }
@@ -204,7 +208,12 @@ func parseRecord(b []byte) (Record, error) {
 	case KindDone:
 		r.Done = &Done{Report: job.Report{Key: r.Key}}
 		err = fields(body, r.Done.decode)
-	case KindFence, KindAcked, KindForgotten:
+	case KindFence:
+		if body != nil {
+			r.Lease = &Lease{}
+			err = fields(body, r.Lease.decode)
+		}
+	case KindAcked, KindForgotten:
 	}
 	if err != nil {
 		return r, fmt.Errorf("body of kind %d: %w", r.Kind, err)

@@ -27,6 +27,27 @@ func (s *Started) decode(d dec) error {
 	return nil
 }
 
+func (l *Lease) encode(e *enc) {
+	e.str(1, l.BootID)
+	e.int(2, int64(l.Until))
+	e.bool(3, l.Over)
+	e.uint(4, l.Lapses)
+}
+
+func (l *Lease) decode(d dec) error {
+	switch d.num {
+	case 1:
+		l.BootID = d.str()
+	case 2:
+		l.Until = d.duration()
+	case 3:
+		l.Over = d.bool()
+	case 4:
+		l.Lapses = d.v
+	}
+	return nil
+}
+
 func (s *Stop) encode(e *enc) {
 	e.str(1, s.Reason)
 	e.int(2, int64(s.Grace))

@@ -35,6 +35,7 @@ func encodeSpec(e *enc, s *job.Spec) {
 	}
 	e.uint(21, uint64(s.OutputPolicy))
 	e.uint(22, s.OutputLimit)
+	e.uint(23, uint64(s.OnPartition))
 	e.str(25, s.UploadSHA256)
 }
 
@@ -123,6 +124,8 @@ func decodeSpecBounds(s *job.Spec, d dec) {
 		s.OutputPolicy = job.OutputPolicy(d.v)
 	case 22:
 		s.OutputLimit = d.v
+	case 23:
+		s.OnPartition = job.OnPartition(d.v)
 	}
 }
 

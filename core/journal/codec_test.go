@@ -36,6 +36,7 @@ func anySpec(t *rapid.T) job.Spec {
 		OutputPolicy: job.OutputPolicy(rapid.Uint8Range(0, 2).Draw(t, "policy")),
 		OutputLimit:  rapid.Uint64().Draw(t, "limit"),
 		UploadSHA256: str.Draw(t, "upload"),
+		OnPartition:  job.OnPartition(rapid.IntRange(0, 1).Draw(t, "partition")),
 	}
 	if rapid.Bool().Draw(t, "retry") {
 		s.Retry = job.Retry{
@@ -104,6 +105,7 @@ func TestSmallRecordsComeBackAsTheyWere(t *testing.T) {
 	t.Parallel()
 	for _, want := range []Record{
 		{Kind: KindFence, Fence: job.Fence{Term: 3, Counter: 4}, Floor: job.Fence{Term: 2, Counter: 9}, Epoch: 2},
+		{Kind: KindFence, Fence: job.Fence{Term: 3}, Lease: &Lease{BootID: "b", Until: time.Hour, Over: true, Lapses: 4}},
 		{Kind: KindStarted, Key: key(1), Started: &Started{PID: 5, StartTicks: 1 << 60, Wall: time.Unix(5, 6).UTC(), Boot: time.Hour}},
 		{Kind: KindStop, Key: key(1), Fence: job.Fence{Term: 1, Counter: 1}, Stop: &Stop{Reason: "USER", Grace: 0}},
 		{Kind: KindExited, Key: key(1), Exit: &Exit{Code: -1, Evidence: job.PidFD}},

@@ -18,6 +18,7 @@ type index struct {
 	fence, floor job.Fence
 	epoch        uint64
 	fenceAt      ref
+	lease        *Lease
 	attempts     map[job.Key]*entry
 }
 
@@ -35,6 +36,9 @@ func (x *index) add(r *Record, at ref) (dead int64) {
 	switch r.Kind {
 	case KindFence:
 		dead, x.fenceAt = x.fenceAt.n, at
+		if r.Lease != nil {
+			x.lease = r.Lease
+		}
 		return dead
 	case KindForgotten:
 		// Compaction writes the floor anew; this frame is dead once it was read.
@@ -78,6 +82,7 @@ type State struct {
 	Fence    job.Fence // highest fence seen
 	Floor    job.Fence // highest fence of a forgotten attempt
 	Epoch    uint64    // how often the worker has begun
+	Lease    *Lease    // nil: it never mattered
 	Attempts []Attempt // in the order in which they were first recorded
 }
 
@@ -123,6 +128,9 @@ func (f *fold) add(r *Record) {
 	}
 	f.st.Epoch = max(f.st.Epoch, r.Epoch)
 	if r.Kind == KindFence {
+		if r.Lease != nil {
+			f.st.Lease = r.Lease
+		}
 		return
 	}
 	a := f.attempts[r.Key]

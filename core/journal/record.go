@@ -11,7 +11,7 @@ type Kind uint8
 
 // The kinds. Numbers are on disk and never reused.
 const (
-	KindFence     Kind = 1 // the highest fence seen, and the highest forgotten
+	KindFence     Kind = 1 // the highest fence seen, and the highest forgotten; the lease
 	KindIntent    Kind = 2 // the attempt is about to be started
 	KindStarted   Kind = 3 // its process exists
 	KindStop      Kind = 4 // it is to end; without an intent: a tombstone (P2)
@@ -33,6 +33,15 @@ type Record struct {
 	Stop    *Stop     // KindStop
 	Exit    *Exit     // KindExited
 	Done    *Done     // KindDone
+	Lease   *Lease    // KindFence: nil is unchanged
+}
+
+// Lease is what a worker remembers of its lease over a restart (P4 c).
+type Lease struct {
+	BootID string        // of the host; Until means nothing in another boot
+	Until  time.Duration // since boot: when it ends, or ended
+	Over   bool          // it has run out
+	Lapses uint64        // how often a lease has run out
 }
 
 // Intent is everything that is needed to go on with an attempt after a restart.

@@ -57,6 +57,11 @@ type Worker struct {
 	DrainReason string
 	Leaving     bool      // by its own word
 	LeaseEnd    time.Time // monotonic; zero: no lease since the scheduler's start
+	// Contact is when it was last heard, Lease the longest that it was ever
+	// given, Lapses how often it has run out by the worker's count (P4 c).
+	Contact time.Time `json:"-"`
+	Lease   time.Duration
+	Lapses  uint64
 }
 
 // Registration is how a worker introduces itself.
@@ -72,6 +77,7 @@ type Registration struct {
 	Runners    []job.RunnerInfo
 	Commands   []string
 	Uploads    bool
+	Lapses     uint64
 }
 
 // Registry holds the workers of a cluster.
@@ -100,7 +106,8 @@ func (r *Registry) Load(w Worker) {
 	if w.State != Deregistered {
 		w.State = Offline
 	}
-	w.Running, w.LeaseEnd, w.Listed = 0, time.Time{}, false
+	w.Running, w.LeaseEnd, w.Contact, w.Listed = 0, time.Time{}, time.Time{}, false
+	w.Lease = max(w.Lease, r.lease)
 	r.put(&entry{Worker: w})
 }
 
@@ -145,11 +152,19 @@ func (r *Registry) Register(now time.Time, reg Registration, fresh job.WorkerID)
 	e.Address, e.Labels, e.Slots, e.BootID = reg.Address, reg.Labels, reg.Slots, reg.BootID
 	e.InstanceID, e.Version, e.Runners, e.Commands = reg.InstanceID, reg.Version, reg.Runners, reg.Commands
 	e.Uploads = reg.Uploads
-	e.Leaving = false
-	e.LeaseEnd = now.Add(r.lease)
+	e.Leaving, e.Lapses = false, reg.Lapses
+	if e.State == Deregistered {
+		e.Lease = 0 // it has left, and what it was given with it
+	}
+	r.grant(now, e)
 	e.State = e.present()
 	r.put(e)
 	return e.Worker, nil
+}
+
+// grant renews a lease.
+func (r *Registry) grant(now time.Time, e *entry) {
+	e.Contact, e.LeaseEnd, e.Lease = now, now.Add(r.lease), max(e.Lease, r.lease)
 }
 
 // present is the state of a worker whose lease is valid.
@@ -161,16 +176,16 @@ func (e *entry) present() State {
 }
 
 // Heartbeat renews a lease. changed tells whether anything but the lease did.
-func (r *Registry) Heartbeat(now time.Time, id job.WorkerID, leaving bool, cs []job.Condition) (w Worker, changed bool, err error) {
+func (r *Registry) Heartbeat(now time.Time, id job.WorkerID, leaving bool, lapses uint64, cs []job.Condition) (w Worker, changed bool, err error) {
 	e := r.byID[id]
 	if e == nil || e.State == Deregistered {
 		return Worker{}, false, unknown("renew lease", id.String())
 	}
-	e.LeaseEnd = now.Add(r.lease)
-	before := e.State
-	e.Leaving = leaving
+	before, longest := e.State, e.Lease
+	r.grant(now, e)
+	e.Leaving, e.Lapses = leaving, max(e.Lapses, lapses)
 	e.State = e.present()
-	changed = before != e.State || !slices.EqualFunc(cs, e.Conditions, func(a, b job.Condition) bool {
+	changed = before != e.State || longest != e.Lease || !slices.EqualFunc(cs, e.Conditions, func(a, b job.Condition) bool {
 		return a.Type == b.Type && a.Message == b.Message
 	})
 	e.Conditions = cs
@@ -233,6 +248,14 @@ func (r *Registry) SetDrain(id job.WorkerID, drain bool, reason string) (Worker,
 func (r *Registry) SetBoot(id job.WorkerID, boot string) {
 	if e := r.byID[id]; e != nil {
 		e.BootID = boot
+	}
+}
+
+// SetLapses notes how often a worker's lease has run out, which its session may
+// tell before it has registered again.
+func (r *Registry) SetLapses(id job.WorkerID, n uint64) {
+	if e := r.byID[id]; e != nil {
+		e.Lapses = n
 	}
 }
 

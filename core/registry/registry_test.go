@@ -98,7 +98,7 @@ func TestLeases(t *testing.T) {
 	if gone := r.Expire(at(9)); len(gone) != 0 {
 		t.Errorf("expired early: %v", gone)
 	}
-	if _, changed, err := r.Heartbeat(at(9), w.ID, false, nil); changed || err != nil {
+	if _, changed, err := r.Heartbeat(at(9), w.ID, false, 0, nil); changed || err != nil {
 		t.Errorf("a heartbeat changed %v, %v", changed, err)
 	}
 	if gone := r.Expire(at(18)); len(gone) != 0 {
@@ -108,11 +108,11 @@ func TestLeases(t *testing.T) {
 	if len(gone) != 1 || gone[0].State != registry.Offline || !r.NextExpiry().IsZero() {
 		t.Errorf("expired: %+v, next %v", gone, r.NextExpiry())
 	}
-	got, changed, err := r.Heartbeat(at(20), w.ID, false, []job.Condition{{Type: "DISK_LOW", Message: "m"}})
+	got, changed, err := r.Heartbeat(at(20), w.ID, false, 0, []job.Condition{{Type: "DISK_LOW", Message: "m"}})
 	if err != nil || !changed || got.State != registry.Online || len(got.Conditions) != 1 {
 		t.Errorf("back: %+v, %v, %v", got, changed, err)
 	}
-	if _, _, err := r.Heartbeat(at(20), id(9), false, nil); errs.KindOf(err) != errs.NotFound {
+	if _, _, err := r.Heartbeat(at(20), id(9), false, 0, nil); errs.KindOf(err) != errs.NotFound {
 		t.Errorf("a heartbeat of nobody: %v", err)
 	}
 }
@@ -133,13 +133,13 @@ func TestDrainLeaveAndGoodbye(t *testing.T) {
 	if _, err := r.SetDrain(w.ID, false, ""); err != nil || state() != registry.Online {
 		t.Errorf("resumed: %v, %v", state(), err)
 	}
-	if got, _, err := r.Heartbeat(at(2), w.ID, true, nil); err != nil || got.State != registry.Draining {
+	if got, _, err := r.Heartbeat(at(2), w.ID, true, 0, nil); err != nil || got.State != registry.Draining {
 		t.Errorf("leaving: %+v, %v", got, err)
 	}
 	if got, err := r.Deregister(w.ID); err != nil || got.State != registry.Deregistered {
 		t.Errorf("deregistered: %+v, %v", got, err)
 	}
-	if _, _, err := r.Heartbeat(at(3), w.ID, false, nil); errs.KindOf(err) != errs.NotFound {
+	if _, _, err := r.Heartbeat(at(3), w.ID, false, 0, nil); errs.KindOf(err) != errs.NotFound {
 		t.Errorf("a heartbeat after the goodbye: %v", err)
 	}
 	if gone := r.Expire(at(100)); len(gone) != 0 || state() != registry.Deregistered {
@@ -279,7 +279,7 @@ func TestAnyHistory(t *testing.T) {
 				}
 			},
 			"time":       func(t *rapid.T) { now += rapid.IntRange(0, 6).Draw(t, "seconds"); r.Expire(at(now)) },
-			"heartbeat":  func(t *rapid.T) { _, _, _ = r.Heartbeat(at(now), known(), rapid.Bool().Draw(t, "leaving"), nil) },
+			"heartbeat":  func(t *rapid.T) { _, _, _ = r.Heartbeat(at(now), known(), rapid.Bool().Draw(t, "leaving"), 0, nil) },
 			"drain":      func(t *rapid.T) { _, _ = r.SetDrain(known(), rapid.Bool().Draw(t, "drain"), "") },
 			"deregister": func(*rapid.T) { _, _ = r.Deregister(known()) },
 			"remove":     func(*rapid.T) { r.Remove(known()) },

@@ -117,7 +117,7 @@ func (l *link) Recv() (scheduler.Up, error) {
 	}
 	up := scheduler.Up{Scripts: indexFromProto(f.GetScripts())}
 	if h := f.GetHello(); h != nil {
-		up.Hello = &scheduler.Hello{BootID: h.GetBootId(), InstanceID: h.GetInstanceId(), Complete: h.GetComplete()}
+		up.Hello = &scheduler.Hello{BootID: h.GetBootId(), InstanceID: h.GetInstanceId(), Complete: h.GetComplete(), Lapses: h.GetLapses()}
 	}
 	for _, p := range f.GetReports() {
 		r, err := reportFromProto(p)

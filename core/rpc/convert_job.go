@@ -61,6 +61,7 @@ func specToProto(s *job.Spec) *droverv1.JobSpec {
 		Limits: limitsToProto(s.Limits), Stdin: s.Stdin, Workdir: s.Workdir, User: s.User, Name: s.Name,
 		Priority: s.Priority, Retry: retryToProto(&s.Retry), OutputPolicy: droverv1.OutputPolicy(s.OutputPolicy) + 1,
 		OutputLimit: s.OutputLimit, Secrets: s.Secrets, Upload: s.Upload, UploadSha256: s.UploadSHA256,
+		OnPartition: partitionToProto(s.OnPartition),
 	}
 }
 
@@ -94,7 +95,8 @@ func specFromProto(p *droverv1.JobSpec) (job.Spec, error) {
 		return job.Spec{}, err
 	}
 	s.OutputPolicy = policy
-	return s, nil
+	s.OnPartition, err = partitionFromProto(p.GetOnPartition())
+	return s, err
 }
 
 // specFromRequest reads the flat request of clients.
@@ -105,7 +107,8 @@ func specFromRequest(r *droverv1.StartJobRequest) (job.Spec, error) {
 		Grace: r.GetGrace(), Linger: r.GetLinger(), DetachChildren: r.GetDetachChildren(), Limits: r.GetLimits(),
 		Stdin: r.GetStdin(), Workdir: r.GetWorkdir(), User: r.GetUser(), Name: r.GetName(), Priority: r.GetPriority(),
 		Retry: r.GetRetry(), OutputPolicy: r.GetOutputPolicy(), OutputLimit: r.GetOutputLimit(), Secrets: r.GetSecrets(),
-		Upload: r.GetUpload(),
+		Upload:      r.GetUpload(),
+		OnPartition: r.GetOnPartition(),
 	})
 }
 
@@ -119,6 +122,25 @@ func policyFromProto(p droverv1.OutputPolicy) (job.OutputPolicy, error) {
 		return job.Keep, nil
 	default:
 		return 0, errs.Field("read request", "output_policy", "OUTPUT_POLICY_UNKNOWN", "%d is none of ring, fail, keep", p)
+	}
+}
+
+// partitionToProto leaves the default out of the wire.
+func partitionToProto(p job.OnPartition) droverv1.OnPartition {
+	if p == job.StopItself {
+		return droverv1.OnPartition_ON_PARTITION_STOP
+	}
+	return droverv1.OnPartition_ON_PARTITION_UNSPECIFIED
+}
+
+func partitionFromProto(p droverv1.OnPartition) (job.OnPartition, error) {
+	switch p {
+	case droverv1.OnPartition_ON_PARTITION_UNSPECIFIED, droverv1.OnPartition_ON_PARTITION_KEEP:
+		return job.KeepRunning, nil
+	case droverv1.OnPartition_ON_PARTITION_STOP:
+		return job.StopItself, nil
+	default:
+		return 0, errs.Field("read request", "on_partition", "ON_PARTITION_UNKNOWN", "%d is neither keep nor stop", p)
 	}
 }
 
@@ -229,6 +251,7 @@ func reportFromProto(p *droverv1.AttemptReport) (job.Report, error) {
 func startToProto(o *job.StartOrder) *droverv1.StartAttempt {
 	return &droverv1.StartAttempt{
 		JobId: o.Job.String(), Attempt: o.Attempt, Fence: fenceToProto(o.Fence), Spec: specToProto(&o.Spec), BootId: o.BootID,
+		Lapses: o.Lapses,
 	}
 }
 
@@ -241,7 +264,7 @@ func startFromProto(p *droverv1.StartAttempt) (job.StartOrder, error) {
 	if err != nil {
 		return job.StartOrder{}, fmt.Errorf("start of %s: %w", key.Job, err)
 	}
-	return job.StartOrder{Key: key, Fence: fenceFromProto(p.GetFence()), Spec: spec, BootID: p.GetBootId()}, nil
+	return job.StartOrder{Key: key, Fence: fenceFromProto(p.GetFence()), Spec: spec, BootID: p.GetBootId(), Lapses: p.GetLapses()}, nil
 }
 
 func stopToProto(o *job.StopOrder) *droverv1.StopAttempt {

@@ -29,6 +29,7 @@ func wire[M proto.Message](t *rapid.T, m, into M) M {
 func anySpec(t *rapid.T) job.Spec {
 	s := rapid.Make[job.Spec]().Draw(t, "spec")
 	s.OutputPolicy %= 3
+	s.OnPartition %= 2
 	if s.Retry.Max == 0 {
 		s.Retry = job.Retry{}
 	}

@@ -35,6 +35,7 @@ func (m *Membership) Register(ctx context.Context, r worker.Registration) (worke
 		Address: r.Address, Labels: r.Labels, Slots: uint32(r.Slots), BootId: r.BootID, Version: r.Version,
 		Runners: runnersToProto(r.Runners), Commands: r.Commands, InstanceId: r.InstanceID,
 		Uploads: r.Uploads,
+		Lapses:  r.Lapses,
 	}
 	if r.WorkerID != (job.WorkerID{}) {
 		req.WorkerId = r.WorkerID.String()
@@ -50,13 +51,14 @@ func (m *Membership) Register(ctx context.Context, r worker.Registration) (worke
 }
 
 // Heartbeat implements worker.Scheduler.
-func (m *Membership) Heartbeat(ctx context.Context, b worker.Beat) error {
+func (m *Membership) Heartbeat(ctx context.Context, b worker.Beat) (worker.Renewal, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	_, err := m.scheduler.Heartbeat(ctx, &droverv1.HeartbeatRequest{
+	got, err := m.scheduler.Heartbeat(ctx, &droverv1.HeartbeatRequest{
 		WorkerId: b.WorkerID.String(), Running: uint32(b.Running), Conditions: conditionsToProto(b.Conditions), Draining: b.Draining,
+		Lapses: b.Lapses,
 	})
-	return FromStatus("send heartbeat", err)
+	return worker.Renewal{Term: got.GetTerm(), Lease: got.GetLease().AsDuration()}, FromStatus("send heartbeat", err)
 }
 
 // Deregister implements worker.Scheduler.

@@ -98,6 +98,7 @@ func (s *SchedulerServer) RegisterWorker(ctx context.Context, r *droverv1.Regist
 		Address: r.GetAddress(), Labels: r.GetLabels(), Slots: int(r.GetSlots()), BootID: r.GetBootId(),
 		InstanceID: r.GetInstanceId(), Version: r.GetVersion(), Runners: runnersFromProto(r.GetRunners()), Commands: r.GetCommands(),
 		Uploads: r.GetUploads(),
+		Lapses:  r.GetLapses(),
 	}
 	if r.GetWorkerId() != "" {
 		id, err := parseID("register worker", "worker_id", r.GetWorkerId())
@@ -123,7 +124,7 @@ func (s *SchedulerServer) Heartbeat(ctx context.Context, r *droverv1.HeartbeatRe
 		return nil, err
 	}
 	got, err := s.scheduler.Heartbeat(ctx, caller(ctx), scheduler.Heartbeat{
-		ID: id, Leaving: r.GetDraining(), Conditions: conditionsFromProto(r.GetConditions()),
+		ID: id, Leaving: r.GetDraining(), Conditions: conditionsFromProto(r.GetConditions()), Lapses: r.GetLapses(),
 	})
 	if err != nil {
 		return nil, err

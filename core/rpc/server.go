@@ -26,10 +26,13 @@ import (
 
 // Limits of a connection.
 const (
-	maxMessage     = 8 << 20 // bytes; a request has 2 MiB at the most
-	maxStreams     = 16384
-	window         = 4 << 20
-	stopGrace      = 2 * time.Second
+	maxMessage = 8 << 20 // bytes; a request has 2 MiB at the most
+	maxStreams = 16384
+	window     = 4 << 20
+	stopGrace  = 2 * time.Second
+	// A connection whose other side is silent, though nothing was reset, is given
+	// up after pingEvery + pingAnswer; gRPC makes that 10 s + 5 s at the side that
+	// dials.
 	pingEvery      = 5 * time.Second
 	pingAnswer     = 5 * time.Second
 	connectTimeout = 5 * time.Second

@@ -206,7 +206,7 @@ func downFromProto(f *droverv1.SessionRequest) (d worker.Down, err error) {
 func upToProto(u *worker.Up) *droverv1.SessionResponse {
 	f := &droverv1.SessionResponse{}
 	if h := u.Hello; h != nil {
-		f.Hello = &droverv1.WorkerHello{BootId: h.BootID, InstanceId: h.InstanceID, Complete: h.Complete}
+		f.Hello = &droverv1.WorkerHello{BootId: h.BootID, InstanceId: h.InstanceID, Complete: h.Complete, Lapses: h.Lapses}
 	}
 	for i := range u.Reports {
 		f.Reports = append(f.Reports, reportToProto(&u.Reports[i]))

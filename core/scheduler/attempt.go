@@ -211,11 +211,15 @@ func (m *Machine) dispatch(e *entry, w registry.Worker) {
 	e.Result = job.Report{}
 	e.deadline = time.Time{}
 	m.workers.Occupy(w.ID, 1)
-	m.send(w.ID, Down{Starts: []job.StartOrder{e.order()}})
+	m.send(w.ID, Down{Starts: []job.StartOrder{m.order(e)}})
 }
 
-func (e *entry) order() job.StartOrder {
-	return job.StartOrder{Key: e.attempt(), Fence: e.Fence, Spec: e.Spec, BootID: e.BootID}
+func (m *Machine) order(e *entry) job.StartOrder {
+	o := job.StartOrder{Key: e.attempt(), Fence: e.Fence, Spec: e.Spec, BootID: e.BootID}
+	if w, ok := m.workers.Get(e.Worker); ok && e.Spec.OnPartition == job.StopItself {
+		o.Lapses = w.Lapses
+	}
+	return o
 }
 
 // send orders something when the worker listens; otherwise the reconciliation
@@ -262,7 +266,7 @@ func (m *Machine) stopJob(to uint64, s *Stop) {
 func (m *Machine) finish(e *entry, s job.State, reason, message string) {
 	m.workers.Occupy(e.Worker, -1)
 	m.dirty = true
-	if asked := e.State == job.Stopping && !ownStop(e.Reason); !asked && retries(&e.Job, s) {
+	if asked := e.State == job.Stopping && !ownStop(e.Reason); !asked && retries(&e.Job, s, reason) {
 		m.retry(e, s, reason)
 		return
 	}
@@ -271,14 +275,15 @@ func (m *Machine) finish(e *entry, s job.State, reason, message string) {
 	m.put(e)
 }
 
-// ownStop tells whether a worker stops an attempt for its own limits: that is a
-// failure. Every other stop was asked for, and ends the job.
+// ownStop tells whether a worker stops an attempt by itself, for its limits or for
+// want of a lease. Every other stop was asked for, and ends the job.
 func ownStop(reason string) bool {
-	return reason == job.ReasonTimeout || reason == job.ReasonIdleTimeout || reason == job.ReasonOutputLimit
+	return reason == job.ReasonTimeout || reason == job.ReasonIdleTimeout || reason == job.ReasonOutputLimit ||
+		reason == job.ReasonPartition
 }
 
 // retries tells whether the policy asks for one more attempt.
-func retries(j *job.Job, s job.State) bool {
+func retries(j *job.Job, s job.State, reason string) bool {
 	r := &j.Spec.Retry
 	if j.Attempt > r.Max {
 		return false
@@ -286,6 +291,8 @@ func retries(j *job.Job, s job.State) bool {
 	switch s {
 	case job.Lost, job.Rejected:
 		return r.OnLost
+	case job.Stopped:
+		return r.OnLost && reason == job.ReasonPartition
 	case job.Failed:
 		if !r.OnFailure {
 			return false

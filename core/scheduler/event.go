@@ -60,6 +60,7 @@ type Heartbeat struct {
 	ID         job.WorkerID
 	Leaving    bool
 	Conditions []job.Condition
+	Lapses     uint64 // how often its lease has run out, by its own count
 }
 
 // Drain changes whether a worker takes jobs.
@@ -144,6 +145,7 @@ type Hello struct {
 	BootID     string
 	InstanceID string
 	Complete   bool // no older report is missing after this frame
+	Lapses     uint64
 }
 
 // Caller is who asks, as the certificate says.

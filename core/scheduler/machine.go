@@ -26,6 +26,7 @@ type Machine struct {
 	timers   deadlines
 	drains   map[job.WorkerID]time.Time // when jobs of a draining worker are stopped
 	links    map[job.WorkerID]*link
+	began    time.Time // before it, nothing is known of contacts with workers
 	now      time.Time
 	out      []Effect
 	// dirty is set when a worker may have become able to take a queued job.
@@ -38,7 +39,7 @@ type entry struct {
 	key      string // of the request id, "" without one
 	hash     [32]byte
 	class    *class        // while queued
-	deadline time.Time     // of the queue, or of the retry; zero without one
+	deadline time.Time     // of the queue, the retry, or a partition; zero without one
 	delayed  bool          // a retry waits for its backoff
 	stop     job.StopOrder // while STOPPING
 }
@@ -73,6 +74,9 @@ func (m *Machine) LoadJob(now time.Time, j job.Job) {
 		m.requests[e.key] = Accepted{j.ID, e.hash}
 	}
 	m.jobs[j.ID], m.now = e, now
+	if m.began.IsZero() {
+		m.began = now
+	}
 	switch {
 	case j.State == job.Queued && j.Reason == reasonRetry:
 		m.delay(e, backoff(&j)) // anew: how much of it had passed is not known (P14)
@@ -81,6 +85,7 @@ func (m *Machine) LoadJob(now time.Time, j job.Job) {
 	default:
 		m.workers.Occupy(j.Worker, 1)
 		e.stop = job.StopOrder{Key: e.attempt(), Fence: j.Fence, Reason: j.Reason}
+		m.awaitPartition(e)
 	}
 }
 
@@ -159,10 +164,13 @@ func (m *Machine) expire() {
 	for len(m.timers) > 0 && !m.now.Before(m.timers[0].at) {
 		t := heap.Pop(&m.timers).(timer)
 		e := m.jobs[t.job]
-		if e == nil || e.State != job.Queued || !e.deadline.Equal(t.at) {
-			continue
+		switch {
+		case e == nil || !e.deadline.Equal(t.at):
+		case e.State == job.Queued:
+			m.queueDeadline(e)
+		default:
+			m.partitioned(e)
 		}
-		m.queueDeadline(e)
 	}
 	m.endDrains()
 	if next := m.workers.NextExpiry(); next.IsZero() || m.now.Before(next) {
@@ -170,7 +178,7 @@ func (m *Machine) expire() {
 	}
 	for _, w := range m.workers.Expire(m.now) {
 		m.effect(Effect{Worker: &w})
-		m.setReachable(w.ID, false)
+		m.outOfReach(w.ID)
 		m.dirty = true
 	}
 }
@@ -264,7 +272,7 @@ func (m *Machine) register(to uint64, ev *Register) {
 
 func (m *Machine) heartbeat(to uint64, ev *Heartbeat) {
 	before, _ := m.workers.Get(ev.ID)
-	w, changed, err := m.workers.Heartbeat(m.now, ev.ID, ev.Leaving, ev.Conditions)
+	w, changed, err := m.workers.Heartbeat(m.now, ev.ID, ev.Leaving, ev.Lapses, ev.Conditions)
 	if err != nil {
 		m.reply(to, Result{Err: err})
 		return
@@ -288,7 +296,7 @@ func (m *Machine) deregister(to uint64, id job.WorkerID) {
 	}
 	m.effect(Effect{Worker: &w})
 	m.effect(Effect{Hang: &id})
-	m.setReachable(id, false)
+	m.outOfReach(id)
 	delete(m.links, id)
 	m.dirty = true
 	m.reply(to, Result{Worker: w})

@@ -23,6 +23,7 @@ func (m *Machine) up(ev *UpEvent) {
 	if ev.Up.Hello != nil {
 		l.hello = *ev.Up.Hello
 		m.workers.SetBoot(ev.Worker, l.hello.BootID)
+		m.workers.SetLapses(ev.Worker, l.hello.Lapses)
 	}
 	if ev.Up.Scripts != nil {
 		m.workers.SetScripts(ev.Worker, *ev.Up.Scripts)
@@ -115,7 +116,7 @@ func (m *Machine) reconcile(id job.WorkerID, l *link) {
 		case e.State == job.Dispatched && e.Result.Sequence == 0 && l.hello.BootID == e.BootID:
 			// Never confirmed: the same order again is harmless (P2), for the worker
 			// remembers what it was told. After a reboot it may not.
-			m.send(id, Down{Starts: []job.StartOrder{e.order()}})
+			m.send(id, Down{Starts: []job.StartOrder{m.order(e)}})
 		default:
 			m.lose(e, l)
 		}

@@ -66,7 +66,7 @@ func validate(s *job.Spec, requestID string) error {
 	case s.Retry.Max > maxRetries:
 		return invalid("retry", "OUT_OF_RANGE", "%d retries, at most %d", s.Retry.Max, maxRetries)
 	}
-	return nil
+	return checkPartition(s)
 }
 
 func text(field, s string) error {
@@ -205,6 +205,14 @@ func checkLimits(l job.Limits) error {
 		return invalid("limits.memory_bytes", "OUT_OF_RANGE", "%d bytes are too few to start a process, at least %d (1 MiB)", l.Memory, minMemory)
 	case l.Pids > maxPids:
 		return invalid("limits.pids", "OUT_OF_RANGE", "%d processes, at most %d", l.Pids, maxPids)
+	}
+	return nil
+}
+
+// checkPartition bounds what the scheduler may have to wait for (P4 c).
+func checkPartition(s *job.Spec) error {
+	if s.OnPartition == job.StopItself && s.Grace > job.MaxPartitionGrace {
+		return invalid("grace", "OUT_OF_RANGE", "%v is more than %v, the most with on_partition=stop", s.Grace, job.MaxPartitionGrace)
 	}
 	return nil
 }

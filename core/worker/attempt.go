@@ -41,6 +41,7 @@ type attempt struct {
 	mainGone   bool // proved gone without a result
 	noProcess  bool // it never came to be, or its host was rebooted
 	checkOOM   bool
+	leased     bool  // it stops when the worker's lease runs out
 	moving     bool  // between a plugin that shuts down and the next
 	moves      uint8 // how often
 
@@ -77,6 +78,7 @@ func (a *attempt) bind(s *job.Spec) {
 		a.limit = job.DefaultOutputLimit
 	}
 	a.checkOOM = s.Limits.Memory > 0
+	a.leased = s.OnPartition == job.StopItself
 }
 
 // next returns a changed copy of the report with the next sequence.
@@ -128,6 +130,7 @@ func (m *Machine) conclude(a *attempt, open bool, change func(*job.Report)) {
 	launched := a.phase >= phaseLaunching
 	a.phase = phaseDone
 	m.live--
+	m.need(a, -1)
 	m.withstand(a, false)
 	a.open = open
 	a.report = a.next(change)

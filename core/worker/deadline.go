@@ -90,10 +90,13 @@ func (m *Machine) unschedule(a *attempt) {
 
 // Next returns the time since boot at which a Tick is due.
 func (m *Machine) Next() (time.Duration, bool) {
-	if len(m.due) == 0 {
-		return 0, false
+	at, ok := m.lease.until, !m.lease.over
+	if len(m.due) > 0 {
+		if next := m.due[0].due.next(); !ok || next < at {
+			at, ok = next, true
+		}
 	}
-	return m.due[0].due.next(), true
+	return at, ok
 }
 
 // pass lets every deadline up to now pass, in order.

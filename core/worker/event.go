@@ -50,6 +50,14 @@ type TermSeen struct {
 	Ticket Ticket
 }
 
+// Renewed says that a scheduler has renewed the lease.
+type Renewed struct {
+	Asked  time.Duration // since boot: when it was asked to
+	Lease  time.Duration
+	Term   uint64 // of the scheduler
+	Lapses uint64 // as it was told
+}
+
 // Prepared ends a Prepare: either Intent is filled, or Refusal says why not.
 type Prepared struct {
 	Key     job.Key
@@ -140,6 +148,7 @@ func (StopAsked) event()      {}
 func (Acked) event()          {}
 func (Forgotten) event()      {}
 func (TermSeen) event()       {}
+func (Renewed) event()        {}
 func (Prepared) event()       {}
 func (LaunchRefused) event()  {}
 func (ProcessStarted) event() {}

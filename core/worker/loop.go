@@ -219,8 +219,9 @@ func (w *Worker) act(ctx context.Context, e Effect) {
 func (w *Worker) note() {
 	c := w.machine.Counts()
 	w.mu.Lock()
-	was := w.counts
-	w.counts = c
+	was, lapses := w.counts, w.lapses
+	w.counts, w.lapses = c, w.machine.Lapses()
+	lapses = w.lapses - lapses
 	switch {
 	case c.Unkillable == 0:
 		w.unkill = time.Time{}
@@ -228,7 +229,7 @@ func (w *Worker) note() {
 		w.unkill = w.cfg.Now().Wall
 	}
 	w.mu.Unlock()
-	if (c.Unkillable == 0) != (was.Unkillable == 0) || c.Draining != was.Draining {
+	if (c.Unkillable == 0) != (was.Unkillable == 0) || c.Draining != was.Draining || lapses > 0 {
 		w.beatNow()
 	}
 }

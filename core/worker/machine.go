@@ -27,6 +27,7 @@ type Machine struct {
 
 	epoch      uint64    // how many lives this worker had
 	fence      job.Fence // highest seen (P3)
+	lease      lease
 	floor      job.Fence // highest of a forgotten attempt: below it, "unknown" may mean "forgotten"
 	attempts   map[job.Key]*attempt
 	newest     map[job.ID]uint32
@@ -59,7 +60,7 @@ func NewMachine(c MachineConfig) *Machine {
 		c.Overshoot = c.Slots + overshootRoom
 	}
 	return &Machine{
-		boot: c.BootID, slots: c.Slots, overshoot: c.Overshoot,
+		boot: c.BootID, slots: c.Slots, overshoot: c.Overshoot, lease: lease{over: true},
 		attempts: make(map[job.Key]*attempt), newest: make(map[job.ID]uint32),
 	}
 }
@@ -70,6 +71,10 @@ func (m *Machine) Step(now Instant, ev Event) []Effect {
 	m.now = now
 	clear(m.out)
 	m.out = m.out[:0]
+	if e, ok := ev.(Renewed); ok {
+		m.renewed(e) // before the clock is looked at: it may be late, but it counts
+	}
+	m.passLease()
 	switch e := ev.(type) {
 	case StartAsked:
 		m.start(e)
@@ -85,7 +90,7 @@ func (m *Machine) Step(now Instant, ev Event) []Effect {
 		m.drain(e)
 	case Sync:
 		m.reply(e.Ticket, nil, nil)
-	case Tick:
+	case Tick, Renewed:
 	default:
 		m.news(ev)
 	}
@@ -178,7 +183,11 @@ func (m *Machine) start(e StartAsked) {
 			fmt.Errorf("the order is for boot %s of this host, this is boot %s", o.BootID, m.boot)))
 		return
 	}
-	if err := m.full(e.Session == 0); err != nil && e.Session == 0 {
+	err := m.unleased(&o)
+	if err == nil {
+		err = m.full(e.Session == 0)
+	}
+	if err != nil && e.Session == 0 {
 		// The caller hears it and may come again: nothing is remembered.
 		m.reply(e.Ticket, nil, err)
 		return
@@ -267,6 +276,7 @@ func (m *Machine) add(o job.StartOrder) *attempt {
 	spec := o.Spec
 	a := m.insert(o.Key, o.Fence)
 	a.bind(&spec)
+	m.need(a, 1)
 	a.spec = &spec
 	if m.fence.Less(o.Fence) {
 		m.fence = o.Fence

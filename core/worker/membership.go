@@ -29,6 +29,7 @@ type Registration struct {
 	Commands   []string // that the policy allows without a runner
 	Uploads    bool     // the policy allows scripts that are sent with a request
 	InstanceID string
+	Lapses     uint64 // how often the lease has run out
 }
 
 // Registered is a scheduler's answer.
@@ -45,13 +46,20 @@ type Beat struct {
 	Running    int
 	Conditions []job.Condition
 	Draining   bool
+	Lapses     uint64
+}
+
+// Renewal is the answer to a heartbeat.
+type Renewal struct {
+	Term  uint64
+	Lease time.Duration
 }
 
 // Scheduler is what a worker asks of its scheduler (core/rpc). Heartbeat answers
 // with an error of kind NotFound when the worker has to register again.
 type Scheduler interface {
 	Register(context.Context, Registration) (Registered, error)
-	Heartbeat(context.Context, Beat) error
+	Heartbeat(context.Context, Beat) (Renewal, error)
 	Deregister(context.Context, job.WorkerID) error
 }
 
@@ -81,16 +89,18 @@ func (w *Worker) register(ctx context.Context) (time.Duration, bool) {
 	said := ""
 	for pause := firstRetry; ; pause = min(2*pause, w.cfg.Retry) {
 		id, _ := w.identity.get()
+		asked, lapses := w.cfg.Now().Boot, w.lapsed()
 		got, err := w.cfg.Scheduler.Register(ctx, Registration{
 			WorkerID: id, Address: w.cfg.Address, Labels: maps.Clone(w.cfg.Labels), Slots: w.machine.slots,
 			BootID: w.cfg.BootID, Version: w.cfg.Version, Runners: w.cfg.Runners.Runners(),
-			Commands: w.cfg.Policy.Commands, Uploads: w.cfg.Policy.Uploads, InstanceID: w.instance,
+			Commands: w.cfg.Policy.Commands, Uploads: w.cfg.Policy.Uploads, InstanceID: w.instance, Lapses: lapses,
 		})
 		if err == nil {
 			err = w.identity.set(got.WorkerID)
 		}
 		switch {
 		case err == nil:
+			w.inbox.put(Renewed{Asked: asked, Lease: got.Lease, Term: got.Term, Lapses: lapses})
 			w.log.Info("registered", "worker_id", got.WorkerID, "term", got.Term, "lease", got.Lease)
 			if got.Heartbeat <= 0 {
 				got.Heartbeat = defaultHeartbeat
@@ -134,11 +144,16 @@ func (w *Worker) renew(ctx context.Context, every time.Duration) {
 func (w *Worker) heartbeat(ctx context.Context) error {
 	id, _ := w.identity.get()
 	c := w.Counts()
-	return w.cfg.Scheduler.Heartbeat(ctx, Beat{
+	asked, lapses := w.cfg.Now().Boot, w.lapsed()
+	got, err := w.cfg.Scheduler.Heartbeat(ctx, Beat{
 		WorkerID: id, Running: c.Running, Conditions: w.Conditions(),
 		// P9: a host with unkillable processes gets nothing new.
-		Draining: c.Draining || c.Unkillable > 0,
+		Draining: c.Draining || c.Unkillable > 0, Lapses: lapses,
 	})
+	if err == nil {
+		w.inbox.put(Renewed{Asked: asked, Lease: got.Lease, Term: got.Term, Lapses: lapses})
+	}
+	return err
 }
 
 // jitter spreads d by a tenth, so that workers do not call all at once.

@@ -38,17 +38,17 @@ func (r *registrar) Register(_ context.Context, g Registration) (Registered, err
 	return Registered{WorkerID: testWorkerID(), Term: 1, Lease: 15 * time.Second, Heartbeat: 5 * time.Second}, nil
 }
 
-func (r *registrar) Heartbeat(_ context.Context, b Beat) error {
+func (r *registrar) Heartbeat(_ context.Context, b Beat) (Renewal, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.beats = append(r.beats, b)
 	switch {
 	case r.down:
-		return errs.E("heartbeat", errs.Unavailable, "", errors.New("connection refused"))
+		return Renewal{}, errs.E("heartbeat", errs.Unavailable, "", errors.New("connection refused"))
 	case r.unknown:
-		return errs.E("heartbeat", errs.NotFound, "WORKER_UNKNOWN", nil)
+		return Renewal{}, errs.E("heartbeat", errs.NotFound, "WORKER_UNKNOWN", nil)
 	}
-	return nil
+	return Renewal{Term: 1, Lease: 15 * time.Second}, nil
 }
 
 func (r *registrar) Deregister(_ context.Context, id job.WorkerID) error {

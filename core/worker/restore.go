@@ -16,9 +16,14 @@ func (m *Machine) Restore(now Instant, st *journal.State) []Effect {
 	m.fence, m.floor = st.Fence, st.Floor
 	// Sequences of this life of the worker lie above those of all before it.
 	m.epoch = st.Epoch + 1
+	m.restoreLease(st.Lease)
 	m.record(journal.Record{Kind: journal.KindFence, Fence: m.fence, Floor: m.floor, Epoch: m.epoch})
 	for i := range st.Attempts {
 		m.restore(&st.Attempts[i])
+	}
+	m.passLease()
+	if m.lease.over {
+		m.stopUnleased()
 	}
 	out := m.out
 	m.out = nil
@@ -66,6 +71,7 @@ func (m *Machine) restoreDone(a *attempt, j *journal.Attempt) {
 func (m *Machine) restoreLive(a *attempt, j *journal.Attempt) {
 	in := j.Intent
 	a.bind(&in.Spec)
+	m.need(a, 1)
 	a.mark = in.Mark
 	a.slot = true
 	m.used++

@@ -62,6 +62,9 @@ func (m *Machine) prepared(a *attempt, e Prepared) {
 	in := e.Intent
 	a.mark = in.Mark
 	a.phase = phaseLaunching
+	if a.leased {
+		m.keepLease()
+	}
 	// P2: from here on a duplicate finds the intent and starts nothing.
 	m.record(journal.Record{Kind: journal.KindIntent, Key: a.key, Fence: a.fence, Intent: &in})
 	a.report = a.next(func(r *job.Report) {
@@ -326,6 +329,9 @@ func (m *Machine) result(a *attempt, e Finished, r *job.Report) {
 		r.Message = m.limitText(a)
 	case a.stopFirst:
 		r.State, r.Reason = job.Stopped, a.stopReason
+		if a.stopReason == job.ReasonPartition {
+			r.Message = "its worker had no contact with the scheduler for a whole lease"
+		}
 	case x == nil:
 		r.State, r.Reason, r.Message = job.Lost, a.lostReason, lostText(a.lostReason)
 	case a.lostReason != "" && x.SpawnError != "":

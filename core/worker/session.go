@@ -39,6 +39,7 @@ type Hello struct {
 	BootID     string
 	InstanceID string
 	Complete   bool
+	Lapses     uint64 // how often the lease has run out
 }
 
 // session is the one open session.
@@ -159,7 +160,7 @@ func (f *Down) events(term uint64) []Event {
 func (w *Worker) send(ctx context.Context, up func(Up) error) error {
 	number := w.board.begin()
 	defer w.board.end(number)
-	hello := &Hello{BootID: w.cfg.BootID, InstanceID: w.instance}
+	hello := &Hello{BootID: w.cfg.BootID, InstanceID: w.instance, Lapses: w.lapsed()}
 	sent := uint64(0)
 	for ctx.Err() == nil {
 		reports, more := w.board.collect(number, reportsPerFrame)

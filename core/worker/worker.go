@@ -76,6 +76,7 @@ type Worker struct {
 
 	mu        sync.Mutex // guards all below
 	counts    Counts
+	lapses    uint64         // of the lease
 	condition *job.Condition // of the journal
 	unkill    time.Time      // since when attempts are unkillable; zero: none is
 	session   *session
@@ -287,6 +288,13 @@ func (w *Worker) Conditions() []job.Condition {
 		})
 	}
 	return all
+}
+
+// lapsed tells how often the lease has run out.
+func (w *Worker) lapsed() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lapses
 }
 
 // Counts says what the worker holds now.

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,6 +19,7 @@ type checker struct {
 	truths  map[job.Key]*truth
 	stopped map[job.ID]bool // a stop was acknowledged
 	fences  map[int]job.Fence
+	excused map[job.Key]bool // given up while its worker slept
 }
 
 // truth is what really happened to one attempt.
@@ -33,7 +35,7 @@ type truth struct {
 func newChecker(w *World) *checker {
 	return &checker{
 		w: w, clients: map[job.ID]*client{}, names: map[job.ID]string{}, truths: map[job.Key]*truth{},
-		stopped: map[job.ID]bool{}, fences: map[int]job.Fence{},
+		stopped: map[job.ID]bool{}, fences: map[int]job.Fence{}, excused: map[job.Key]bool{},
 	}
 }
 
@@ -69,14 +71,14 @@ func (c *checker) began(h *host, key job.Key) Job {
 		c.w.fail("P2: %s was started twice, the second time on %s", c.label(key), h.name)
 	}
 	for k, other := range c.truths {
-		if k.Job == key.Job && k.Attempt != key.Attempt {
+		if k.Job == key.Job && k.Attempt != key.Attempt && !c.excused[k] {
 			if p := other.host.procs[k]; p != nil && p.main {
 				c.w.fail("P5: %s begins while %s runs", c.label(key), c.label(k))
 			}
 		}
 	}
 	j := c.w.sched.records().jobs[key.Job]
-	if j.State.Terminal() && j.Attempt == key.Attempt {
+	if j.State.Terminal() && j.Attempt == key.Attempt && !c.excused[key] {
 		c.w.fail("%s begins after the job is %s", c.label(key), j.State)
 	}
 	return c.jobOf(j)
@@ -140,7 +142,11 @@ func (c *checker) retried(before, after job.Job) {
 	if c.stopped[after.ID] {
 		c.w.fail("P9: %s was stopped and is retried", after.RequestID)
 	}
-	c.notRunning(job.Key{Job: before.ID, Attempt: before.Attempt}, "it is retried")
+	key := job.Key{Job: before.ID, Attempt: before.Attempt}
+	if c.partitioned(key, after.Message) {
+		return
+	}
+	c.notRunning(key, "it is retried")
 }
 
 // ended compares a terminal state with the truth (P4, P6, P9).
@@ -154,11 +160,17 @@ func (c *checker) ended(j job.Job) {
 		c.outcome(j, key, t, r)
 	case job.Stopped:
 		c.nothing(key, "it is STOPPED")
+		if j.Reason == job.ReasonPartition {
+			c.w.result.Happened["stopped in a partition"]++
+		}
 	case job.Rejected:
 		if t != nil && t.begins > 0 {
 			c.w.fail("%s is REJECTED (%s) and was started", c.label(key), j.Reason)
 		}
 	case job.Lost:
+		if c.partitioned(key, j.Reason) {
+			return
+		}
 		c.notRunning(key, "it is LOST")
 		if j.Reason == "" {
 			c.w.fail("P4: %s is LOST without a reason", c.label(key))
@@ -195,6 +207,22 @@ func (c *checker) outcome(j job.Job, key job.Key, t *truth, r *job.Report) {
 	if !j.Spec.DetachChildren {
 		c.nothing(key, "it has ended")
 	}
+}
+
+// partitioned looks at an attempt that ended with a partition (P4 c). Only a
+// worker that runs can stop anything: what one that is dead or frozen has left
+// is excused, and must be gone soon after it is back.
+func (c *checker) partitioned(key job.Key, why string) bool {
+	if !strings.Contains(why, job.ReasonPartition) {
+		return false
+	}
+	c.w.result.Happened["given up after a partition"]++
+	if t := c.truths[key]; t != nil && t.host.asleep() {
+		c.excused[key] = true
+		return true
+	}
+	c.notRunning(key, "it was given up after a partition")
+	return true
 }
 
 // notRunning wants the main process of an attempt gone.

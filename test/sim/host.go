@@ -28,6 +28,8 @@ type host struct {
 	procs  map[job.Key]*process
 	lives  int
 	pids   int
+	rate   rate          // of its clocks
+	awake  time.Duration // since when its worker has been up and not frozen
 
 	hurt bool // a plugin was killed or the host rebooted: results may be LOST
 
@@ -36,7 +38,7 @@ type host struct {
 }
 
 func newHost(w *World, n int) *host {
-	return &host{w: w, n: n, name: fmt.Sprintf("w%d", n+1), boot: 1, procs: map[job.Key]*process{}}
+	return &host{w: w, n: n, name: fmt.Sprintf("w%d", n+1), boot: 1, rate: w.plan.rate(n + 1), procs: map[job.Key]*process{}}
 }
 
 func (w *World) hostOf(name string) *host {
@@ -47,6 +49,15 @@ func (w *World) hostOf(name string) *host {
 	}
 	panic("unreachable: no host " + name)
 }
+
+// asleep tells whether the worker has had no time to act: it is down, frozen, or
+// has just come back.
+func (h *host) asleep() bool {
+	return h.worker == nil || h.worker.frozen || h.w.now-h.awake < comesToAct
+}
+
+// comesToAct is how long a worker that comes back needs to stop what it must.
+const comesToAct = 5 * time.Second
 
 func (h *host) bootID() string { return fmt.Sprintf("%s-boot%d", h.name, h.boot) }
 
@@ -298,7 +309,7 @@ func (h *host) freeze(d time.Duration) {
 	p.frozen = true
 	h.w.after(d, func() {
 		if h.worker == p {
-			p.frozen = false
+			p.frozen, h.awake = false, h.w.now
 			p.wake()
 		}
 	})
@@ -318,6 +329,9 @@ func (w *World) heal() {
 		h.cutUp, h.cutDown = false, false
 		if h.worker == nil {
 			h.startWorker()
+		}
+		if h.worker.frozen {
+			h.awake = w.now
 		}
 		h.worker.doom, h.worker.frozen = AtOnce, false
 		h.worker.wake()

@@ -190,6 +190,9 @@ func (c *client) submit() {
 			Linger: 2 * time.Second, DetachChildren: c.job.Detach,
 		},
 	}}
+	if c.job.Leased {
+		ev.Submit.Spec.OnPartition = job.StopItself
+	}
 	w.soon(func() {
 		if !w.sched.serves() {
 			return

@@ -24,6 +24,7 @@ type Job struct {
 	At       time.Duration // of the submit
 	Twice    bool          // the client asks twice with one request id
 	Retry    job.Retry
+	Leased   bool // it asks to be stopped when its worker is cut off
 	Timeout  time.Duration
 	Grace    time.Duration
 	Detach   bool
@@ -112,6 +113,9 @@ func NewPlan(seed uint64) Plan {
 		if r.IntN(3) == 0 {
 			j.Retry = job.Retry{Max: uint32(1 + r.IntN(3)), OnLost: true, OnFailure: r.IntN(2) == 0, Backoff: within(2 * time.Second)}
 		}
+		if j.Leased = r.IntN(3) == 0; j.Leased && r.IntN(3) == 0 {
+			j.Grace, j.Stubborn = 15*time.Second, true
+		}
 		p.Jobs = append(p.Jobs, j)
 	}
 	kinds := Kinds()
@@ -122,6 +126,9 @@ func NewPlan(seed uint64) Plan {
 		}
 		if r.IntN(3) == 0 {
 			f.For = within(25 * time.Second)
+		}
+		if (f.Kind == CutBoth || f.Kind == CutUp) && r.IntN(2) == 0 {
+			f.For = within(50 * time.Second)
 		}
 		if r.IntN(2) == 0 { // near a submit there is more to break
 			f.At = p.Jobs[r.IntN(len(p.Jobs))].At + within(100*time.Millisecond)

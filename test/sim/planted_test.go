@@ -61,6 +61,10 @@ var planted = []struct {
 	{"count no slot for what runs on after a restart", "worker/restore.go", "a.slot = true\n\tm.used++", "a.slot = true"},
 	{"tell a newer scheduler what an older one was refused", "worker/machine.go", " && e.Session >= m.fence.Term", ""},
 	{"lose the order of stop and exit", "journal/index.go", "a.StopFirst = a.StopFirst || a.Exit == nil", "a.StopFirst = false"},
+	{"give up without waiting for the worker", "scheduler/partition.go", "job.PartitionWait(w.Lease, e.Spec.Grace)", "w.Lease"},
+	{"do not wait for the grace of a worker that is cut off", "scheduler/partition.go", "job.PartitionWait(w.Lease, e.Spec.Grace)", "job.PartitionWait(w.Lease, 0)"},
+	{"run on without a lease", "worker/lease.go", "m.recordLease()\n\tm.stopUnleased()\n", "m.recordLease()\n"},
+	{"take an order of before the lease ran out", "worker/lease.go", "case o.Lapses != m.lease.lapses:", "case false:"},
 	{"use an attempt number twice", "scheduler/attempt.go", "e.Attempt++\n", "e.Attempt = max(e.Attempt, 1)\n"},
 }
 

@@ -54,8 +54,10 @@ func newSchedulerNode(w *World) *schedulerNode {
 // serves tells whether clients reach the scheduler with its true records.
 func (s *schedulerNode) serves() bool { return s.up && s.real == nil }
 
-// instant is the scheduler's monotonic clock.
-func (s *schedulerNode) instant() time.Time { return epoch().Add(s.w.now) }
+// instant is the scheduler's monotonic clock, which runs at a rate of its own.
+func (s *schedulerNode) instant() time.Time { return epoch().Add(s.rate().clock(s.w.now)) }
+
+func (s *schedulerNode) rate() rate { return s.w.plan.rate(0) }
 
 // start begins a life: term, then what the store knows (scheduler.New).
 func (s *schedulerNode) start() {
@@ -239,7 +241,7 @@ func (s *schedulerNode) arm() {
 	}
 	s.alarm++
 	alarm, life := s.alarm, s.life
-	s.w.at(next.Sub(epoch()), func() {
+	s.w.at(s.rate().real(next.Sub(epoch())), func() {
 		if s.life == life && s.alarm == alarm {
 			s.deliver(scheduler.Event{Tick: true})
 		}

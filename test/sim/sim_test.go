@@ -92,6 +92,11 @@ func TestEveryPromiseUnderEveryFault(t *testing.T) {
 			t.Errorf("it never came to %q", k)
 		}
 	}
+	for _, k := range []string{"given up after a partition", "stopped in a partition"} {
+		if happened[k] == 0 {
+			t.Errorf("no job was ever %s", k)
+		}
+	}
 }
 
 // explain prints the smallest plan that still fails, and its trace.

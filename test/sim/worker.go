@@ -48,9 +48,10 @@ type post struct {
 	acked  bool
 }
 
-// instant is the worker's clock; only the wall part jumps.
+// instant is the worker's clock, which runs at a rate of its own; only the wall
+// part jumps.
 func (h *host) instant() worker.Instant {
-	return worker.Instant{Boot: h.w.now - h.booted + time.Second, Wall: epoch().Add(h.w.now + h.wall)}
+	return worker.Instant{Boot: h.rate.clock(h.w.now-h.booted) + time.Second, Wall: epoch().Add(h.w.now + h.wall)}
 }
 
 // startWorker begins a life (worker.Run).
@@ -65,7 +66,7 @@ func (h *host) startWorker() {
 		posts: map[job.Key]*post{}, dirty: map[job.Key]bool{}, tickets: map[worker.Ticket]func(error){},
 		stops: map[job.Key]int{}, given: map[job.Key]*given{},
 	}
-	h.worker = wp
+	h.worker, h.awake = wp, h.w.now
 	st := journal.Replay(h.records)
 	h.w.log("%s: worker starts, boot %d, %d attempts", h.name, h.boot, len(st.Attempts))
 	effects := wp.m.Restore(h.instant(), st)
@@ -163,7 +164,7 @@ func (wp *workerProc) arm() {
 	}
 	wp.alarm++
 	alarm := wp.alarm
-	wp.h.w.at(wp.h.booted-time.Second+at, func() {
+	wp.h.w.at(wp.h.booted+wp.h.rate.real(at-time.Second), func() {
 		if wp.alarm == alarm && !wp.dead() {
 			wp.wake()
 		}
@@ -382,7 +383,7 @@ func (wp *workerProc) send() {
 			}
 		}
 		if wp.sent >= 0 { // the hello is not complete yet
-			up.Hello = &scheduler.Hello{BootID: wp.h.bootID(), InstanceID: wp.instance, Complete: !more}
+			up.Hello = &scheduler.Hello{BootID: wp.h.bootID(), InstanceID: wp.instance, Complete: !more, Lapses: wp.m.Lapses()}
 			wp.sent++
 			if !more {
 				wp.sent = -1
@@ -427,25 +428,38 @@ func (wp *workerProc) register() {
 	w := wp.h.w
 	ev := scheduler.Event{Register: &scheduler.Register{Fresh: w.newID(), Registration: registry.Registration{
 		ID: wp.h.id, Name: wp.h.name, Address: wp.h.name, Slots: w.plan.Slots, BootID: wp.h.bootID(), InstanceID: wp.instance,
-		Version: "1", Commands: []string{"*"},
+		Version: "1", Commands: []string{"*"}, Lapses: wp.m.Lapses(),
 	}}}
+	renewed := wp.asking()
 	w.call(wp, ev, func(r scheduler.Result, ok bool) {
 		switch {
 		case wp.frozen || !ok || r.Err != nil:
 			wp.later(w.between(200*time.Millisecond, 2*time.Second), wp.register)
 		default:
 			wp.h.id, wp.id = r.Worker.ID, r.Worker.ID
+			renewed()
 			wp.later(heartbeat, wp.beat)
 		}
 	})
 }
 
+// asking remembers when the scheduler was asked for a lease (Worker.heartbeat);
+// what it returns is called with the answer.
+func (wp *workerProc) asking() func() {
+	e := worker.Renewed{Asked: wp.h.instant().Boot, Lease: lease, Term: wp.h.w.sched.disk.term, Lapses: wp.m.Lapses()}
+	return func() { wp.post(e) }
+}
+
 func (wp *workerProc) beat() {
 	w := wp.h.w
-	w.call(wp, scheduler.Event{Heartbeat: &scheduler.Heartbeat{ID: wp.id}}, func(r scheduler.Result, ok bool) {
+	renewed := wp.asking()
+	w.call(wp, scheduler.Event{Heartbeat: &scheduler.Heartbeat{ID: wp.id, Lapses: wp.m.Lapses()}}, func(r scheduler.Result, ok bool) {
 		if ok && errs.KindOf(r.Err) == errs.NotFound {
 			wp.register()
 			return
+		}
+		if ok && r.Err == nil {
+			renewed()
 		}
 		wp.later(heartbeat, wp.beat)
 	})

@@ -266,7 +266,9 @@ type RegisterWorkerRequest struct {
 	// certificate is refused.
 	InstanceId string `protobuf:"bytes,9,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	// The policy allows scripts that are sent with a request.
-	Uploads       bool `protobuf:"varint,10,opt,name=uploads,proto3" json:"uploads,omitempty"`
+	Uploads bool `protobuf:"varint,10,opt,name=uploads,proto3" json:"uploads,omitempty"`
+	// How often its lease has run out, by its own count.
+	Lapses        uint64 `protobuf:"varint,11,opt,name=lapses,proto3" json:"lapses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -369,6 +371,13 @@ func (x *RegisterWorkerRequest) GetUploads() bool {
 		return x.Uploads
 	}
 	return false
+}
+
+func (x *RegisterWorkerRequest) GetLapses() uint64 {
+	if x != nil {
+		return x.Lapses
+	}
+	return 0
 }
 
 // RegisterWorkerResponse gives the worker its identity and lease.
@@ -537,7 +546,9 @@ type HeartbeatRequest struct {
 	// What people should know; replaces the earlier list.
 	Conditions []*Condition `protobuf:"bytes,3,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	// The worker wants to leave and takes nothing new.
-	Draining      bool `protobuf:"varint,4,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining bool `protobuf:"varint,4,opt,name=draining,proto3" json:"draining,omitempty"`
+	// How often its lease has run out, by its own count.
+	Lapses        uint64 `protobuf:"varint,5,opt,name=lapses,proto3" json:"lapses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -598,6 +609,13 @@ func (x *HeartbeatRequest) GetDraining() bool {
 		return x.Draining
 	}
 	return false
+}
+
+func (x *HeartbeatRequest) GetLapses() uint64 {
+	if x != nil {
+		return x.Lapses
+	}
+	return 0
 }
 
 // HeartbeatResponse confirms the lease.
@@ -706,7 +724,9 @@ type StartJobRequest struct {
 	RequestId string `protobuf:"bytes,23,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The script itself; path is then its name, without a folder. The policy of
 	// a worker must allow uploads. 1 MiB at most.
-	Upload        []byte `protobuf:"bytes,24,opt,name=upload,proto3" json:"upload,omitempty"`
+	Upload []byte `protobuf:"bytes,24,opt,name=upload,proto3" json:"upload,omitempty"`
+	// What becomes of an attempt that is out of reach.
+	OnPartition   OnPartition `protobuf:"varint,25,opt,name=on_partition,json=onPartition,proto3,enum=drover.v1.OnPartition" json:"on_partition,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -907,6 +927,13 @@ func (x *StartJobRequest) GetUpload() []byte {
 		return x.Upload
 	}
 	return nil
+}
+
+func (x *StartJobRequest) GetOnPartition() OnPartition {
+	if x != nil {
+		return x.OnPartition
+	}
+	return OnPartition_ON_PARTITION_UNSPECIFIED
 }
 
 // StartJobResponse names the accepted job.
@@ -2877,7 +2904,7 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"A\n" +
 	"\rRenewResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x0e\n" +
-	"\x02ca\x18\x02 \x01(\fR\x02ca\"\xa0\x03\n" +
+	"\x02ca\x18\x02 \x01(\fR\x02ca\"\xb8\x03\n" +
 	"\x15RegisterWorkerRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12D\n" +
@@ -2890,7 +2917,8 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\vinstance_id\x18\t \x01(\tR\n" +
 	"instanceId\x12\x18\n" +
 	"\auploads\x18\n" +
-	" \x01(\bR\auploads\x1a9\n" +
+	" \x01(\bR\auploads\x12\x16\n" +
+	"\x06lapses\x18\v \x01(\x04R\x06lapses\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc4\x01\n" +
@@ -2901,17 +2929,18 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\x12heartbeat_interval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatInterval\"6\n" +
 	"\x17DeregisterWorkerRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\"\x1a\n" +
-	"\x18DeregisterWorkerResponse\"\x9b\x01\n" +
+	"\x18DeregisterWorkerResponse\"\xb3\x01\n" +
 	"\x10HeartbeatRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x18\n" +
 	"\arunning\x18\x02 \x01(\rR\arunning\x124\n" +
 	"\n" +
 	"conditions\x18\x03 \x03(\v2\x14.drover.v1.ConditionR\n" +
 	"conditions\x12\x1a\n" +
-	"\bdraining\x18\x04 \x01(\bR\bdraining\"X\n" +
+	"\bdraining\x18\x04 \x01(\bR\bdraining\x12\x16\n" +
+	"\x06lapses\x18\x05 \x01(\x04R\x06lapses\"X\n" +
 	"\x11HeartbeatResponse\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12/\n" +
-	"\x05lease\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05lease\"\xfe\b\n" +
+	"\x05lease\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05lease\"\xb9\t\n" +
 	"\x0fStartJobRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x18\n" +
@@ -2938,7 +2967,8 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\asecrets\x18\x16 \x03(\v2'.drover.v1.StartJobRequest.SecretsEntryR\asecrets\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x17 \x01(\tR\trequestId\x12\x16\n" +
-	"\x06upload\x18\x18 \x01(\fR\x06upload\x1a6\n" +
+	"\x06upload\x18\x18 \x01(\fR\x06upload\x129\n" +
+	"\fon_partition\x18\x19 \x01(\x0e2\x16.drover.v1.OnPartitionR\vonPartition\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -3167,13 +3197,14 @@ var file_drover_v1_scheduler_proto_goTypes = []any{
 	(*Limits)(nil),                   // 53: drover.v1.Limits
 	(*RetryPolicy)(nil),              // 54: drover.v1.RetryPolicy
 	(OutputPolicy)(0),                // 55: drover.v1.OutputPolicy
-	(JobState)(0),                    // 56: drover.v1.JobState
-	(*Job)(nil),                      // 57: drover.v1.Job
-	(*timestamppb.Timestamp)(nil),    // 58: google.protobuf.Timestamp
-	(Stream)(0),                      // 59: drover.v1.Stream
-	(*OutputChunk)(nil),              // 60: drover.v1.OutputChunk
-	(*Worker)(nil),                   // 61: drover.v1.Worker
-	(*Script)(nil),                   // 62: drover.v1.Script
+	(OnPartition)(0),                 // 56: drover.v1.OnPartition
+	(JobState)(0),                    // 57: drover.v1.JobState
+	(*Job)(nil),                      // 58: drover.v1.Job
+	(*timestamppb.Timestamp)(nil),    // 59: google.protobuf.Timestamp
+	(Stream)(0),                      // 60: drover.v1.Stream
+	(*OutputChunk)(nil),              // 61: drover.v1.OutputChunk
+	(*Worker)(nil),                   // 62: drover.v1.Worker
+	(*Script)(nil),                   // 63: drover.v1.Script
 }
 var file_drover_v1_scheduler_proto_depIdxs = []int32{
 	44, // 0: drover.v1.RegisterWorkerRequest.labels:type_name -> drover.v1.RegisterWorkerRequest.LabelsEntry
@@ -3193,76 +3224,77 @@ var file_drover_v1_scheduler_proto_depIdxs = []int32{
 	54, // 14: drover.v1.StartJobRequest.retry:type_name -> drover.v1.RetryPolicy
 	55, // 15: drover.v1.StartJobRequest.output_policy:type_name -> drover.v1.OutputPolicy
 	47, // 16: drover.v1.StartJobRequest.secrets:type_name -> drover.v1.StartJobRequest.SecretsEntry
-	10, // 17: drover.v1.StartJobsRequest.jobs:type_name -> drover.v1.StartJobRequest
-	14, // 18: drover.v1.StartJobsResponse.results:type_name -> drover.v1.StartJobsResult
-	15, // 19: drover.v1.StartJobsResult.error:type_name -> drover.v1.StartJobsError
-	18, // 20: drover.v1.WaitJobsResponse.ends:type_name -> drover.v1.JobEnd
-	56, // 21: drover.v1.JobEnd.state:type_name -> drover.v1.JobState
-	51, // 22: drover.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
-	57, // 23: drover.v1.StopJobResponse.job:type_name -> drover.v1.Job
-	57, // 24: drover.v1.GetJobResponse.job:type_name -> drover.v1.Job
-	56, // 25: drover.v1.ListJobsRequest.states:type_name -> drover.v1.JobState
-	48, // 26: drover.v1.ListJobsRequest.labels:type_name -> drover.v1.ListJobsRequest.LabelsEntry
-	58, // 27: drover.v1.ListJobsRequest.since:type_name -> google.protobuf.Timestamp
-	57, // 28: drover.v1.ListJobsResponse.jobs:type_name -> drover.v1.Job
-	59, // 29: drover.v1.StreamOutputRequest.stream:type_name -> drover.v1.Stream
-	58, // 30: drover.v1.StreamOutputRequest.since:type_name -> google.protobuf.Timestamp
-	60, // 31: drover.v1.StreamOutputResponse.chunk:type_name -> drover.v1.OutputChunk
-	49, // 32: drover.v1.ListWorkersRequest.labels:type_name -> drover.v1.ListWorkersRequest.LabelsEntry
-	61, // 33: drover.v1.ListWorkersResponse.workers:type_name -> drover.v1.Worker
-	61, // 34: drover.v1.GetWorkerResponse.worker:type_name -> drover.v1.Worker
-	51, // 35: drover.v1.DrainWorkerRequest.deadline:type_name -> google.protobuf.Duration
-	61, // 36: drover.v1.DrainWorkerResponse.worker:type_name -> drover.v1.Worker
-	62, // 37: drover.v1.ListScriptsResponse.scripts:type_name -> drover.v1.Script
-	58, // 38: drover.v1.WatchEventsResponse.time:type_name -> google.protobuf.Timestamp
-	57, // 39: drover.v1.WatchEventsResponse.job:type_name -> drover.v1.Job
-	61, // 40: drover.v1.WatchEventsResponse.worker:type_name -> drover.v1.Worker
-	41, // 41: drover.v1.WatchEventsResponse.lagged:type_name -> drover.v1.WatchLagged
-	4,  // 42: drover.v1.SchedulerService.RegisterWorker:input_type -> drover.v1.RegisterWorkerRequest
-	6,  // 43: drover.v1.SchedulerService.DeregisterWorker:input_type -> drover.v1.DeregisterWorkerRequest
-	8,  // 44: drover.v1.SchedulerService.Heartbeat:input_type -> drover.v1.HeartbeatRequest
-	10, // 45: drover.v1.SchedulerService.StartJob:input_type -> drover.v1.StartJobRequest
-	12, // 46: drover.v1.SchedulerService.StartJobs:input_type -> drover.v1.StartJobsRequest
-	16, // 47: drover.v1.SchedulerService.WaitJobs:input_type -> drover.v1.WaitJobsRequest
-	19, // 48: drover.v1.SchedulerService.StopJob:input_type -> drover.v1.StopJobRequest
-	21, // 49: drover.v1.SchedulerService.GetJob:input_type -> drover.v1.GetJobRequest
-	23, // 50: drover.v1.SchedulerService.ListJobs:input_type -> drover.v1.ListJobsRequest
-	25, // 51: drover.v1.SchedulerService.StreamOutput:input_type -> drover.v1.StreamOutputRequest
-	27, // 52: drover.v1.SchedulerService.ListWorkers:input_type -> drover.v1.ListWorkersRequest
-	29, // 53: drover.v1.SchedulerService.GetWorker:input_type -> drover.v1.GetWorkerRequest
-	31, // 54: drover.v1.SchedulerService.DrainWorker:input_type -> drover.v1.DrainWorkerRequest
-	33, // 55: drover.v1.SchedulerService.RemoveWorker:input_type -> drover.v1.RemoveWorkerRequest
-	35, // 56: drover.v1.SchedulerService.RemoveJobs:input_type -> drover.v1.RemoveJobsRequest
-	37, // 57: drover.v1.SchedulerService.ListScripts:input_type -> drover.v1.ListScriptsRequest
-	39, // 58: drover.v1.SchedulerService.WatchEvents:input_type -> drover.v1.WatchEventsRequest
-	42, // 59: drover.v1.SchedulerService.Backup:input_type -> drover.v1.BackupRequest
-	0,  // 60: drover.v1.CertificateService.Join:input_type -> drover.v1.JoinRequest
-	2,  // 61: drover.v1.CertificateService.Renew:input_type -> drover.v1.RenewRequest
-	5,  // 62: drover.v1.SchedulerService.RegisterWorker:output_type -> drover.v1.RegisterWorkerResponse
-	7,  // 63: drover.v1.SchedulerService.DeregisterWorker:output_type -> drover.v1.DeregisterWorkerResponse
-	9,  // 64: drover.v1.SchedulerService.Heartbeat:output_type -> drover.v1.HeartbeatResponse
-	11, // 65: drover.v1.SchedulerService.StartJob:output_type -> drover.v1.StartJobResponse
-	13, // 66: drover.v1.SchedulerService.StartJobs:output_type -> drover.v1.StartJobsResponse
-	17, // 67: drover.v1.SchedulerService.WaitJobs:output_type -> drover.v1.WaitJobsResponse
-	20, // 68: drover.v1.SchedulerService.StopJob:output_type -> drover.v1.StopJobResponse
-	22, // 69: drover.v1.SchedulerService.GetJob:output_type -> drover.v1.GetJobResponse
-	24, // 70: drover.v1.SchedulerService.ListJobs:output_type -> drover.v1.ListJobsResponse
-	26, // 71: drover.v1.SchedulerService.StreamOutput:output_type -> drover.v1.StreamOutputResponse
-	28, // 72: drover.v1.SchedulerService.ListWorkers:output_type -> drover.v1.ListWorkersResponse
-	30, // 73: drover.v1.SchedulerService.GetWorker:output_type -> drover.v1.GetWorkerResponse
-	32, // 74: drover.v1.SchedulerService.DrainWorker:output_type -> drover.v1.DrainWorkerResponse
-	34, // 75: drover.v1.SchedulerService.RemoveWorker:output_type -> drover.v1.RemoveWorkerResponse
-	36, // 76: drover.v1.SchedulerService.RemoveJobs:output_type -> drover.v1.RemoveJobsResponse
-	38, // 77: drover.v1.SchedulerService.ListScripts:output_type -> drover.v1.ListScriptsResponse
-	40, // 78: drover.v1.SchedulerService.WatchEvents:output_type -> drover.v1.WatchEventsResponse
-	43, // 79: drover.v1.SchedulerService.Backup:output_type -> drover.v1.BackupResponse
-	1,  // 80: drover.v1.CertificateService.Join:output_type -> drover.v1.JoinResponse
-	3,  // 81: drover.v1.CertificateService.Renew:output_type -> drover.v1.RenewResponse
-	62, // [62:82] is the sub-list for method output_type
-	42, // [42:62] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	56, // 17: drover.v1.StartJobRequest.on_partition:type_name -> drover.v1.OnPartition
+	10, // 18: drover.v1.StartJobsRequest.jobs:type_name -> drover.v1.StartJobRequest
+	14, // 19: drover.v1.StartJobsResponse.results:type_name -> drover.v1.StartJobsResult
+	15, // 20: drover.v1.StartJobsResult.error:type_name -> drover.v1.StartJobsError
+	18, // 21: drover.v1.WaitJobsResponse.ends:type_name -> drover.v1.JobEnd
+	57, // 22: drover.v1.JobEnd.state:type_name -> drover.v1.JobState
+	51, // 23: drover.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
+	58, // 24: drover.v1.StopJobResponse.job:type_name -> drover.v1.Job
+	58, // 25: drover.v1.GetJobResponse.job:type_name -> drover.v1.Job
+	57, // 26: drover.v1.ListJobsRequest.states:type_name -> drover.v1.JobState
+	48, // 27: drover.v1.ListJobsRequest.labels:type_name -> drover.v1.ListJobsRequest.LabelsEntry
+	59, // 28: drover.v1.ListJobsRequest.since:type_name -> google.protobuf.Timestamp
+	58, // 29: drover.v1.ListJobsResponse.jobs:type_name -> drover.v1.Job
+	60, // 30: drover.v1.StreamOutputRequest.stream:type_name -> drover.v1.Stream
+	59, // 31: drover.v1.StreamOutputRequest.since:type_name -> google.protobuf.Timestamp
+	61, // 32: drover.v1.StreamOutputResponse.chunk:type_name -> drover.v1.OutputChunk
+	49, // 33: drover.v1.ListWorkersRequest.labels:type_name -> drover.v1.ListWorkersRequest.LabelsEntry
+	62, // 34: drover.v1.ListWorkersResponse.workers:type_name -> drover.v1.Worker
+	62, // 35: drover.v1.GetWorkerResponse.worker:type_name -> drover.v1.Worker
+	51, // 36: drover.v1.DrainWorkerRequest.deadline:type_name -> google.protobuf.Duration
+	62, // 37: drover.v1.DrainWorkerResponse.worker:type_name -> drover.v1.Worker
+	63, // 38: drover.v1.ListScriptsResponse.scripts:type_name -> drover.v1.Script
+	59, // 39: drover.v1.WatchEventsResponse.time:type_name -> google.protobuf.Timestamp
+	58, // 40: drover.v1.WatchEventsResponse.job:type_name -> drover.v1.Job
+	62, // 41: drover.v1.WatchEventsResponse.worker:type_name -> drover.v1.Worker
+	41, // 42: drover.v1.WatchEventsResponse.lagged:type_name -> drover.v1.WatchLagged
+	4,  // 43: drover.v1.SchedulerService.RegisterWorker:input_type -> drover.v1.RegisterWorkerRequest
+	6,  // 44: drover.v1.SchedulerService.DeregisterWorker:input_type -> drover.v1.DeregisterWorkerRequest
+	8,  // 45: drover.v1.SchedulerService.Heartbeat:input_type -> drover.v1.HeartbeatRequest
+	10, // 46: drover.v1.SchedulerService.StartJob:input_type -> drover.v1.StartJobRequest
+	12, // 47: drover.v1.SchedulerService.StartJobs:input_type -> drover.v1.StartJobsRequest
+	16, // 48: drover.v1.SchedulerService.WaitJobs:input_type -> drover.v1.WaitJobsRequest
+	19, // 49: drover.v1.SchedulerService.StopJob:input_type -> drover.v1.StopJobRequest
+	21, // 50: drover.v1.SchedulerService.GetJob:input_type -> drover.v1.GetJobRequest
+	23, // 51: drover.v1.SchedulerService.ListJobs:input_type -> drover.v1.ListJobsRequest
+	25, // 52: drover.v1.SchedulerService.StreamOutput:input_type -> drover.v1.StreamOutputRequest
+	27, // 53: drover.v1.SchedulerService.ListWorkers:input_type -> drover.v1.ListWorkersRequest
+	29, // 54: drover.v1.SchedulerService.GetWorker:input_type -> drover.v1.GetWorkerRequest
+	31, // 55: drover.v1.SchedulerService.DrainWorker:input_type -> drover.v1.DrainWorkerRequest
+	33, // 56: drover.v1.SchedulerService.RemoveWorker:input_type -> drover.v1.RemoveWorkerRequest
+	35, // 57: drover.v1.SchedulerService.RemoveJobs:input_type -> drover.v1.RemoveJobsRequest
+	37, // 58: drover.v1.SchedulerService.ListScripts:input_type -> drover.v1.ListScriptsRequest
+	39, // 59: drover.v1.SchedulerService.WatchEvents:input_type -> drover.v1.WatchEventsRequest
+	42, // 60: drover.v1.SchedulerService.Backup:input_type -> drover.v1.BackupRequest
+	0,  // 61: drover.v1.CertificateService.Join:input_type -> drover.v1.JoinRequest
+	2,  // 62: drover.v1.CertificateService.Renew:input_type -> drover.v1.RenewRequest
+	5,  // 63: drover.v1.SchedulerService.RegisterWorker:output_type -> drover.v1.RegisterWorkerResponse
+	7,  // 64: drover.v1.SchedulerService.DeregisterWorker:output_type -> drover.v1.DeregisterWorkerResponse
+	9,  // 65: drover.v1.SchedulerService.Heartbeat:output_type -> drover.v1.HeartbeatResponse
+	11, // 66: drover.v1.SchedulerService.StartJob:output_type -> drover.v1.StartJobResponse
+	13, // 67: drover.v1.SchedulerService.StartJobs:output_type -> drover.v1.StartJobsResponse
+	17, // 68: drover.v1.SchedulerService.WaitJobs:output_type -> drover.v1.WaitJobsResponse
+	20, // 69: drover.v1.SchedulerService.StopJob:output_type -> drover.v1.StopJobResponse
+	22, // 70: drover.v1.SchedulerService.GetJob:output_type -> drover.v1.GetJobResponse
+	24, // 71: drover.v1.SchedulerService.ListJobs:output_type -> drover.v1.ListJobsResponse
+	26, // 72: drover.v1.SchedulerService.StreamOutput:output_type -> drover.v1.StreamOutputResponse
+	28, // 73: drover.v1.SchedulerService.ListWorkers:output_type -> drover.v1.ListWorkersResponse
+	30, // 74: drover.v1.SchedulerService.GetWorker:output_type -> drover.v1.GetWorkerResponse
+	32, // 75: drover.v1.SchedulerService.DrainWorker:output_type -> drover.v1.DrainWorkerResponse
+	34, // 76: drover.v1.SchedulerService.RemoveWorker:output_type -> drover.v1.RemoveWorkerResponse
+	36, // 77: drover.v1.SchedulerService.RemoveJobs:output_type -> drover.v1.RemoveJobsResponse
+	38, // 78: drover.v1.SchedulerService.ListScripts:output_type -> drover.v1.ListScriptsResponse
+	40, // 79: drover.v1.SchedulerService.WatchEvents:output_type -> drover.v1.WatchEventsResponse
+	43, // 80: drover.v1.SchedulerService.Backup:output_type -> drover.v1.BackupResponse
+	1,  // 81: drover.v1.CertificateService.Join:output_type -> drover.v1.JoinResponse
+	3,  // 82: drover.v1.CertificateService.Renew:output_type -> drover.v1.RenewResponse
+	63, // [63:83] is the sub-list for method output_type
+	43, // [43:63] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_scheduler_proto_init() }

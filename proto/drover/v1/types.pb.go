@@ -343,6 +343,62 @@ func (Stream) EnumDescriptor() ([]byte, []int) {
 	return file_drover_v1_types_proto_rawDescGZIP(), []int{4}
 }
 
+// OnPartition says what becomes of an attempt whose worker has lost contact with
+// its scheduler.
+type OnPartition int32
+
+const (
+	// Not set: KEEP.
+	OnPartition_ON_PARTITION_UNSPECIFIED OnPartition = 0
+	// It runs on, unreachable, and is never started again without proof.
+	OnPartition_ON_PARTITION_KEEP OnPartition = 1
+	// Its worker stops it when the lease has run out. Once that has surely
+	// happened the scheduler takes the attempt for LOST (reason PARTITION), so
+	// that a retry policy may start the next one elsewhere.
+	OnPartition_ON_PARTITION_STOP OnPartition = 2
+)
+
+// Enum value maps for OnPartition.
+var (
+	OnPartition_name = map[int32]string{
+		0: "ON_PARTITION_UNSPECIFIED",
+		1: "ON_PARTITION_KEEP",
+		2: "ON_PARTITION_STOP",
+	}
+	OnPartition_value = map[string]int32{
+		"ON_PARTITION_UNSPECIFIED": 0,
+		"ON_PARTITION_KEEP":        1,
+		"ON_PARTITION_STOP":        2,
+	}
+)
+
+func (x OnPartition) Enum() *OnPartition {
+	p := new(OnPartition)
+	*p = x
+	return p
+}
+
+func (x OnPartition) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OnPartition) Descriptor() protoreflect.EnumDescriptor {
+	return file_drover_v1_types_proto_enumTypes[5].Descriptor()
+}
+
+func (OnPartition) Type() protoreflect.EnumType {
+	return &file_drover_v1_types_proto_enumTypes[5]
+}
+
+func (x OnPartition) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OnPartition.Descriptor instead.
+func (OnPartition) EnumDescriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{5}
+}
+
 // Fence orders commands of schedulers. Terms grow with each scheduler start or
 // takeover; counters grow within a term. A worker refuses what is lower than
 // the highest fence it has on disk.
@@ -596,6 +652,9 @@ type JobSpec struct {
 	OutputLimit uint64 `protobuf:"varint,21,opt,name=output_limit,json=outputLimit,proto3" json:"output_limit,omitempty"`
 	// Secrets by name; reach the job as files, never in argv, logs or errors.
 	Secrets map[string][]byte `protobuf:"bytes,22,rep,name=secrets,proto3" json:"secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What becomes of an attempt that is out of reach. With STOP the grace is an
+	// hour at the most, for the scheduler has to wait for it.
+	OnPartition OnPartition `protobuf:"varint,23,opt,name=on_partition,json=onPartition,proto3,enum=drover.v1.OnPartition" json:"on_partition,omitempty"`
 	// The script itself, sent with the request, 1 MiB at most; path is then its
 	// name, without a folder. The worker's policy must allow it. Not kept once
 	// the job has ended.
@@ -789,6 +848,13 @@ func (x *JobSpec) GetSecrets() map[string][]byte {
 		return x.Secrets
 	}
 	return nil
+}
+
+func (x *JobSpec) GetOnPartition() OnPartition {
+	if x != nil {
+		return x.OnPartition
+	}
+	return OnPartition_ON_PARTITION_UNSPECIFIED
 }
 
 func (x *JobSpec) GetUpload() []byte {
@@ -1930,7 +1996,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"on_failure\x18\x03 \x01(\bR\tonFailure\x12\x1d\n" +
 	"\n" +
 	"exit_codes\x18\x04 \x03(\x05R\texitCodes\x123\n" +
-	"\abackoff\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\abackoff\"\xe4\b\n" +
+	"\abackoff\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\abackoff\"\x9f\t\n" +
 	"\aJobSpec\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x18\n" +
@@ -1954,7 +2020,8 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x05retry\x18\x13 \x01(\v2\x16.drover.v1.RetryPolicyR\x05retry\x12<\n" +
 	"\routput_policy\x18\x14 \x01(\x0e2\x17.drover.v1.OutputPolicyR\foutputPolicy\x12!\n" +
 	"\foutput_limit\x18\x15 \x01(\x04R\voutputLimit\x129\n" +
-	"\asecrets\x18\x16 \x03(\v2\x1f.drover.v1.JobSpec.SecretsEntryR\asecrets\x12\x16\n" +
+	"\asecrets\x18\x16 \x03(\v2\x1f.drover.v1.JobSpec.SecretsEntryR\asecrets\x129\n" +
+	"\fon_partition\x18\x17 \x01(\x0e2\x16.drover.v1.OnPartitionR\vonPartition\x12\x16\n" +
 	"\x06upload\x18\x18 \x01(\fR\x06upload\x12#\n" +
 	"\rupload_sha256\x18\x19 \x01(\tR\fuploadSha256\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
@@ -2105,7 +2172,11 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x06Stream\x12\x16\n" +
 	"\x12STREAM_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTREAM_STDOUT\x10\x01\x12\x11\n" +
-	"\rSTREAM_STDERR\x10\x02B5Z3github.com/droverhq/drover/proto/drover/v1;droverv1b\x06proto3"
+	"\rSTREAM_STDERR\x10\x02*Y\n" +
+	"\vOnPartition\x12\x1c\n" +
+	"\x18ON_PARTITION_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11ON_PARTITION_KEEP\x10\x01\x12\x15\n" +
+	"\x11ON_PARTITION_STOP\x10\x02B5Z3github.com/droverhq/drover/proto/drover/v1;droverv1b\x06proto3"
 
 var (
 	file_drover_v1_types_proto_rawDescOnce sync.Once
@@ -2119,7 +2190,7 @@ func file_drover_v1_types_proto_rawDescGZIP() []byte {
 	return file_drover_v1_types_proto_rawDescData
 }
 
-var file_drover_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_drover_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
 var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_drover_v1_types_proto_goTypes = []any{
 	(JobState)(0),                 // 0: drover.v1.JobState
@@ -2127,69 +2198,71 @@ var file_drover_v1_types_proto_goTypes = []any{
 	(WorkerState)(0),              // 2: drover.v1.WorkerState
 	(OutputPolicy)(0),             // 3: drover.v1.OutputPolicy
 	(Stream)(0),                   // 4: drover.v1.Stream
-	(*Fence)(nil),                 // 5: drover.v1.Fence
-	(*Limits)(nil),                // 6: drover.v1.Limits
-	(*RetryPolicy)(nil),           // 7: drover.v1.RetryPolicy
-	(*JobSpec)(nil),               // 8: drover.v1.JobSpec
-	(*StreamInfo)(nil),            // 9: drover.v1.StreamInfo
-	(*StopProof)(nil),             // 10: drover.v1.StopProof
-	(*Job)(nil),                   // 11: drover.v1.Job
-	(*RunnerInfo)(nil),            // 12: drover.v1.RunnerInfo
-	(*Condition)(nil),             // 13: drover.v1.Condition
-	(*Worker)(nil),                // 14: drover.v1.Worker
-	(*Script)(nil),                // 15: drover.v1.Script
-	(*OutputChunk)(nil),           // 16: drover.v1.OutputChunk
-	(*OutputGap)(nil),             // 17: drover.v1.OutputGap
-	(*OutputEnd)(nil),             // 18: drover.v1.OutputEnd
-	nil,                           // 19: drover.v1.JobSpec.EnvEntry
-	nil,                           // 20: drover.v1.JobSpec.LabelsEntry
-	nil,                           // 21: drover.v1.JobSpec.SecretsEntry
-	nil,                           // 22: drover.v1.Job.LabelsEntry
-	nil,                           // 23: drover.v1.Worker.LabelsEntry
-	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
+	(OnPartition)(0),              // 5: drover.v1.OnPartition
+	(*Fence)(nil),                 // 6: drover.v1.Fence
+	(*Limits)(nil),                // 7: drover.v1.Limits
+	(*RetryPolicy)(nil),           // 8: drover.v1.RetryPolicy
+	(*JobSpec)(nil),               // 9: drover.v1.JobSpec
+	(*StreamInfo)(nil),            // 10: drover.v1.StreamInfo
+	(*StopProof)(nil),             // 11: drover.v1.StopProof
+	(*Job)(nil),                   // 12: drover.v1.Job
+	(*RunnerInfo)(nil),            // 13: drover.v1.RunnerInfo
+	(*Condition)(nil),             // 14: drover.v1.Condition
+	(*Worker)(nil),                // 15: drover.v1.Worker
+	(*Script)(nil),                // 16: drover.v1.Script
+	(*OutputChunk)(nil),           // 17: drover.v1.OutputChunk
+	(*OutputGap)(nil),             // 18: drover.v1.OutputGap
+	(*OutputEnd)(nil),             // 19: drover.v1.OutputEnd
+	nil,                           // 20: drover.v1.JobSpec.EnvEntry
+	nil,                           // 21: drover.v1.JobSpec.LabelsEntry
+	nil,                           // 22: drover.v1.JobSpec.SecretsEntry
+	nil,                           // 23: drover.v1.Job.LabelsEntry
+	nil,                           // 24: drover.v1.Worker.LabelsEntry
+	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
 }
 var file_drover_v1_types_proto_depIdxs = []int32{
-	24, // 0: drover.v1.RetryPolicy.backoff:type_name -> google.protobuf.Duration
-	19, // 1: drover.v1.JobSpec.env:type_name -> drover.v1.JobSpec.EnvEntry
-	20, // 2: drover.v1.JobSpec.labels:type_name -> drover.v1.JobSpec.LabelsEntry
-	24, // 3: drover.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
-	24, // 4: drover.v1.JobSpec.idle_timeout:type_name -> google.protobuf.Duration
-	24, // 5: drover.v1.JobSpec.queue_timeout:type_name -> google.protobuf.Duration
-	24, // 6: drover.v1.JobSpec.grace:type_name -> google.protobuf.Duration
-	24, // 7: drover.v1.JobSpec.linger:type_name -> google.protobuf.Duration
-	6,  // 8: drover.v1.JobSpec.limits:type_name -> drover.v1.Limits
-	7,  // 9: drover.v1.JobSpec.retry:type_name -> drover.v1.RetryPolicy
+	25, // 0: drover.v1.RetryPolicy.backoff:type_name -> google.protobuf.Duration
+	20, // 1: drover.v1.JobSpec.env:type_name -> drover.v1.JobSpec.EnvEntry
+	21, // 2: drover.v1.JobSpec.labels:type_name -> drover.v1.JobSpec.LabelsEntry
+	25, // 3: drover.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
+	25, // 4: drover.v1.JobSpec.idle_timeout:type_name -> google.protobuf.Duration
+	25, // 5: drover.v1.JobSpec.queue_timeout:type_name -> google.protobuf.Duration
+	25, // 6: drover.v1.JobSpec.grace:type_name -> google.protobuf.Duration
+	25, // 7: drover.v1.JobSpec.linger:type_name -> google.protobuf.Duration
+	7,  // 8: drover.v1.JobSpec.limits:type_name -> drover.v1.Limits
+	8,  // 9: drover.v1.JobSpec.retry:type_name -> drover.v1.RetryPolicy
 	3,  // 10: drover.v1.JobSpec.output_policy:type_name -> drover.v1.OutputPolicy
-	21, // 11: drover.v1.JobSpec.secrets:type_name -> drover.v1.JobSpec.SecretsEntry
-	24, // 12: drover.v1.StopProof.took:type_name -> google.protobuf.Duration
-	0,  // 13: drover.v1.Job.state:type_name -> drover.v1.JobState
-	1,  // 14: drover.v1.Job.evidence:type_name -> drover.v1.Evidence
-	25, // 15: drover.v1.Job.submit_time:type_name -> google.protobuf.Timestamp
-	25, // 16: drover.v1.Job.start_time:type_name -> google.protobuf.Timestamp
-	25, // 17: drover.v1.Job.end_time:type_name -> google.protobuf.Timestamp
-	9,  // 18: drover.v1.Job.stdout:type_name -> drover.v1.StreamInfo
-	9,  // 19: drover.v1.Job.stderr:type_name -> drover.v1.StreamInfo
-	25, // 20: drover.v1.Job.unreachable_since:type_name -> google.protobuf.Timestamp
-	22, // 21: drover.v1.Job.labels:type_name -> drover.v1.Job.LabelsEntry
-	10, // 22: drover.v1.Job.stop_proof:type_name -> drover.v1.StopProof
-	8,  // 23: drover.v1.Job.spec:type_name -> drover.v1.JobSpec
-	25, // 24: drover.v1.Condition.since:type_name -> google.protobuf.Timestamp
-	2,  // 25: drover.v1.Worker.state:type_name -> drover.v1.WorkerState
-	23, // 26: drover.v1.Worker.labels:type_name -> drover.v1.Worker.LabelsEntry
-	12, // 27: drover.v1.Worker.runners:type_name -> drover.v1.RunnerInfo
-	25, // 28: drover.v1.Worker.lease_expires:type_name -> google.protobuf.Timestamp
-	13, // 29: drover.v1.Worker.conditions:type_name -> drover.v1.Condition
-	25, // 30: drover.v1.Script.modify_time:type_name -> google.protobuf.Timestamp
-	4,  // 31: drover.v1.OutputChunk.stream:type_name -> drover.v1.Stream
-	25, // 32: drover.v1.OutputChunk.time:type_name -> google.protobuf.Timestamp
-	17, // 33: drover.v1.OutputChunk.gap:type_name -> drover.v1.OutputGap
-	18, // 34: drover.v1.OutputChunk.end:type_name -> drover.v1.OutputEnd
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	22, // 11: drover.v1.JobSpec.secrets:type_name -> drover.v1.JobSpec.SecretsEntry
+	5,  // 12: drover.v1.JobSpec.on_partition:type_name -> drover.v1.OnPartition
+	25, // 13: drover.v1.StopProof.took:type_name -> google.protobuf.Duration
+	0,  // 14: drover.v1.Job.state:type_name -> drover.v1.JobState
+	1,  // 15: drover.v1.Job.evidence:type_name -> drover.v1.Evidence
+	26, // 16: drover.v1.Job.submit_time:type_name -> google.protobuf.Timestamp
+	26, // 17: drover.v1.Job.start_time:type_name -> google.protobuf.Timestamp
+	26, // 18: drover.v1.Job.end_time:type_name -> google.protobuf.Timestamp
+	10, // 19: drover.v1.Job.stdout:type_name -> drover.v1.StreamInfo
+	10, // 20: drover.v1.Job.stderr:type_name -> drover.v1.StreamInfo
+	26, // 21: drover.v1.Job.unreachable_since:type_name -> google.protobuf.Timestamp
+	23, // 22: drover.v1.Job.labels:type_name -> drover.v1.Job.LabelsEntry
+	11, // 23: drover.v1.Job.stop_proof:type_name -> drover.v1.StopProof
+	9,  // 24: drover.v1.Job.spec:type_name -> drover.v1.JobSpec
+	26, // 25: drover.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	2,  // 26: drover.v1.Worker.state:type_name -> drover.v1.WorkerState
+	24, // 27: drover.v1.Worker.labels:type_name -> drover.v1.Worker.LabelsEntry
+	13, // 28: drover.v1.Worker.runners:type_name -> drover.v1.RunnerInfo
+	26, // 29: drover.v1.Worker.lease_expires:type_name -> google.protobuf.Timestamp
+	14, // 30: drover.v1.Worker.conditions:type_name -> drover.v1.Condition
+	26, // 31: drover.v1.Script.modify_time:type_name -> google.protobuf.Timestamp
+	4,  // 32: drover.v1.OutputChunk.stream:type_name -> drover.v1.Stream
+	26, // 33: drover.v1.OutputChunk.time:type_name -> google.protobuf.Timestamp
+	18, // 34: drover.v1.OutputChunk.gap:type_name -> drover.v1.OutputGap
+	19, // 35: drover.v1.OutputChunk.end:type_name -> drover.v1.OutputEnd
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_types_proto_init() }
@@ -2208,7 +2281,7 @@ func file_drover_v1_types_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_types_proto_rawDesc), len(file_drover_v1_types_proto_rawDesc)),
-			NumEnums:      5,
+			NumEnums:      6,
 			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,

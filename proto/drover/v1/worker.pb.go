@@ -37,7 +37,11 @@ type StartAttempt struct {
 	// Boot of the worker's host that the order is meant for; a worker of another
 	// boot drops it, and the scheduler settles the attempt when it hears of that
 	// boot. Empty is any.
-	BootId        string `protobuf:"bytes,5,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	BootId string `protobuf:"bytes,5,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	// How often the worker's lease had run out when the order was given. With
+	// on_partition STOP an order of before the last time is refused: the
+	// scheduler has perhaps given the attempt up since.
+	Lapses        uint64 `protobuf:"varint,6,opt,name=lapses,proto3" json:"lapses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -105,6 +109,13 @@ func (x *StartAttempt) GetBootId() string {
 		return x.BootId
 	}
 	return ""
+}
+
+func (x *StartAttempt) GetLapses() uint64 {
+	if x != nil {
+		return x.Lapses
+	}
+	return 0
 }
 
 // StopAttempt orders the end of one attempt.
@@ -1115,7 +1126,9 @@ type WorkerHello struct {
 	// Identity of the worker process.
 	InstanceId string `protobuf:"bytes,2,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	// No older report is missing after this frame.
-	Complete      bool `protobuf:"varint,3,opt,name=complete,proto3" json:"complete,omitempty"`
+	Complete bool `protobuf:"varint,3,opt,name=complete,proto3" json:"complete,omitempty"`
+	// How often the worker's lease has run out, by its own count.
+	Lapses        uint64 `protobuf:"varint,4,opt,name=lapses,proto3" json:"lapses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1169,6 +1182,13 @@ func (x *WorkerHello) GetComplete() bool {
 		return x.Complete
 	}
 	return false
+}
+
+func (x *WorkerHello) GetLapses() uint64 {
+	if x != nil {
+		return x.Lapses
+	}
+	return 0
 }
 
 // ScriptIndex is the whole list of a worker's scripts.
@@ -1276,13 +1296,14 @@ var File_drover_v1_worker_proto protoreflect.FileDescriptor
 
 const file_drover_v1_worker_proto_rawDesc = "" +
 	"\n" +
-	"\x16drover/v1/worker.proto\x12\tdrover.v1\x1a\x15drover/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\x01\n" +
+	"\x16drover/v1/worker.proto\x12\tdrover.v1\x1a\x15drover/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc0\x01\n" +
 	"\fStartAttempt\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12&\n" +
 	"\x05fence\x18\x03 \x01(\v2\x10.drover.v1.FenceR\x05fence\x12&\n" +
 	"\x04spec\x18\x04 \x01(\v2\x12.drover.v1.JobSpecR\x04spec\x12\x17\n" +
-	"\aboot_id\x18\x05 \x01(\tR\x06bootId\"\xaf\x01\n" +
+	"\aboot_id\x18\x05 \x01(\tR\x06bootId\x12\x16\n" +
+	"\x06lapses\x18\x06 \x01(\x04R\x06lapses\"\xaf\x01\n" +
 	"\vStopAttempt\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12&\n" +
@@ -1356,12 +1377,13 @@ const file_drover_v1_worker_proto_rawDesc = "" +
 	"\x05hello\x18\x01 \x01(\v2\x16.drover.v1.WorkerHelloR\x05hello\x122\n" +
 	"\areports\x18\x02 \x03(\v2\x18.drover.v1.AttemptReportR\areports\x120\n" +
 	"\ascripts\x18\x03 \x01(\v2\x16.drover.v1.ScriptIndexR\ascripts\x120\n" +
-	"\arunners\x18\x04 \x01(\v2\x16.drover.v1.RunnerIndexR\arunners\"c\n" +
+	"\arunners\x18\x04 \x01(\v2\x16.drover.v1.RunnerIndexR\arunners\"{\n" +
 	"\vWorkerHello\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12\x1f\n" +
 	"\vinstance_id\x18\x02 \x01(\tR\n" +
 	"instanceId\x12\x1a\n" +
-	"\bcomplete\x18\x03 \x01(\bR\bcomplete\"Z\n" +
+	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x12\x16\n" +
+	"\x06lapses\x18\x04 \x01(\x04R\x06lapses\"Z\n" +
 	"\vScriptIndex\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +

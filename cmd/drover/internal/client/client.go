@@ -32,10 +32,11 @@ const (
 	dialTimeout = 5 * time.Second
 	// CallTimeout bounds calls that answer at once; waits have no bound.
 	CallTimeout = 30 * time.Second
-	// A dead connection is noticed within keepaliveTime + keepaliveTimeout. The
-	// scheduler allows pings this often.
-	keepaliveTime    = 30 * time.Second
-	keepaliveTimeout = 10 * time.Second
+	// A dead connection is noticed within keepaliveTime + keepaliveTimeout, also
+	// when the network swallows everything: a reader then goes on by itself. gRPC
+	// takes no shorter time, and the scheduler allows pings this often.
+	keepaliveTime    = 10 * time.Second
+	keepaliveTimeout = 5 * time.Second
 )
 
 // Client is a connection to a scheduler, or to the active one of several. It may

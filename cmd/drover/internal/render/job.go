@@ -78,6 +78,7 @@ type Spec struct {
 	Retry          *Retry            `json:"retry,omitempty"`
 	OutputPolicy   string            `json:"output_policy,omitempty"`
 	OutputLimit    uint64            `json:"output_limit,omitempty"`
+	OnPartition    string            `json:"on_partition,omitempty"`
 	Secrets        []string          `json:"secrets,omitempty"` // names
 }
 
@@ -153,6 +154,9 @@ func newSpec(s *droverv1.JobSpec) *Spec {
 	}
 	if r := s.GetRetry(); r != nil {
 		v.Retry = &Retry{r.GetMaxRetries(), r.GetOnLost(), r.GetOnFailure(), r.GetExitCodes(), seconds(r.GetBackoff())}
+	}
+	if p := s.GetOnPartition(); p != droverv1.OnPartition_ON_PARTITION_UNSPECIFIED {
+		v.OnPartition = strings.ToLower(strings.TrimPrefix(p.String(), "ON_PARTITION_"))
 	}
 	if p := s.GetOutputPolicy(); p != droverv1.OutputPolicy_OUTPUT_POLICY_UNSPECIFIED {
 		v.OutputPolicy = strings.ToLower(strings.TrimPrefix(p.String(), "OUTPUT_POLICY_"))
