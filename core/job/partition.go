@@ -16,7 +16,7 @@ const (
 // StopItself have surely ended. The worker counts the lease from the moment
 // when it asked for it, which is before its scheduler heard of that; then it
 // stops them with their grace. A tenth is for clocks that do not run alike
-// (docs/adr/0016).
+// (docs/adr/0018).
 func PartitionWait(lease, grace time.Duration) time.Duration {
 	own := lease + grace
 	return own + own/10 + partitionMargin

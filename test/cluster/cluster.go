@@ -51,8 +51,9 @@ type Cluster struct {
 	Scheduler *Daemon
 
 	standby []*Daemon  // further schedulers
-	mu      sync.Mutex // guards workers
+	mu      sync.Mutex // guards workers and links
 	workers []*Daemon
+	links   []*Link
 }
 
 // Daemon is one running process of the cluster.
@@ -273,6 +274,9 @@ func (d *Daemon) LogText() string {
 // stop ends the cluster. Workers that a test killed are started once more: what
 // they left running is theirs to end.
 func (c *Cluster) stop() {
+	for _, l := range c.links {
+		l.Heal()
+	}
 	for _, w := range c.workers {
 		if !w.Alive() && strings.Count(w.LogText(), `msg="worker is down"`) < strings.Count(w.LogText(), `msg="worker is up"`) {
 			w.Start()
@@ -285,6 +289,10 @@ func (c *Cluster) stop() {
 	schedulers := append([]*Daemon{c.Scheduler}, c.standby...)
 	for _, s := range schedulers {
 		s.Terminate()
+	}
+	for _, l := range c.links {
+		l.Up.close()
+		l.Down.close()
 	}
 	if left := Processes(c.Dir); len(left) > 0 {
 		c.T.Errorf("processes left over: %v", left)
