@@ -55,7 +55,8 @@ func TestP4AWorkerWithoutALeaseStops(t *testing.T) {
 		{"an answer from before the end", []timed{lease, ask, prepared, running, tick(10 * second), late}, nil},
 		{
 			"a word of an older scheduler",
-			[]timed{lease, ask, prepared, running, {2 * second, TermSeen{Term: 2}}, {3 * second, renewed(3 * second)}, tick(10 * second)}, stopped,
+			[]timed{lease, ask, prepared, running, {2 * second, TermSeen{Term: 2}}, {3 * second, renewed(3 * second)}, tick(10 * second)},
+			stopped,
 		},
 		{"while it waits for its preparation", []timed{lease, ask, tick(10 * second)}, []string{"fence!", "stop!", "STOPPING"}},
 		{"and is prepared then", []timed{lease, ask, tick(10 * second), {10 * second, prepared.ev}}, []string{"done!", "STOPPED", "Cleanup"}},
@@ -72,7 +73,8 @@ func TestP4AWorkerWithoutALeaseStops(t *testing.T) {
 		{
 			"an order of the next lease",
 			[]timed{
-				lease, tick(10 * second), {11 * second, Renewed{Asked: 11 * second, Lease: 10 * second, Term: 1, Lapses: 1}},
+				lease, tick(10 * second),
+				{11 * second, Renewed{Asked: 11 * second, Lease: 10 * second, Term: 1, Lapses: 1}},
 				{12 * second, StartAsked{Order: leasedOrder(1, 1), Session: 1}},
 			},
 			[]string{"DISPATCHED", "Prepare"},

@@ -90,6 +90,7 @@ func NewPlan(seed uint64) Plan {
 	r := rand.New(rand.NewPCG(seed, 0x91a2))
 	p := Plan{Seed: seed, Workers: 1 + r.IntN(3), Slots: 1 + r.IntN(3)}
 	within := func(d time.Duration) time.Duration { return time.Duration(r.Int64N(int64(d))) }
+	outlives := false
 	for range 2 + r.IntN(10) {
 		j := Job{
 			At: within(faultyFor), Twice: r.IntN(4) == 0, Duration: within(500 * time.Millisecond),
@@ -115,6 +116,10 @@ func NewPlan(seed uint64) Plan {
 		}
 		if j.Leased = r.IntN(3) == 0; j.Leased && r.IntN(3) == 0 {
 			j.Grace, j.Stubborn = 15*time.Second, true
+		}
+		if j.Leased && !outlives { // a partition; one will do, or there is no end
+			outlives = true
+			j.Duration, j.Code = 60*time.Second, 0
 		}
 		p.Jobs = append(p.Jobs, j)
 	}

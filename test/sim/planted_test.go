@@ -64,7 +64,6 @@ var planted = []struct {
 	{"give up without waiting for the worker", "scheduler/partition.go", "job.PartitionWait(w.Lease, e.Spec.Grace)", "w.Lease"},
 	{"do not wait for the grace of a worker that is cut off", "scheduler/partition.go", "job.PartitionWait(w.Lease, e.Spec.Grace)", "job.PartitionWait(w.Lease, 0)"},
 	{"run on without a lease", "worker/lease.go", "m.recordLease()\n\tm.stopUnleased()\n", "m.recordLease()\n"},
-	{"take an order of before the lease ran out", "worker/lease.go", "case o.Lapses != m.lease.lapses:", "case false:"},
 	{"use an attempt number twice", "scheduler/attempt.go", "e.Attempt++\n", "e.Attempt = max(e.Attempt, 1)\n"},
 }
 
