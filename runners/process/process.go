@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,7 +29,8 @@ type Config struct {
 // holds one Runner and nothing else that waits for children.
 type Runner struct {
 	config Config
-	null   int // the null device, for jobs without standard input
+	finder finder
+	null   int // the null device, for jobs without standard input; -1 could not be opened
 
 	mu      sync.Mutex // guards the fields below
 	changed *sync.Cond // a process was registered, a fork ended, or the runner closed
@@ -38,7 +38,6 @@ type Runner struct {
 	byID    map[string]*proc
 	forks   map[uint64]struct{} // forks under way, by number
 	fork    uint64              // number of the newest fork
-	cgroups map[string]int      // opened cgroup folders
 	closed  bool
 }
 
@@ -57,8 +56,11 @@ func New(c Config) *Runner {
 	// 2. Kernels before 5.11 cannot say it in one call and pass it on.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	r := &Runner{
-		config: c, null: -1, byPID: map[int]*proc{}, byID: map[string]*proc{},
-		forks: map[uint64]struct{}{}, cgroups: map[string]int{},
+		config: c, null: -1, byPID: map[int]*proc{}, byID: map[string]*proc{}, forks: map[uint64]struct{}{},
+	}
+	// Shared by all jobs: nothing that one does with it can be seen by another.
+	if null, err := syscall.Open(os.DevNull, syscall.O_RDONLY|syscall.O_CLOEXEC, 0); err == nil {
+		r.null = null
 	}
 	r.changed = sync.NewCond(&r.mu)
 	go r.reap()
@@ -76,10 +78,6 @@ func (r *Runner) Close() error {
 	defer r.mu.Unlock()
 	r.closed = true
 	r.changed.Broadcast()
-	for _, fd := range r.cgroups {
-		_ = syscall.Close(fd)
-	}
-	r.cgroups = map[string]int{}
 	return nil
 }
 
@@ -104,10 +102,6 @@ func (r *Runner) Start(s runner.Spec, exited func(runner.Exit)) (runner.Process,
 	if err != nil {
 		return runner.Process{}, err
 	}
-	path, err := lookPath(argv[0], s.Env, s.Workdir)
-	if err != nil {
-		return runner.Process{}, err
-	}
 	f, err := r.openFiles(s)
 	if err != nil {
 		return runner.Process{}, err
@@ -117,22 +111,21 @@ func (r *Runner) Start(s runner.Spec, exited func(runner.Exit)) (runner.Process,
 	if c := s.Credential; c != nil {
 		attr.Sys.Credential = &syscall.Credential{Uid: c.UID, Gid: c.GID, Groups: c.Groups}
 	}
-	if s.Cgroup != "" {
-		if attr.Sys.CgroupFD, err = r.cgroup(s.Cgroup); err != nil {
-			return runner.Process{}, err
-		}
-		attr.Sys.UseCgroupFD = true
+	if f.cgroup >= 0 {
+		attr.Sys.CgroupFD, attr.Sys.UseCgroupFD = f.cgroup, true
 	}
 	number := r.beginFork()
-	pid, err := forkExec(path, argv, attr, s.CgroupTasks)
-	if err != nil {
+	pid, ticks, err := r.launch(argv, attr, s)
+	if pid == 0 {
 		r.endFork(number, nil)
-		return runner.Process{}, explain(err, path, s)
+		return runner.Process{}, err
 	}
 	f.close() // leaves room for one descriptor more, whatever the limit
 	// The reaper takes no process of this fork before endFork: the entry in
 	// /proc cannot go away.
-	ticks, err := startTicks(pid)
+	if ticks == 0 {
+		ticks, err = startTicks(pid)
+	}
 	if err != nil {
 		// What cannot be named for ever must not run: a failed start is no process.
 		_ = syscall.Kill(-pid, syscall.SIGKILL)
@@ -143,6 +136,26 @@ func (r *Runner) Start(s runner.Spec, exited func(runner.Exit)) (runner.Process,
 		return runner.Process{}, err
 	}
 	return runner.Process{PID: pid, StartTicks: ticks}, nil
+}
+
+// launch finds the executable and starts it; ticks is 0 when the start time has
+// to be asked for.
+func (r *Runner) launch(argv []string, attr *syscall.ProcAttr, s runner.Spec) (pid int, ticks uint64, err error) {
+	for {
+		path, trusted, err := r.finder.find(argv[0], s.Env, s.Workdir)
+		if err != nil {
+			return 0, 0, err
+		}
+		before := bootClock()
+		pid, err := forkExec(path, argv, attr, s.CgroupTasks)
+		if err == nil {
+			return pid, ticksBetween(before, bootClock()), nil
+		}
+		if !trusted {
+			return 0, 0, explain(err, path, s)
+		}
+		r.finder.forget() // it may be somewhere else now
+	}
 }
 
 func (r *Runner) argv(s runner.Spec) ([]string, error) {
@@ -184,75 +197,11 @@ func (r *Runner) endFork(number uint64, p *proc) {
 	r.changed.Broadcast()
 }
 
-// cgroup returns an open folder of a cgroup; folders are reused by many jobs,
-// so descriptors are kept.
-func (r *Runner) cgroup(path string) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if fd, ok := r.cgroups[path]; ok {
-		return fd, nil
-	}
-	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
-	if err != nil {
-		return 0, &runner.StartError{Reason: runner.Internal, Message: fmt.Sprintf("open the cgroup %s: %v", path, err)}
-	}
-	r.cgroups[path] = fd
-	return fd, nil
-}
-
-// lookPath finds an executable in the job's own PATH.
-func lookPath(name string, env []string, workdir string) (string, error) {
-	if name == "" {
-		return "", &runner.StartError{Reason: runner.BadRequest, Message: "the command is empty"}
-	}
-	if strings.ContainsRune(name, '/') {
-		if err := checkExecutable(name, workdir); err != nil {
-			return "", err
-		}
-		return name, nil
-	}
-	path := "/usr/local/bin:/usr/bin:/bin"
-	for _, kv := range env {
-		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
-			path = v
-		}
-	}
-	var denied error
-	for _, dir := range filepath.SplitList(path) {
-		if dir == "" {
-			dir = "."
-		}
-		candidate := filepath.Join(dir, name)
-		err := checkExecutable(candidate, workdir)
-		if err == nil {
-			return candidate, nil
-		}
-		if err.Reason == runner.NotExecutable {
-			denied = err
-		}
-	}
-	if denied != nil {
-		return "", denied
-	}
-	return "", &runner.StartError{Reason: runner.NotFound, Message: fmt.Sprintf("%q is not in the PATH %s", name, path)}
-}
-
-func checkExecutable(path, workdir string) *runner.StartError {
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(workdir, path)
-	}
-	var st syscall.Stat_t
-	if err := syscall.Stat(path, &st); err != nil {
-		return &runner.StartError{Reason: runner.NotFound, Message: fmt.Sprintf("execute %s: %v", path, err)}
-	}
-	if st.Mode&syscall.S_IFMT != syscall.S_IFREG || st.Mode&0o111 == 0 {
-		return &runner.StartError{Reason: runner.NotExecutable, Message: fmt.Sprintf("execute %s: it is not an executable file", path)}
-	}
-	return nil
-}
-
 // explain turns an errno of fork or exec into a reason.
 func explain(err error, path string, s runner.Spec) error {
+	if bad := checkExecutable(path, s.Workdir); bad != nil {
+		return bad
+	}
 	message := fmt.Sprintf("execute %s: %v", path, err)
 	switch {
 	case errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENOTDIR):

@@ -1,0 +1,104 @@
+package process
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/droverhq/drover/plugins/runner"
+)
+
+// TestTheStartTimeIsTheOneOfProc holds what the clock says against the kernel.
+func TestTheStartTimeIsTheOneOfProc(t *testing.T) {
+	known := 0
+	for range 200 {
+		before := bootClock()
+		pid, err := syscall.ForkExec("/bin/sh", []string{"sh", "-c", "exec sleep 60"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticks := ticksBetween(before, bootClock())
+		want, err := startTicks(pid)
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+		_, _ = syscall.Wait4(pid, nil, 0, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ticks == 0 {
+			continue // a tick went by: /proc is asked
+		}
+		if known++; ticks != want {
+			t.Fatalf("the clock says %d, /proc says %d", ticks, want)
+		}
+	}
+	t.Logf("known without asking: %d of 200", known)
+}
+
+func TestATickBetweenTwoLooksLeavesTheStartTimeOpen(t *testing.T) {
+	for _, c := range []struct {
+		before, after time.Duration
+		want          uint64
+	}{
+		{0, 0, 0}, // the clock could not be read
+		{50 * time.Millisecond, 59 * time.Millisecond, 5},
+		{59 * time.Millisecond, 60 * time.Millisecond, 0},
+		{60*time.Millisecond - 1, 60*time.Millisecond - 1, 5},
+	} {
+		if got := ticksBetween(c.before, c.after); got != c.want {
+			t.Errorf("ticksBetween(%v, %v) = %d, want %d", c.before, c.after, got, c.want)
+		}
+	}
+}
+
+// TestAnInterpreterThatMovesIsFoundAgain trusts a place, moves what was there,
+// and asks again.
+func TestAnInterpreterThatMovesIsFoundAgain(t *testing.T) {
+	first, second := t.TempDir(), t.TempDir()
+	env := []string{"PATH=" + first + ":" + second}
+	write := func(dir string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, "tool"), []byte("#!/bin/sh\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	find := func(f *finder, want string, wantTrusted bool) {
+		t.Helper()
+		file, trusted, err := f.find("tool", env, "/")
+		if err != nil || file != filepath.Join(want, "tool") || trusted != wantTrusted {
+			t.Fatalf("found %q, trusted %v, error %v; want it in %s, trusted %v", file, trusted, err, want, wantTrusted)
+		}
+	}
+	var f finder
+	write(first)
+	find(&f, first, false)
+	find(&f, first, true)
+	if err := os.Rename(filepath.Join(first, "tool"), filepath.Join(second, "tool")); err != nil {
+		t.Fatal(err)
+	}
+	f.forget()
+	find(&f, second, false)
+}
+
+// TestAStartLooksAgainWhenATrustedPlaceIsEmpty starts by a name, moves it within
+// the time of trust, and starts again.
+func TestAStartLooksAgainWhenATrustedPlaceIsEmpty(t *testing.T) {
+	first, second := t.TempDir(), t.TempDir()
+	tool := filepath.Join(first, "tool")
+	if err := os.Symlink("/bin/true", tool); err != nil {
+		t.Fatal(err)
+	}
+	r := &Runner{}
+	spec := runner.Spec{Env: []string{"PATH=" + first + ":" + second}, Workdir: "/"}
+	for _, dir := range []string{first, second} {
+		pid, _, err := r.launch([]string{"tool"}, &syscall.ProcAttr{Env: spec.Env}, spec)
+		if err != nil {
+			t.Fatalf("start of the tool in %s: %v", dir, err)
+		}
+		if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		_ = os.Rename(tool, filepath.Join(second, "tool"))
+	}
+}
