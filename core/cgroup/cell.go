@@ -28,6 +28,7 @@ type cell struct {
 	dir     string
 	unified bool
 	own     map[int]bool // this process and its ancestors: never signalled
+	events  *events      // nil with v1
 }
 
 func (c *cell) method() string {
@@ -45,11 +46,11 @@ func (c *cell) hasKill() bool {
 
 func (c *cell) empty() (bool, error) {
 	if c.unified {
-		n, err := readKey(c.dir, "cgroup.events", "populated")
+		populated, _, err := c.events.read()
 		if gone(err) {
 			return true, nil
 		}
-		return err == nil && n == 0, err
+		return err == nil && !populated, err
 	}
 	pids, err := c.pids()
 	return err == nil && len(pids) == 0, err

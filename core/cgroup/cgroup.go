@@ -78,8 +78,15 @@ type Manager struct {
 
 // spare is an empty group that waits for its next attempt.
 type spare struct {
-	dir  string
-	base Usage // what former attempts had used
+	dir    string
+	events *events // nil with v1
+}
+
+// close lets go of what is open of it.
+func (s spare) close() {
+	if s.events != nil {
+		s.events.close()
+	}
 }
 
 // control is a controller that limits can be set with.
@@ -279,8 +286,12 @@ func (m *Manager) Close() error {
 	m.mu.Lock()
 	done := m.closed
 	m.closed = true
+	spares := m.spares
 	m.spares = nil
 	m.mu.Unlock()
+	for _, s := range spares {
+		s.close()
+	}
 	if done {
 		return nil
 	}

@@ -29,7 +29,8 @@ type Group struct {
 	limits   []controlDir // folders that were made for limits, v1 only
 	limited  bool
 	reopened bool
-	base     Usage       // what former attempts in this folder had used
+	events   *events     // of dir, if that is a v2 cgroup
+	base     Usage       // what former attempts in this folder had used; of limited groups only
 	killed   atomic.Bool // cgroup.kill was used on it
 	released atomic.Bool
 }
@@ -50,16 +51,26 @@ func (m *Manager) Acquire(l job.Limits) (*Group, error) {
 	}
 	g := &Group{m: m, unified: m.mode != ModeV1, limited: l != job.Limits{}}
 	s, name := m.take(g.limited)
-	g.dir, g.base = s.dir, s.base
+	g.dir, g.events = s.dir, s.events
 	if g.dir == "" {
 		g.dir = filepath.Join(m.base, name)
 		if err := os.Mkdir(g.dir, 0o755); err != nil {
 			m.forget(g.dir)
 			return nil, errs.E(op, errs.Internal, "CGROUP", fmt.Errorf("make group: %w", err))
 		}
+		if g.unified {
+			g.events = newEvents(g.dir)
+		}
 	}
 	if g.limited {
-		if err := g.limit(l); err != nil {
+		var err error
+		if name == "" {
+			g.base, err = g.read(g.dir)
+		}
+		if err == nil {
+			err = g.limit(l)
+		}
+		if err != nil {
 			g.discard()
 			return nil, errs.E(op, errs.Internal, "CGROUP", err)
 		}
@@ -112,6 +123,7 @@ func (m *Manager) Reopen(name string) (*Group, error) {
 			g.limited = true
 		case controller == "unified" || controller == "unified-limited":
 			g.dir, g.unified, g.limited = dir, true, controller == "unified-limited"
+			g.events = newEvents(dir)
 		case controller == "freezer":
 			g.dir = dir
 		default:
@@ -184,6 +196,7 @@ func (g *Group) Release() error {
 	}
 	state, err := g.state()
 	if err != nil {
+		spare{events: g.events}.close()
 		return errs.E("release cgroup", errs.Internal, "CGROUP", err)
 	}
 	// A group that was killed is not used again: Linux of 2025 and later takes a process
@@ -194,15 +207,13 @@ func (g *Group) Release() error {
 		g.discard()
 		return nil
 	}
-	usage, err := g.read(g.dir)
-	if err != nil {
-		return errs.E("release cgroup", errs.Internal, "CGROUP", err)
-	}
-	kept := g.m.give(spare{dir: g.dir, base: usage})
+	s := spare{dir: g.dir, events: g.events}
+	kept := g.m.give(s)
 	for _, c := range g.limits {
 		g.m.remove(c.dir)
 	}
 	if !kept {
+		s.close()
 		g.m.remove(g.dir)
 	}
 	return nil
@@ -210,6 +221,7 @@ func (g *Group) Release() error {
 
 // discard removes the group's folders, now or when they can be.
 func (g *Group) discard() {
+	spare{events: g.events}.close()
 	g.m.remove(g.dir)
 	for _, c := range g.limits {
 		g.m.remove(c.dir)
@@ -274,13 +286,10 @@ func (g *Group) state() (state, error) {
 		s.empty = len(pids) == 0
 		return s, err
 	}
-	text, err := readFile(filepath.Join(g.dir, "cgroup.events"), make([]byte, 128))
+	populated, frozen, err := g.events.read()
 	if gone(err) {
 		return state{empty: true, gone: true}, nil
 	}
-	if err != nil {
-		return state{}, err
-	}
-	s.empty, s.frozen = keyed(text, "populated") == 0, keyed(text, "frozen") != 0
-	return s, nil
+	s.empty, s.frozen = !populated, frozen
+	return s, err
 }

@@ -209,7 +209,8 @@ func TestPruneRemovesEmptyGroupsOfFormerLivesOnly(t *testing.T) {
 				t.Skip("needs cgroups")
 			}
 			former := filepath.Join(m.base, "0000000000-1")
-			alive := &Group{m: m, dir: filepath.Join(m.base, "0000000000-2"), unified: m.Mode() != ModeV1, reopened: true}
+			dir := filepath.Join(m.base, "0000000000-2")
+			alive := &Group{m: m, dir: dir, unified: m.Mode() != ModeV1, events: newEvents(dir), reopened: true}
 			for _, dir := range []string{former, alive.dir} {
 				if err := os.Mkdir(dir, 0o755); err != nil {
 					t.Fatal(err)

@@ -117,7 +117,7 @@ func TestFilesOfARemovedCgroup(t *testing.T) {
 	if empty, err := (&cell{dir: dir}).empty(); !empty || err != nil {
 		t.Errorf("v1: %v, %v", empty, err)
 	}
-	if empty, err := (&cell{dir: dir, unified: true}).empty(); !empty || err != nil {
+	if empty, err := (&cell{dir: dir, unified: true, events: newEvents(dir)}).empty(); !empty || err != nil {
 		t.Errorf("v2: %v, %v", empty, err)
 	}
 	killed := map[process]bool{}

@@ -74,11 +74,12 @@ func TestCPULimitSlowsDown(t *testing.T) {
 func TestUsageCountsThisAttemptOnly(t *testing.T) {
 	t.Parallel()
 	m := open(t, Config{})
-	if m.watcher == nil {
-		t.Skipf("needs cgroup v2, mode is %s", m.Mode())
+	limits := job.Limits{Pids: 50}
+	if m.watcher == nil || m.Check(limits) != nil {
+		t.Skipf("needs cgroup v2 and a limit, mode is %s", m.Mode())
 	}
 	for range 2 {
-		g := acquire(t, m, job.Limits{})
+		g := acquire(t, m, limits)
 		before, err := g.Usage()
 		if err != nil || before.CPUMicros != 0 {
 			t.Errorf("a fresh group has used %+v, %v", before, err)

@@ -52,7 +52,7 @@ func (g *Group) holder(req StopRequest) holder {
 	if g.dir == "" {
 		return &walker{scanner: g.m.scanner, never: g.m.never, req: req, reopened: g.reopened, known: map[process]bool{}}
 	}
-	return &cell{dir: g.dir, unified: g.unified, own: g.m.never}
+	return &cell{dir: g.dir, unified: g.unified, own: g.m.never, events: g.events}
 }
 
 // Empty tells whether no process of the attempt is left. Zombies do not count:

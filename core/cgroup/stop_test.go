@@ -252,7 +252,7 @@ func TestV2CanBeKilledByFreezing(t *testing.T) {
 	g := acquire(t, m, job.Limits{})
 	s := start(t, g, `trap "" TERM; sleep 300 & (setsid sleep 300 &) ; echo ready; sleep 300; :`)
 	s.line(t)
-	c := &cell{dir: g.dir, unified: true}
+	c := &cell{dir: g.dir, unified: true, events: g.events}
 	killed := map[process]bool{}
 	if err := c.killFrozen(killed); err != nil {
 		t.Fatal(err)

@@ -13,10 +13,11 @@ type Usage struct {
 	OOMKills  uint64 // processes killed for want of memory under a limit
 }
 
-// Usage reads what the group has used since it was acquired. Where the host
-// counts nothing it is zero.
+// Usage reads what the group has used since it was acquired. It is zero where the
+// host counts nothing, and for a group without limits: those are used again
+// thousands of times a second, and their counters are not read in between.
 func (g *Group) Usage() (Usage, error) {
-	if g.dir == "" {
+	if g.dir == "" || !g.limited {
 		return Usage{}, nil
 	}
 	u, err := g.read(g.dir)
