@@ -55,8 +55,10 @@ type entry struct {
 	sum    [32]byte
 }
 
-func (e *entry) encode() []byte {
-	b := make([]byte, 0, entrySize)
+// encode appends the entry as it lies on the disk.
+func (e *entry) encode(to []byte) []byte {
+	start := len(to)
+	b := slices.Grow(to, entrySize)[start:]
 	b = binary.LittleEndian.AppendUint64(b, uint64(e.time.UnixNano()))
 	b = append(b, e.key.Job[:]...)
 	b = binary.LittleEndian.AppendUint32(b, e.key.Attempt)
@@ -65,7 +67,7 @@ func (e *entry) encode() []byte {
 	b = binary.LittleEndian.AppendUint64(b, e.segOff)
 	b = append(b, e.sum[:]...)
 	binary.LittleEndian.PutUint16(b[30:], check(b))
-	return b
+	return append(to, b...)
 }
 
 // check folds a checksum of an entry, but for its own place, into 16 bits.
@@ -161,51 +163,66 @@ func (seg *segment) release() {
 	}
 }
 
-// announce writes an entry at the end of a segment's index. A write that is cut
-// short by a full disk leaves a torn tail, which the next one overwrites.
-func (s *Store) announce(seg *segment, e *entry) error {
+// announce writes entries at the end of a segment's index, with one write. One
+// that is cut short by a full disk leaves a torn tail, which the next overwrites.
+func (s *Store) announce(seg *segment, entries ...entry) error {
+	b := make([]byte, 0, 2*entrySize)
+	for i := range entries {
+		b = entries[i].encode(b)
+	}
 	s.idxMu.Lock()
 	defer s.idxMu.Unlock()
 	if err := s.config.fault("index"); err != nil {
 		return fmt.Errorf("write the output index: %w", err)
 	}
-	if _, err := seg.index.WriteAt(e.encode(), seg.idxSize); err != nil {
+	if _, err := seg.index.WriteAt(b, seg.idxSize); err != nil {
 		return fmt.Errorf("write the output index: %w", err)
 	}
-	seg.idxSize += entrySize
+	seg.idxSize += int64(len(b))
 	return nil
 }
 
 // announceSize bounds the last move for a host that crashes later. Without it
 // that move is in doubt then, so it is a wish.
 func (s *Store) announceSize(seg *segment) {
-	e := entry{time: s.config.Now(), kind: kindSize, segOff: seg.size}
-	if err := s.announce(seg, &e); err != nil {
+	if err := s.announce(seg, entry{time: s.config.Now(), kind: kindSize, segOff: seg.size}); err != nil {
 		s.config.Log.Warn("output index not closed", "path", seg.path, "error", err)
 	}
 }
 
-// writeEnd seals a stream in the index of the newest shared segment.
-func (s *Store) writeEnd(st *stream, sum job.Stream) error {
-	e := entry{time: s.config.Now(), key: st.owner.key, stream: st.id, kind: kindEnd, off: sum.Size, segOff: uint64(st.owner.opts.Policy)}
-	if _, err := hex.Decode(e.sum[:], []byte(sum.SHA256)); err != nil {
-		return fmt.Errorf("seal a stream: %w", err)
+// writeEnds seals streams of an attempt in the index of the newest shared segment.
+func (s *Store) writeEnds(a *attempt, sealed []*stream, sums [2]job.Stream) error {
+	if len(sealed) == 0 {
+		return nil
 	}
-	// All zeros stand for no sum.
+	now := s.config.Now()
+	entries := make([]entry, 0, 2)
+	for _, st := range sealed {
+		sum := sums[st.id-1]
+		e := entry{time: now, key: a.key, stream: st.id, kind: kindEnd, off: sum.Size, segOff: uint64(a.opts.Policy)}
+		// All zeros stand for no sum.
+		if _, err := hex.Decode(e.sum[:], []byte(sum.SHA256)); err != nil {
+			return fmt.Errorf("seal a stream: %w", err)
+		}
+		entries = append(entries, e)
+	}
 	seg, err := s.holdShared()
 	if err != nil {
 		return err
 	}
-	err = s.announce(seg, &e)
+	err = s.announce(seg, entries...)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer s.unref(seg)
 	if err != nil {
-		s.unref(seg)
 		return err
 	}
-	// The entry must live as long as the stream: an extent without bytes.
-	st.extents = append(st.extents, extent{seg: seg, off: sum.Size})
-	st.owner.note(seg)
+	for _, st := range sealed {
+		// The entry must live as long as the stream: an extent without bytes.
+		seg.refs++
+		st.extents = append(st.extents, extent{seg: seg, off: sums[st.id-1].Size})
+	}
+	a.note(seg)
 	return nil
 }
 
@@ -223,7 +240,7 @@ func (s *Store) writeRemoved(a *attempt) error {
 	if err != nil {
 		return err
 	}
-	err = s.announce(seg, &entry{time: s.config.Now(), key: a.key, kind: kindRemoved})
+	err = s.announce(seg, entry{time: s.config.Now(), key: a.key, kind: kindRemoved})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {

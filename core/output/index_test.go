@@ -33,7 +33,7 @@ func entries() []entry {
 func TestEntriesComeBackAsTheyWere(t *testing.T) {
 	t.Parallel()
 	for _, want := range entries() {
-		raw := want.encode()
+		raw := want.encode(nil)
 		if len(raw) != entrySize {
 			t.Fatalf("%d bytes", len(raw))
 		}
@@ -50,7 +50,7 @@ func TestEntriesComeBackAsTheyWere(t *testing.T) {
 func TestEveryFlippedBitOfAnEntryIsFound(t *testing.T) {
 	t.Parallel()
 	for _, e := range entries() {
-		raw := e.encode()
+		raw := e.encode(nil)
 		for bit := range len(raw) * 8 {
 			bad := bytes.Clone(raw)
 			bad[bit/8] ^= 1 << (bit % 8)
@@ -65,7 +65,7 @@ func TestEveryFlippedBitOfAnEntryIsFound(t *testing.T) {
 func TestP11EntriesOfAWorkerWithoutChecksAreRead(t *testing.T) {
 	t.Parallel()
 	for _, e := range entries() {
-		raw := e.encode()
+		raw := e.encode(nil)
 		raw[30], raw[31] = 0, 0
 		if _, ok := decodeEntry(raw); !ok {
 			t.Errorf("kind %d is refused", e.kind)
@@ -78,7 +78,7 @@ func TestP11EntriesOfAWorkerWithoutChecksAreRead(t *testing.T) {
 func FuzzRecover(f *testing.F) {
 	var whole, old []byte
 	for _, e := range entries() {
-		raw := e.encode()
+		raw := e.encode(nil)
 		whole = append(whole, raw...)
 		raw[30], raw[31] = 0, 0 // lets the fuzzer through the check
 		old = append(old, raw...)

@@ -13,14 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lane is a reusable pair of named pipes. The store holds only read ends:
-// end-of-file then comes exactly when no process of the job holds the other
-// side any more (P8).
+// lane is a reusable pair of named pipes. The store holds only read ends, from
+// the first job to the last: a pipe hangs up exactly while no process holds the
+// other side (P8).
 type lane struct {
 	number int
 	paths  Lanes
-	fds    [2]int // -1 while the lane is free
-	given  bool   // belongs to another user than the worker
+	fds    [2]int   // -1 while they are not open
+	tokens [2]int32 // by which epoll speaks of them; 0 while it does not listen
+	given  bool     // belongs to another user than the worker
+	grown  bool     // holds more than a new pipe
 }
 
 func makeLane(dir string, number int) (*lane, error) {
@@ -48,10 +50,12 @@ func openLane(paths Lanes) (*lane, error) {
 	return l, l.open()
 }
 
-// open opens fresh read ends: only a descriptor that was opened after the
-// last writer of the job before has left does not report that one's end.
+// open opens the read ends that are not open.
 func (l *lane) open() error {
 	for i, p := range []string{l.paths.Stdout, l.paths.Stderr} {
+		if l.fds[i] >= 0 {
+			continue
+		}
 		fd, err := syscall.Open(p, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
 		if err != nil {
 			l.close()
@@ -105,6 +109,19 @@ func (l *lane) poke() error {
 	return nil
 }
 
+// ends tells of each pipe whether no process holds the write side and nothing is
+// in it. It asks the pipes themselves and does not wait.
+func (l *lane) ends() (ended [2]bool) {
+	p := [2]unix.PollFd{{Fd: int32(l.fds[0]), Events: unix.POLLIN}, {Fd: int32(l.fds[1]), Events: unix.POLLIN}}
+	if _, err := unix.Poll(p[:], 0); err != nil {
+		return ended // asked again when there is news
+	}
+	for i := range ended {
+		ended[i] = p[i].Revents&(unix.POLLHUP|unix.POLLIN) == unix.POLLHUP
+	}
+	return ended
+}
+
 // grow gives a stream that writes much a larger pipe: fewer wake-ups. It is a
 // wish; a user over their share of pipe memory keeps the small one.
 func grow(fd int) {
@@ -114,8 +131,8 @@ func grow(fd int) {
 func (l *lane) close() {
 	for i, fd := range l.fds {
 		if fd >= 0 {
-			_ = syscall.Close(fd)
-			l.fds[i] = -1
+			_ = syscall.Close(fd) // epoll forgets it with that
+			l.fds[i], l.tokens[i] = -1, 0
 		}
 	}
 }

@@ -86,10 +86,20 @@ func (s *Store) wait(ctx context.Context, events []unix.EpollEvent, ready map[*s
 			_, _ = unix.Read(s.wake, b[:])
 			continue
 		}
-		if st := s.byToken[e.Fd]; st != nil {
+		st := s.byToken[e.Fd]
+		switch {
+		case st == nil: // of a lane that is free
+		case e.Events&unix.EPOLLIN != 0:
 			ready[st] = ready[st] || e.Events&unix.EPOLLHUP != 0
+		case st.owner.over:
+			ready[st] = true
 		}
 	}
+	for _, st := range s.nudged {
+		ready[st] = true
+	}
+	clear(s.nudged)
+	s.nudged = s.nudged[:0]
 	if n <= 0 {
 		for st := range s.blocked {
 			ready[st] = ready[st] || hungUp(st.fd)
@@ -121,6 +131,7 @@ func (s *Store) move(st *stream, hup bool) (more bool, err error) {
 	for range movesPerTurn {
 		s.mu.Lock()
 		fd, eof := st.fd, st.eof
+		st.moving = fd >= 0 && !eof
 		s.mu.Unlock()
 		if fd < 0 || eof {
 			return false, nil
@@ -130,9 +141,7 @@ func (s *Store) move(st *stream, hup bool) (more bool, err error) {
 			return false, fmt.Errorf("ask a pipe: %w", err)
 		}
 		if pending == 0 {
-			if hup {
-				s.ended(st)
-			}
+			s.moved(st, hup)
 			return false, nil
 		}
 		if why := s.room(st); why != "" {
@@ -186,7 +195,7 @@ func (s *Store) moveOnce(fd int, st *stream) error {
 	}
 	now := s.config.Now()
 	e := entry{time: now, key: st.owner.key, stream: st.id, kind: kindMove, off: st.size, segOff: seg.size}
-	if err := s.announce(seg, &e); err != nil {
+	if err := s.announce(seg, e); err != nil {
 		return err
 	}
 	at := int64(seg.size)
@@ -259,6 +268,11 @@ func (s *Store) target(st *stream) (*segment, error) {
 	s.mu.Unlock()
 	if old == nil {
 		grow(st.fd)
+		s.mu.Lock()
+		if l := st.owner.lane; l != nil {
+			l.grown = true
+		}
+		s.mu.Unlock()
 	} else {
 		s.hashAhead(st)
 		s.mu.Lock()
@@ -268,10 +282,20 @@ func (s *Store) target(st *stream) (*segment, error) {
 	return seg, nil
 }
 
-// ended notes that no process holds a stream any more.
-func (s *Store) ended(st *stream) {
+// moved notes that all is moved that was in a pipe.
+func (s *Store) moved(st *stream, hup bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	st.moving = false
+	delete(s.blocked, st)
+	// What epoll said may be old, or of the job before: the pipe itself is asked.
+	if hup && st.owner.over && st.fd >= 0 && st.owner.lane.ends()[st.id-1] {
+		s.end(st)
+	}
+}
+
+// end notes that no process holds a stream any more; s.mu is held.
+func (s *Store) end(st *stream) {
 	if st.eof {
 		return
 	}

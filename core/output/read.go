@@ -128,7 +128,9 @@ func (r *Reader) pick() (*cursor, *found, []<-chan struct{}) {
 		}
 		f := c.peek()
 		if f == nil {
-			c.st.waiting = true
+			if c.st.changed == nil {
+				c.st.changed = make(chan struct{})
+			}
 			waits = append(waits, c.st.changed)
 			continue
 		}

@@ -33,6 +33,7 @@ const (
 	defaultQuota = 8 << 30
 	lowDisk      = 256 << 20 // free bytes below which people are told
 	maxMove      = 1 << 20   // bytes per splice
+	openLanes    = 512       // free lanes whose read ends stay open
 )
 
 // sizes of files. Small outputs share a segment; a stream that outgrows
@@ -71,7 +72,8 @@ type Store struct {
 	byToken  map[int32]*stream // by the token that epoll reports
 	token    int32             // newest token; fds are reused, tokens are not
 	free     []*lane
-	lanes    int // number of the newest lane
+	nudged   []*stream // for the mover to look at, whatever epoll says
+	lanes    int       // number of the newest lane
 	segments map[uint64]*segment
 	number   uint64   // of the newest segment
 	shared   *segment // where small outputs go now
@@ -90,6 +92,7 @@ type attempt struct {
 	opts     Options
 	streams  [2]*stream
 	drained  chan struct{}
+	over     bool // no process of it can open a pipe any more: a hung up one is at its end
 	finished bool
 	lane     *lane      // nil when no process can write any more
 	noted    []*segment // shared ones that speak of it
@@ -105,14 +108,13 @@ type stream struct {
 	lost      []span   // what a damaged disk took
 	private   *segment // chunk that it goes on in
 	eof       bool
+	moving    bool // bytes may be on their way from the pipe to a segment
 	exceeded  bool
 	lastWrite time.Time
 	sealed    bool // size and sha256 are final
 	sha256    string
-	token     int32
 	hash      *hasher
-	changed   chan struct{} // closed and replaced when somebody waits and something changes
-	waiting   bool
+	changed   chan struct{} // made when somebody waits, closed when something changes
 }
 
 // span is a range of a stream.
@@ -256,7 +258,7 @@ func newAttempt(key job.Key, o Options) *attempt {
 	}
 	a := &attempt{key: key, opts: o, drained: make(chan struct{})}
 	for i := range a.streams {
-		a.streams[i] = &stream{id: StreamID(i + 1), owner: a, fd: -1, changed: make(chan struct{}), hash: newHasher()}
+		a.streams[i] = &stream{id: StreamID(i + 1), owner: a, fd: -1, hash: &hasher{}}
 	}
 	return a
 }
@@ -268,15 +270,42 @@ func (s *Store) attach(a *attempt, l *lane) error {
 	for i, st := range a.streams {
 		st.fd = l.fds[i]
 		st.eof = false
+		if l.tokens[i] != 0 {
+			s.byToken[l.tokens[i]] = st
+			continue
+		}
 		s.token++
-		st.token = s.token
-		s.byToken[st.token] = st
-		event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLHUP | unix.EPOLLET, Fd: st.token}
+		event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLHUP | unix.EPOLLET, Fd: s.token}
 		if err := unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, st.fd, &event); err != nil {
 			return errs.E("listen to a lane", errs.Internal, "OUTPUT", err)
 		}
+		l.tokens[i] = s.token
+		s.byToken[s.token] = st
 	}
 	return nil
+}
+
+// detach takes the lane of a finished attempt back; s.mu is held.
+func (s *Store) detach(a *attempt) {
+	l := a.lane
+	if l == nil {
+		return
+	}
+	a.lane = nil
+	for i, st := range a.streams {
+		delete(s.byToken, l.tokens[i])
+		delete(s.blocked, st)
+		st.fd = -1
+	}
+	switch {
+	case !a.streams[0].eof || !a.streams[1].eof:
+		l.remove() // somebody may still hold it: never used again
+		return
+	case l.grown || len(s.free) >= openLanes:
+		l.close()
+		l.grown = false
+	}
+	s.free = append(s.free, l)
 }
 
 // Resume takes up an attempt again after a restart of the worker. What its
@@ -328,16 +357,36 @@ func (s *Store) NoWriter(key job.Key) {
 }
 
 // Drained returns a channel that is closed once no process holds either stream
-// and every byte is in a segment.
+// and every byte is in a segment. It is called when the main process is gone or
+// never was: a pipe that hangs up before that has perhaps not been opened yet.
 func (s *Store) Drained(key job.Key) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a := s.attempts[key]; a != nil {
+	a := s.attempts[key]
+	if a == nil {
+		done := make(chan struct{})
+		close(done)
+		return done
+	}
+	if a.lane == nil {
 		return a.drained
 	}
-	done := make(chan struct{})
-	close(done)
-	return done
+	a.over = true
+	ended := a.lane.ends()
+	for i, st := range a.streams {
+		switch {
+		case st.eof:
+		case ended[i] && !st.moving:
+			s.end(st)
+		default:
+			// Bytes are in the pipe or on their way out of it: the mover is told.
+			s.nudged = append(s.nudged, st)
+		}
+	}
+	if len(s.nudged) > 0 {
+		s.wakeUp()
+	}
+	return a.drained
 }
 
 // Sizes tells how much each stream has written; ok is false for an unknown attempt.
@@ -374,28 +423,13 @@ func (s *Store) Finish(ctx context.Context, key job.Key) (stdout, stderr job.Str
 	if a == nil {
 		return stdout, stderr, errs.E("finish output", errs.NotFound, "OUTPUT", fmt.Errorf("attempt %v is unknown", key))
 	}
-	var sums [2]job.Stream
-	for i, st := range a.streams {
-		if sums[i], err = s.seal(ctx, st); err != nil {
-			return stdout, stderr, err
-		}
+	sums, err := s.seal(ctx, a)
+	if err != nil {
+		return stdout, stderr, err
 	}
 	s.mu.Lock()
 	a.finished = true
-	if l := a.lane; l != nil {
-		a.lane = nil
-		for i, st := range a.streams {
-			delete(s.byToken, st.token)
-			delete(s.blocked, st)
-			_ = unix.Close(l.fds[i])
-			l.fds[i], st.fd = -1, -1
-		}
-		if a.streams[0].eof && a.streams[1].eof {
-			s.free = append(s.free, l)
-		} else {
-			l.remove() // somebody may still hold it: never used again
-		}
-	}
+	s.detach(a)
 	for i, st := range a.streams {
 		st.sha256, st.sealed, st.hash = sums[i].SHA256, true, nil
 		st.private = nil
@@ -406,26 +440,31 @@ func (s *Store) Finish(ctx context.Context, key job.Key) (stdout, stderr job.Str
 	return sums[0], sums[1], nil
 }
 
-// seal hashes the rest of a stream and writes its END entry.
-func (s *Store) seal(ctx context.Context, st *stream) (job.Stream, error) {
+// seal hashes the rest of both streams and writes their END entries. One may
+// have been sealed before a crash, the other not.
+func (s *Store) seal(ctx context.Context, a *attempt) (sums [2]job.Stream, err error) {
+	var left []*stream
 	s.mu.Lock()
-	// One stream of an attempt may have been sealed before a crash, the other not.
-	done, sum := st.sealed, job.Stream{Size: st.size, SHA256: st.sha256}
+	for i, st := range a.streams {
+		sums[i] = job.Stream{Size: st.size, SHA256: st.sha256}
+		if !st.sealed {
+			left = append(left, st)
+		}
+	}
 	s.mu.Unlock()
-	if done {
-		return sum, nil
+	for _, st := range left {
+		sum := &sums[st.id-1]
+		sum.SHA256, err = s.digest(ctx, st, sum.Size)
+		switch {
+		case errors.Is(err, errGap):
+			// A restarted worker sums from the beginning, and a ring may have given
+			// that back: no sum is better than a wrong one.
+			s.config.Log.Warn("output has no sum", "job", a.key.Job, "error", err)
+		case err != nil:
+			return sums, err
+		}
 	}
-	digest, err := s.digest(ctx, st, sum.Size)
-	switch {
-	case errors.Is(err, errGap):
-		// A restarted worker sums from the beginning, and a ring may have given
-		// that back: no sum is better than a wrong one.
-		s.config.Log.Warn("output has no sum", "job", st.owner.key.Job, "error", err)
-	case err != nil:
-		return sum, err
-	}
-	sum.SHA256 = digest
-	return sum, s.writeEnd(st, sum)
+	return sums, s.writeEnds(a, left, sums)
 }
 
 // Keys lists every attempt that has output.
@@ -480,10 +519,9 @@ func (s *Store) drop(a *attempt) {
 
 // notify wakes the readers of a stream; s.mu is held.
 func (st *stream) notify() {
-	if st.waiting {
+	if st.changed != nil {
 		close(st.changed)
-		st.changed = make(chan struct{})
-		st.waiting = false
+		st.changed = nil
 	}
 }
 
