@@ -25,6 +25,14 @@ const (
 	futileBefore = time.Second
 )
 
+// The gate of frames to a plugin.
+const (
+	gateFrom  = 32 // attempts that are with it
+	gateLast  = 2  // things in the frame before
+	gateEach  = 8 * time.Microsecond
+	gateWidth = time.Millisecond
+)
+
 // States of a plugin, as people see them.
 const (
 	stateStarting  = "starting"
@@ -394,12 +402,14 @@ func (p *hosted) survives(ctx context.Context, proc *process) bool {
 
 // send carries frames down; what gathers while one is sent makes the next.
 func (p *hosted) send(ctx context.Context, stream grpc.BidiStreamingClient[runnerv1.SessionRequest, runnerv1.SessionResponse]) {
+	last := 0
 	for {
 		p.mu.Lock()
 		f := p.pending
 		p.pending = &runnerv1.SessionRequest{}
 		p.mu.Unlock()
-		if len(f.GetStarts())+len(f.GetSignals())+len(f.GetAcks())+len(f.GetAdopts()) > 0 {
+		if n := len(f.GetStarts()) + len(f.GetSignals()) + len(f.GetAcks()) + len(f.GetAdopts()); n > 0 {
+			last = n
 			if err := stream.Send(f); err != nil {
 				// Whether it arrived is unknown: a start of a known id starts
 				// nothing, so all of it may be said again (P2).
@@ -418,7 +428,20 @@ func (p *hosted) send(ctx context.Context, stream grpc.BidiStreamingClient[runne
 		case <-ctx.Done():
 			return
 		case <-p.wake:
+			p.gather(last)
 		}
+	}
+}
+
+// gather waits a moment for more to send while many attempts come and go: the
+// plugin has enough to do meanwhile, and is woken less often. last is how many
+// things the last frame held.
+func (p *hosted) gather(last int) {
+	p.mu.Lock()
+	n := len(p.attempts)
+	p.mu.Unlock()
+	if n >= gateFrom && last >= gateLast {
+		time.Sleep(min(gateWidth, time.Duration(n)*gateEach))
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -247,7 +248,8 @@ func (l *Library) take(t *tree, name string) *Pin {
 func (l *Library) drop(t *tree) {
 	l.mu.Lock()
 	t.pins--
-	idle := t.pins == 0
+	// The current generation stays, whoever holds it.
+	idle := t.pins == 0 && !slices.ContainsFunc(l.folders, func(f *folder) bool { return f.current == t })
 	if idle {
 		l.litter = true
 	}

@@ -79,11 +79,13 @@ type ProcessStarted struct {
 	Started journal.Started
 }
 
-// ProcessExited says how the main process ended, or that there was none.
+// ProcessExited says how the main process ended, or that there was none. Started
+// is set when the news of its start came at the same time.
 type ProcessExited struct {
-	Key  job.Key
-	PID  int
-	Exit journal.Exit
+	Key     job.Key
+	PID     int
+	Started *journal.Started
+	Exit    journal.Exit
 }
 
 // ProcessGone says that the process is gone and nobody saw how.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,7 +13,9 @@ import (
 )
 
 const (
-	preparers     = 8                      // orders that are prepared at once
+	preparers     = 8                      // goroutines that prepare orders
+	ordersEach    = 8                      // orders of one round that one of them takes
+	littleOutput  = 64 << 10               // bytes that are summed while the loop waits
 	pollFirst     = 2 * time.Millisecond   // between two looks whether a group is empty
 	pollLongest   = 200 * time.Millisecond // the same, after a while
 	watchLongest  = 5 * time.Second        // the same, for detached children
@@ -56,23 +59,33 @@ func (h *hands) drop(key job.Key) {
 	delete(h.held, key)
 }
 
-// prepare answers with Prepared.
-func (h *hands) prepare(ctx context.Context, e Prepare) {
-	h.tasks.Go(func() {
-		select {
-		case h.slots <- struct{}{}:
-			defer func() { <-h.slots }()
-		case <-ctx.Done():
-			return
-		}
-		p, err := h.preparer.prepare(ctx, e.Key, e.Spec)
-		if err != nil {
-			h.post(Prepared{Key: e.Key, Refusal: err})
-			return
-		}
-		h.set(&holding{key: e.Key, group: p.group, pin: p.pin, folder: p.intent.Folder, oom: p.oom, start: p})
-		h.post(Prepared{Key: e.Key, Intent: p.intent})
-	})
+// prepare takes the orders of one round and answers each with Prepared.
+func (h *hands) prepare(ctx context.Context, orders []Prepare) {
+	for some := range slices.Chunk(orders, ordersEach) {
+		h.tasks.Go(func() {
+			select {
+			case h.slots <- struct{}{}:
+				defer func() { <-h.slots }()
+			case <-ctx.Done():
+				return
+			}
+			done := make([]Event, 0, len(some))
+			for _, e := range some {
+				done = append(done, h.prepareOne(ctx, e))
+			}
+			h.post(done...)
+		})
+	}
+}
+
+func (h *hands) prepareOne(ctx context.Context, e Prepare) Prepared {
+	p, err := h.preparer.prepare(ctx, e.Key, e.Spec)
+	if err != nil {
+		return Prepared{Key: e.Key, Refusal: err}
+	}
+	plain := !p.intent.Folder && p.group.Dir() != "" && e.Spec.Limits == (job.Limits{})
+	h.set(&holding{key: e.Key, group: p.group, pin: p.pin, folder: p.intent.Folder, oom: p.oom, plain: plain, start: p})
+	return Prepared{Key: e.Key, Intent: p.intent}
 }
 
 // startProcess hands the start to the plugin host, which queues it.
@@ -113,6 +126,10 @@ func (h *hands) relaunch(ctx context.Context, e Relaunch) {
 
 // settle waits for the children of a main process that is gone (P10).
 func (h *hands) settle(ctx context.Context, e Settle) {
+	if f, ok := h.settleNow(ctx, e); ok {
+		h.post(Settled{Key: e.Key, Finished: &f})
+		return
+	}
 	h.do(ctx, e.Key, false, func(ctx context.Context, x *holding) {
 		linger := time.NewTimer(e.Linger)
 		defer linger.Stop()
@@ -136,6 +153,27 @@ func (h *hands) settle(ctx context.Context, e Settle) {
 			h.tell(ctx, Settled{Key: e.Key, Left: true})
 		}
 	})
+}
+
+// settleNow does without a goroutine what most short jobs need: nobody writes any
+// more, the group is empty, the output is small. It takes a few system calls.
+func (h *hands) settleNow(ctx context.Context, e Settle) (Finished, bool) {
+	x := h.get(e.Key)
+	if x == nil || !x.plain || x.busy() {
+		return Finished{}, false
+	}
+	select {
+	case <-h.output.Drained(x.key):
+	default:
+		return Finished{}, false
+	}
+	if stdout, stderr, _ := h.output.Sizes(x.key); stdout+stderr > littleOutput {
+		return Finished{}, false
+	}
+	if empty, err := x.group.Empty(e.StopRequest); err != nil || !empty {
+		return Finished{}, false
+	}
+	return h.sealed(ctx, x, e.OOM), true
 }
 
 // await waits until nobody writes and no process is left, or until the time is
@@ -191,6 +229,7 @@ func (h *hands) sealed(ctx context.Context, x *holding, oom bool) Finished {
 // stopGroup ends every process (P9).
 func (h *hands) stopGroup(ctx context.Context, e StopGroup) {
 	h.do(ctx, e.Key, true, func(ctx context.Context, x *holding) {
+		x.killed()
 		proof, err := x.group.Stop(ctx, e.StopRequest)
 		if ctx.Err() != nil {
 			// A harder stop waits behind this one and will have the proof.
@@ -256,25 +295,32 @@ func (h *hands) probeIdle(e ProbeIdle) {
 	h.post(Quiet{Key: e.Key, For: quiet})
 }
 
-// cleanup gives back all that an attempt holds.
+// cleanup gives back all that an attempt holds: at once where that takes two
+// system calls, which is after most short jobs.
 func (h *hands) cleanup(ctx context.Context, e Cleanup) {
-	h.do(ctx, e.Key, false, func(ctx context.Context, x *holding) {
-		if _, _, sealed := x.streams(); !sealed {
-			h.preparer.giveBack(ctx, e.Key)
+	if x := h.get(e.Key); x != nil && x.light() {
+		h.giveUp(ctx, x)
+		return
+	}
+	h.do(ctx, e.Key, false, h.giveUp)
+}
+
+func (h *hands) giveUp(ctx context.Context, x *holding) {
+	if _, _, sealed := x.streams(); !sealed {
+		h.preparer.giveBack(ctx, x.key)
+	}
+	if err := x.group.Release(); err != nil {
+		h.log.Warn("cgroup not released", "job", x.key.Job, "attempt", x.key.Attempt, "error", err)
+	}
+	if x.pin != nil {
+		x.pin.Release()
+	}
+	if x.folder {
+		if err := h.preparer.folders.remove(attemptID(x.key)); err != nil {
+			h.log.Warn("attempt folder not removed", "job", x.key.Job, "attempt", x.key.Attempt, "error", err)
 		}
-		if err := x.group.Release(); err != nil {
-			h.log.Warn("cgroup not released", "job", e.Key.Job, "attempt", e.Key.Attempt, "error", err)
-		}
-		if x.pin != nil {
-			x.pin.Release()
-		}
-		if x.folder {
-			if err := h.preparer.folders.remove(attemptID(e.Key)); err != nil {
-				h.log.Warn("attempt folder not removed", "job", e.Key.Job, "attempt", e.Key.Attempt, "error", err)
-			}
-		}
-		h.drop(e.Key)
-	})
+	}
+	h.drop(x.key)
 }
 
 // removeOutput deletes the output of a forgotten attempt.

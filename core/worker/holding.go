@@ -17,6 +17,7 @@ type holding struct {
 	pin    *Pin
 	folder bool   // it has files of its own
 	oom    uint64 // kills of the group before this attempt
+	plain  bool   // a cgroup (v2) without limits, and no files: nothing that takes long
 
 	mu     sync.Mutex // guards all below
 	start  *prepared  // until the process exists
@@ -24,6 +25,7 @@ type holding struct {
 	active bool               // a goroutine works on the queue
 	cancel context.CancelFunc // of what runs now
 	termed uint32             // by stops that a harder one overtook
+	shot   bool               // the group was stopped: it is removed and not used again
 	sealed bool               // the output is finished
 	stdout job.Stream
 	stderr job.Stream
@@ -68,6 +70,27 @@ func (h *holding) next(parent context.Context) (func(context.Context), context.C
 	ctx, cancel := context.WithCancel(parent)
 	h.cancel = cancel
 	return f, ctx, cancel
+}
+
+// busy tells whether something works with it.
+func (h *holding) busy() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.active
+}
+
+// light tells whether giving all back takes no time.
+func (h *holding) light() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.plain && h.sealed && !h.active && !h.shot
+}
+
+// killed remembers that the group was stopped.
+func (h *holding) killed() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.shot = true
 }
 
 // launch returns what the plugin needs; nil once the process exists.

@@ -48,9 +48,11 @@ type Feed struct{ in *inbox }
 func NewFeed() *Feed { return &Feed{in: newInbox()} }
 
 // Push hands over news in order. It never blocks. Ids that no worker gave are
-// left out.
+// left out. A start whose exit is among the news goes with the exit: nobody would
+// see that the process runs, and its record would be dead at once.
 func (f *Feed) Push(news []ProcessEvent) {
 	evs := make([]Event, 0, len(news))
+	short := shortLived(news)
 	for i := range news {
 		n := &news[i]
 		key, err := parseAttemptID(n.ID)
@@ -58,10 +60,11 @@ func (f *Feed) Push(news []ProcessEvent) {
 			continue
 		}
 		switch {
+		case n.Started != nil && short[n.ID] != nil:
 		case n.Started != nil:
 			evs = append(evs, ProcessStarted{Key: key, Started: *n.Started})
 		case n.Exit != nil:
-			evs = append(evs, ProcessExited{Key: key, PID: n.Exit.PID, Exit: n.Exit.record()})
+			evs = append(evs, ProcessExited{Key: key, PID: n.Exit.PID, Started: short[n.ID], Exit: n.Exit.record()})
 		case n.Unknown:
 			evs = append(evs, ProcessUnknown{Key: key})
 		case n.Gone:
@@ -69,6 +72,27 @@ func (f *Feed) Push(news []ProcessEvent) {
 		}
 	}
 	f.in.put(evs...)
+}
+
+// shortLived returns the starts of processes whose exit follows in the same news.
+func shortLived(news []ProcessEvent) map[string]*journal.Started {
+	var begun, short map[string]*journal.Started
+	for i := range news {
+		n := &news[i]
+		switch {
+		case n.Started != nil:
+			if begun == nil {
+				begun = make(map[string]*journal.Started, len(news))
+			}
+			begun[n.ID] = n.Started
+		case n.Exit != nil && begun[n.ID] != nil && begun[n.ID].PID == n.Exit.PID:
+			if short == nil {
+				short = make(map[string]*journal.Started, len(news))
+			}
+			short[n.ID] = begun[n.ID]
+		}
+	}
+	return short
 }
 
 // OutputExceeded tells that a stream passed its limit under policy Fail.

@@ -97,7 +97,14 @@ func (w *Worker) loop(ctx context.Context) {
 		}
 		clear(effects)
 		w.arm(timer)
+		w.gather(ctx, len(evs))
 	}
+}
+
+// gather waits a moment for more events while many attempts come and go: one round
+// then serves many. Alone, an event is served at once.
+func (w *Worker) gather(ctx context.Context, last int) {
+	sleep(ctx, gate(w.machine.Counts().Live, last))
 }
 
 // arm sets the timer for the machine's next deadline.
@@ -122,8 +129,21 @@ func (w *Worker) carryOut(ctx context.Context, effects []Effect) bool {
 	}
 	// Before the answers: who has one finds counts at least as new.
 	w.note()
+	var orders []Prepare
+	var acks []string
 	for _, e := range effects {
-		w.perform(ctx, e)
+		switch e := e.(type) {
+		case Prepare:
+			orders = append(orders, e)
+		case AckExit:
+			acks = append(acks, attemptID(e.Key))
+		default:
+			w.perform(ctx, e)
+		}
+	}
+	w.hands.prepare(ctx, orders)
+	if len(acks) > 0 {
+		w.cfg.Runners.Ack(acks...)
 	}
 	return true
 }
@@ -178,8 +198,6 @@ func (w *Worker) perform(ctx context.Context, e Effect) {
 		w.board.unpublish(e.Key)
 	case Reply:
 		w.tickets.answer(e.Ticket, answer{e.Report, e.Err})
-	case AckExit:
-		w.cfg.Runners.Ack(attemptID(e.Key))
 	default:
 		w.act(ctx, e)
 	}
@@ -188,8 +206,6 @@ func (w *Worker) perform(ctx context.Context, e Effect) {
 // act carries out the effects that touch processes and files.
 func (w *Worker) act(ctx context.Context, e Effect) {
 	switch e := e.(type) {
-	case Prepare:
-		w.hands.prepare(ctx, e)
 	case StartProcess:
 		w.hands.startProcess(e)
 	case Relaunch:

@@ -16,6 +16,7 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/journal"
 )
 
 func newPreparer(t *testing.T, w *world, p Policy) *preparer {
@@ -288,6 +289,32 @@ func TestFeedTranslatesNews(t *testing.T) {
 	}
 	if signalName(syscall.Signal(40)) != "SIG40" {
 		t.Errorf("real-time signal: %s", signalName(40))
+	}
+}
+
+// TestFeedJoinsAStartAndItsExit: only the exit of the same process takes it along.
+func TestFeedJoinsAStartAndItsExit(t *testing.T) {
+	t.Parallel()
+	f := NewFeed()
+	started := func(n byte, pid int) ProcessEvent {
+		return ProcessEvent{ID: attemptID(testKey(n)), Started: &journal.Started{PID: pid}}
+	}
+	exited := func(n byte, pid int) ProcessEvent {
+		return ProcessEvent{ID: attemptID(testKey(n)), Exit: &ProcessExit{PID: pid}}
+	}
+	f.Push([]ProcessEvent{started(1, 7), started(2, 8), exited(3, 9), started(4, 5), exited(1, 7), exited(4, 6)})
+	evs := f.in.take(nil)
+	if len(evs) != 5 {
+		t.Fatalf("%d events: %+v", len(evs), evs)
+	}
+	if x, ok := evs[0].(ProcessStarted); !ok || x.Started.PID != 8 {
+		t.Errorf("first %+v, want the start of one that runs", evs[0])
+	}
+	for i, want := range map[int]int{1: 0, 3: 7, 4: 0} {
+		x := evs[i].(ProcessExited)
+		if got := x.Started; want == 0 && got != nil || want != 0 && (got == nil || got.PID != want) {
+			t.Errorf("exit %d goes with the start %+v, want that of %d", i, got, want)
+		}
 	}
 }
 

@@ -186,7 +186,12 @@ func (m *Machine) exited(e ProcessExited) {
 	if a.pid == 0 && e.PID != 0 {
 		a.pid = e.PID
 		// A short job may skip RUNNING.
-		a.report = a.next(func(r *job.Report) { r.PID = e.PID })
+		a.report = a.next(func(r *job.Report) {
+			r.PID = e.PID
+			if s := e.Started; s != nil {
+				a.startTicks, r.Start = s.StartTicks, s.Wall
+			}
+		})
 	}
 	switch {
 	case a.phase == phaseFinishing:

@@ -193,11 +193,19 @@ func (w *Worker) send(ctx context.Context, up func(Up) error) error {
 		}
 		select {
 		case <-w.board.wake:
+			sleep(ctx, gate(w.live(), len(f.Reports)))
 		case <-indexed:
 		case <-ctx.Done():
 		}
 	}
 	return nil
+}
+
+// live is how many attempts are under way.
+func (w *Worker) live() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.counts.Live
 }
 
 func nonNil(rs []job.RunnerInfo) []job.RunnerInfo {

@@ -11,12 +11,22 @@ import (
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
 
-// Frame gating: with many events about, waiting a moment for more saves a
-// wake-up of the worker per event; alone, an event goes out at once.
+// Frame gating: with many attempts that come and go, waiting a moment for more
+// events saves a wake-up of the worker per event; with a few, or one among many
+// that only run, an event goes out at once.
 const (
-	gateEvents = 8
-	gateDelay  = 500 * time.Microsecond
+	gateFrom  = 32 // attempts about
+	gateLast  = 2  // events in the frame before
+	gateEach  = 8 * time.Microsecond
+	gateWidth = 2 * time.Millisecond
 )
+
+func gate(attempts, last int) time.Duration {
+	if attempts < gateFrom || last < gateLast {
+		return 0
+	}
+	return min(gateWidth, time.Duration(attempts)*gateEach)
+}
 
 // Session implements the protocol. It ends when the worker leaves, and when a
 // newer session takes over: whoever speaks on the old one must learn that.
@@ -28,7 +38,7 @@ func (s *Server) Session(stream grpc.BidiStreamingServer[runnerv1.SessionRequest
 	var wait sync.WaitGroup
 	defer wait.Wait()
 	defer s.closeSession(out)
-	wait.Go(func() { out.send(stream) })
+	wait.Go(func() { out.send(stream, s.about) })
 	left := make(chan struct{})
 	// Owned by the server, not by this call: Recv returns after the call has.
 	s.wait.Go(func() {
@@ -142,13 +152,19 @@ func (o *outbox) close() {
 	o.change(func(*runnerv1.SessionResponse) {})
 }
 
+// about is how many attempts wait to start, run, or are not acknowledged.
+func (s *Server) about() int {
+	waiting := s.queue.len()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return waiting + len(s.attempts)
+}
+
 // send carries frames out until the outbox is closed or the stream breaks.
-func (o *outbox) send(stream grpc.ServerStreamingServer[runnerv1.SessionResponse]) {
-	busy := false
+func (o *outbox) send(stream grpc.ServerStreamingServer[runnerv1.SessionResponse], about func() int) {
+	last := 0
 	for range o.wake {
-		if busy {
-			time.Sleep(gateDelay)
-		}
+		time.Sleep(gate(about(), last))
 		o.mu.Lock()
 		frame, closed := o.frame, o.closed
 		o.frame = &runnerv1.SessionResponse{}
@@ -156,9 +172,7 @@ func (o *outbox) send(stream grpc.ServerStreamingServer[runnerv1.SessionResponse
 		if closed {
 			return
 		}
-		n := len(frame.GetStarted()) + len(frame.GetExited())
-		busy = n >= gateEvents
-		if n == 0 && !frame.GetSynced() {
+		if last = len(frame.GetStarted()) + len(frame.GetExited()); last == 0 && !frame.GetSynced() {
 			continue
 		}
 		if err := stream.Send(frame); err != nil {
@@ -189,6 +203,12 @@ func (q *startQueue) add(starts []*runnerv1.Start) {
 	q.starts = append(q.starts, starts...)
 	q.mu.Unlock()
 	q.more.Broadcast()
+}
+
+func (q *startQueue) len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.starts)
 }
 
 func (q *startQueue) close() {
