@@ -71,7 +71,8 @@ func TestStepsOfOneAttempt(t *testing.T) {
 		{"exit twice", []Event{ask, prepared, running, exitOf(1, 0, ""), exitOf(1, 1, "")}, nil},
 		{"exit before started", []Event{ask, prepared, exitOf(1, 0, "")}, []string{"exited!", "Settle"}},
 		{
-			"start and exit at once", []Event{ask, prepared, ProcessExited{Key: k, PID: 9, Started: &journal.Started{PID: 9, StartTicks: 3}}},
+			"start and exit at once",
+			[]Event{ask, prepared, ProcessExited{Key: k, PID: 9, Started: &journal.Started{PID: 9, StartTicks: 3}}},
 			[]string{"exited!", "Settle"},
 		},
 		{"end", []Event{ask, prepared, running, exitOf(1, 0, ""), empty}, []string{"done!", "AckExit", "SUCCEEDED", "Cleanup"}},
