@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -14,6 +16,7 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/client"
 	"github.com/droverhq/drover/cmd/drover/internal/dev"
 	"github.com/droverhq/drover/cmd/drover/internal/measure"
+	"github.com/droverhq/drover/cmd/drover/internal/peers"
 	"github.com/droverhq/drover/cmd/drover/internal/render"
 	"github.com/droverhq/drover/core/errs"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
@@ -25,6 +28,7 @@ type benchFlags struct {
 	rounds   int
 	slice    time.Duration
 	inFlight int
+	peers    []string
 }
 
 func newBench(e *env) *cobra.Command {
@@ -33,7 +37,9 @@ func newBench(e *env) *cobra.Command {
 		Use: "bench", Short: "Measure this machine: drover beside the bare limit", Args: cobra.ArbitraryArgs,
 		Long: "bench starts a cluster of its own on this machine, with mutual TLS, durable records and output\n" +
 			"kept, and measures it in turns with the bare limit: fork, exec and wait of the same program.\n" +
-			"The ratio of the two says more than either figure. Without a part it measures jobs.",
+			"The ratio of the two says more than either figure. Without a part it measures jobs.\n\n" +
+			"--peer measures other programs in the same rounds: " + strings.Join(peers.Names(), ", ") + ",\n" +
+			"or auto for those that are installed. What they need they are given in a temporary folder.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return group(cmd, args)
@@ -45,11 +51,14 @@ func newBench(e *env) *cobra.Command {
 	f.IntVar(&b.rounds, "rounds", 5, "how many rounds; figures are their medians")
 	f.DurationVar(&b.slice, "slice", 2*time.Second, "how long each half of a round lasts")
 	f.IntVar(&b.inFlight, "in-flight", 256, "how many jobs are under way at once")
+	f.StringSliceVar(&b.peers, "peer", nil, "other programs to compare with: "+strings.Join(peers.Names(), ", ")+" or auto")
+	completeFlag(cmd, "peer", fixed(append(peers.Names(), peerAuto)...))
 	b.register(cmd)
 	cmd.AddCommand(
 		b.part("spawn", "Measure the bare limit alone", func(ctx context.Context) error { return b.spawn(ctx, e) }),
 		b.part("jobs", "Measure short jobs per second", func(ctx context.Context) error { return b.jobs(ctx, e) }),
 		newBenchMemory(e),
+		b.part("latency", "Measure how long one job, one command line and one line of output take", func(ctx context.Context) error { return b.latency(ctx, e) }),
 	)
 	return cmd
 }
@@ -73,6 +82,9 @@ func (b *benchFlags) check(e *env) (*render.Printer, error) {
 		return nil, errs.Field(op, "--slice", "SLICE", "%v is less than 10ms", b.slice)
 	case b.inFlight < 1:
 		return nil, errs.Field(op, "--in-flight", "IN_FLIGHT", "%d is less than 1", b.inFlight)
+	}
+	if err := b.choosePeers(); err != nil {
+		return nil, err
 	}
 	return b.printer(e)
 }
@@ -124,53 +136,87 @@ func (b *benchFlags) jobs(ctx context.Context, e *env) error {
 	}
 	ctx, stop := e.untilSignal(ctx)
 	defer stop()
-	return b.onCluster(ctx, func(c *client.Client, workloads []measure.Workload, processes map[string][]int) error {
+	return b.onCluster(ctx, func(t *testbed) error {
+		others, err := b.startPeers(ctx, t.dir)
+		if err != nil {
+			return err
+		}
+		defer closePeers(others)
 		out := compared{limits: limits{map[string]float64{}}}
 		var rows [][]string
-		for _, w := range workloads {
-			fmt.Fprintf(e.stderr, "Measuring %s: %d rounds of 2 x %v.\n", w.Name, b.rounds, b.slice)
-			r, err := measure.Compare(ctx, benchJobs{c}, w, measure.Plan{
-				Rounds: b.rounds, Slice: b.slice, InFlight: b.inFlight, Processes: processes,
-			})
+		for _, w := range t.workloads {
+			fmt.Fprintf(e.stderr, "Measuring %s: %d rounds of %d x %v.\n", w.Name, b.rounds, 2+len(others), b.slice)
+			plan := b.plan(t)
+			for _, o := range others {
+				plan.Peers = append(plan.Peers, o)
+			}
+			r, err := measure.Compare(ctx, benchJobs{t.client}, w, plan)
 			if err != nil {
 				return err
 			}
 			out.Limit[w.Name] = r.LimitPerS
 			out.Results = append(out.Results, r)
-			rows = append(rows, benchRow(r))
+			rows = append(rows, benchRows(r)...)
 		}
 		return render.Report(p, out,
-			[]string{"PROGRAM", "JOBS/S", "LIMIT/S", "RATIO", "RANGE", "CPU us/JOB: SCHEDULER", "WORKER", "PLUGINS", "CLIENT"}, rows)
+			[]string{"PROGRAM", "BY", "JOBS/S", "LIMIT/S", "RATIO", "RANGE", "CPU us/JOB: SCHEDULER", "WORKER", "PLUGINS", "CLIENT"}, rows)
 	})
 }
 
-func benchRow(r measure.Result) []string {
+func (b *benchFlags) plan(t *testbed) measure.Plan {
+	return measure.Plan{Rounds: b.rounds, Slice: b.slice, InFlight: b.inFlight, Processes: t.processes}
+}
+
+func benchRows(r measure.Result) [][]string {
 	row := []string{
-		r.Job, fmt.Sprintf("%.0f", r.JobsPerS), fmt.Sprintf("%.0f", r.LimitPerS), fmt.Sprintf("%.2f", r.Ratio),
+		r.Job, "drover", fmt.Sprintf("%.0f", r.JobsPerS), fmt.Sprintf("%.0f", r.LimitPerS), fmt.Sprintf("%.2f", r.Ratio),
 		fmt.Sprintf("%.2f-%.2f", r.RatioMin, r.RatioMax),
 	}
 	for _, process := range []string{"scheduler", "worker", "plugin", "client"} {
 		row = append(row, fmt.Sprintf("%.0f", r.CPUMicrosJob[process]))
 	}
-	return row
+	rows := [][]string{row}
+	for _, p := range r.Peers {
+		rows = append(rows, []string{r.Job, p.Peer, fmt.Sprintf("%.0f", p.JobsPerS), fmt.Sprintf("%.0f", r.LimitPerS), fmt.Sprintf("%.2f", p.Ratio)})
+	}
+	return rows
+}
+
+// testbed is a cluster that exists only to be measured.
+type testbed struct {
+	client    *client.Client
+	workloads []measure.Workload
+	processes map[string][]int // role -> pids
+	dir       string           // for files of the measurement
+	scripts   string           // the cluster's script folder
+	address   string
+	certs     string
+}
+
+// command is a run of drover as a whole process.
+func (t *testbed) command(ctx context.Context, args ...string) (*exec.Cmd, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find drover: %w", err)
+	}
+	return exec.CommandContext(ctx, self, append([]string{"--address", t.address, "--certs", t.certs}, args...)...), nil
 }
 
 // onCluster measures on a cluster that exists only for it.
-func (b *benchFlags) onCluster(ctx context.Context, f func(*client.Client, []measure.Workload, map[string][]int) error) (err error) {
+func (b *benchFlags) onCluster(ctx context.Context, f func(*testbed) error) (err error) {
 	dir, err := os.MkdirTemp("", "drover-bench-")
 	if err != nil {
 		return fmt.Errorf("make a folder to measure in: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	scripts := filepath.Join(dir, "scripts")
-	if err := os.Mkdir(scripts, 0o755); err != nil {
+	t := &testbed{dir: dir, scripts: filepath.Join(dir, "scripts")}
+	if err := os.Mkdir(t.scripts, 0o755); err != nil {
 		return fmt.Errorf("make a folder to measure in: %w", err)
 	}
-	workloads, err := measure.Workloads(scripts, "line.sh")
-	if err != nil {
+	if t.workloads, err = measure.Workloads(t.scripts, "line.sh"); err != nil {
 		return err
 	}
-	cluster, err := openDev(&devFlags{Options: dev.Options{Dir: filepath.Join(dir, "cluster"), Workers: 1, Scripts: scripts}})
+	cluster, err := openDev(&devFlags{Options: dev.Options{Dir: filepath.Join(dir, "cluster"), Workers: 1, Scripts: t.scripts}})
 	if err != nil {
 		return err
 	}
@@ -181,19 +227,19 @@ func (b *benchFlags) onCluster(ctx context.Context, f func(*client.Client, []mea
 	if err != nil {
 		return err
 	}
-	c, err := client.Dial(client.Target{Address: running.Address, Certs: running.Certs}, version)
-	if err != nil {
+	t.address, t.certs = running.Address, running.Certs
+	if t.client, err = client.Dial(client.Target{Address: t.address, Certs: t.certs}, version); err != nil {
 		return err
 	}
-	defer c.Close()
+	defer t.client.Close()
 	if running, err = cluster.Status(); err != nil {
 		return err
 	}
-	processes := map[string][]int{"client": {os.Getpid()}}
+	t.processes = map[string][]int{"client": {os.Getpid()}}
 	for _, p := range running.Processes {
-		processes[p.Role] = append(processes[p.Role], p.PID)
+		t.processes[p.Role] = append(t.processes[p.Role], p.PID)
 	}
-	return f(c, workloads, processes)
+	return f(t)
 }
 
 func quietDown(ctx context.Context, c *dev.Cluster) error {

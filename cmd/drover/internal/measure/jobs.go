@@ -31,6 +31,7 @@ type Result struct {
 	RatioMin     float64            `json:"ratio_min"`
 	RatioMax     float64            `json:"ratio_max"`
 	CPUMicrosJob map[string]float64 `json:"cpu_us_per_job"`
+	Peers        []PeerResult       `json:"peers,omitempty"`
 }
 
 // Plan says what to measure.
@@ -39,6 +40,7 @@ type Plan struct {
 	Slice     time.Duration    // length of each half of a round
 	InFlight  int              // jobs at once
 	Processes map[string][]int // name -> pids, for CPU per job
+	Peers     []Peer           // others that run the same command in each round
 }
 
 // Limit measures the limit alone: the median of the rounds.
@@ -58,6 +60,7 @@ func Limit(ctx context.Context, w Workload, p Plan) (float64, error) {
 func Compare(ctx context.Context, jobs Jobs, w Workload, p Plan) (Result, error) {
 	var rates, limits, ratios []float64
 	total := 0
+	others := make([]contest, len(p.Peers))
 	used := map[string]time.Duration{}
 	for range p.Rounds {
 		limit, err := w.Bare.Rate(ctx, p.Slice)
@@ -70,6 +73,11 @@ func Compare(ctx context.Context, jobs Jobs, w Workload, p Plan) (Result, error)
 		}
 		total += n
 		rates, limits, ratios = append(rates, rate), append(limits, limit), append(ratios, rate/limit)
+		for i, peer := range p.Peers {
+			if err := others[i].round(ctx, peer, w.Bare.Command(), p.Slice, limit, rate); err != nil {
+				return Result{}, err
+			}
+		}
 	}
 	cpu := map[string]float64{}
 	for name, t := range used {
@@ -78,6 +86,7 @@ func Compare(ctx context.Context, jobs Jobs, w Workload, p Plan) (Result, error)
 	return Result{
 		Job: w.Name, InFlight: p.InFlight, JobsPerS: median(rates), LimitPerS: median(limits),
 		Ratio: median(ratios), RatioMin: slices.Min(ratios), RatioMax: slices.Max(ratios), CPUMicrosJob: cpu,
+		Peers: peerResults(p.Peers, others),
 	}, nil
 }
 

@@ -29,11 +29,7 @@ func (s Spawner) Rate(ctx context.Context, d time.Duration) (float64, error) {
 		return 0, fmt.Errorf("open the null device: %w", err)
 	}
 	defer null.Close()
-	attr := &syscall.ProcAttr{
-		Env:   os.Environ(),
-		Files: []uintptr{null.Fd(), null.Fd(), null.Fd()},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
-	}
+	attr := attributes(null)
 	goroutines := s.Goroutines
 	if goroutines == 0 {
 		goroutines = 4
@@ -61,6 +57,27 @@ func (s Spawner) Rate(ctx context.Context, d time.Duration) (float64, error) {
 		return 0, err
 	default:
 		return float64(count.Load()) / time.Since(begin).Seconds(), ctx.Err()
+	}
+}
+
+// Command is the command line for a program that runs it.
+func (s Spawner) Command() []string { return append([]string{s.Path}, s.Argv[1:]...) }
+
+// Once starts one process and waits for it.
+func (s Spawner) Once() error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("open the null device: %w", err)
+	}
+	defer null.Close()
+	return s.once(attributes(null))
+}
+
+func attributes(null *os.File) *syscall.ProcAttr {
+	return &syscall.ProcAttr{
+		Env:   os.Environ(),
+		Files: []uintptr{null.Fd(), null.Fd(), null.Fd()},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 }
 

@@ -1,0 +1,55 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// bench runs "drover bench" as short as it goes; the figures mean nothing.
+func bench(t *testing.T, into any, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "drover"), append([]string{"bench", "-o", "json"}, args...)...)
+	cmd.Env = append(cmd.Environ(), "TMPDIR="+t.TempDir())
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("bench %q: %v\n%s\n%s", args, err, out, stderrOf(err))
+	}
+	if err := json.Unmarshal(out, into); err != nil {
+		t.Fatalf("bench %q printed %s: %v", args, out, err)
+	}
+}
+
+func stderrOf(err error) []byte {
+	if exit, ok := err.(*exec.ExitError); ok {
+		return exit.Stderr
+	}
+	return nil
+}
+
+func TestBenchLatencyMeasuresEveryRow(t *testing.T) {
+	t.Parallel()
+	var got struct {
+		Results []struct {
+			What, Job, Against string
+			Drover, Other      struct {
+				P50     float64 `json:"p50_us"`
+				Samples int     `json:"samples"`
+			}
+		} `json:"results"`
+	}
+	bench(t, &got, "latency", "--rounds", "1", "--slice", "10ms")
+	rows := map[string]bool{}
+	for _, r := range got.Results {
+		rows[r.What+" "+r.Job+" "+r.Against] = true
+		if r.Drover.P50 <= 0 || r.Other.P50 <= 0 || r.Drover.Samples == 0 || r.Drover.Samples != r.Other.Samples {
+			t.Errorf("no figures in turns: %+v", r)
+		}
+	}
+	for _, want := range []string{"one_job true fork_wait", "one_job bash fork_wait", "line python pipe"} {
+		if !rows[want] {
+			t.Errorf("no row %q in %v", want, rows)
+		}
+	}
+}
