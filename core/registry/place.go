@@ -9,28 +9,53 @@ import (
 	"github.com/droverhq/drover/core/job"
 )
 
-// Fit says whether a job can run on a worker now, and if not, the first
-// reason in the order in which people look for it.
-func (e *entry) fit(s *job.Spec) string {
+// nearness orders the reasons why a worker does not take a job now by how near
+// it came; zero: it takes it.
+type nearness uint8
+
+const (
+	fits nearness = iota
+	isOffline
+	isDrained
+	lacksLabels
+	lacksRunner
+	lacksUploads
+	lacksScript
+	isFull
+	isConnecting // it may be the one: nobody knows yet
+	reasonsEnd
+)
+
+// String returns the reason as jobs have it.
+func (n nearness) String() string {
+	return [...]string{
+		"", job.ReasonWorkerOffline, job.ReasonWorkerDrained, job.ReasonNoLabels,
+		job.ReasonNoRunner, job.ReasonNoUploads, job.ReasonNoScript, job.ReasonNoSlot, job.ReasonConnecting,
+	}[n]
+}
+
+// fit says whether a job can run on a worker now, and if not, the first reason
+// in the order in which people look for it.
+func (e *entry) fit(s *job.Spec) nearness {
 	switch {
 	case e.State == Offline || e.State == Deregistered:
-		return job.ReasonWorkerOffline
+		return isOffline
 	case e.State == Draining:
-		return job.ReasonWorkerDrained
+		return isDrained
 	case !e.hasLabels(s.Labels):
-		return job.ReasonNoLabels
+		return lacksLabels
 	case s.Path != "" && !e.Listed:
-		return job.ReasonConnecting
+		return isConnecting
 	case !e.serves(s.Command, s.Path):
-		return job.ReasonNoRunner
+		return lacksRunner
 	case s.Uploaded() && !e.Uploads:
-		return job.ReasonNoUploads
+		return lacksUploads
 	case s.Path != "" && !s.Uploaded() && !e.offers(s.Path):
-		return job.ReasonNoScript
+		return lacksScript
 	case e.Running >= e.Slots:
-		return job.ReasonNoSlot
+		return isFull
 	default:
-		return ""
+		return fits
 	}
 }
 
@@ -43,14 +68,6 @@ func (e *entry) hasLabels(want map[string]string) bool {
 	return true
 }
 
-// nearness orders reasons by how near a worker came to taking the job.
-var nearness = map[string]int{
-	job.ReasonWorkerOffline: 1, job.ReasonWorkerDrained: 2, job.ReasonNoLabels: 3,
-	job.ReasonNoRunner: 4, job.ReasonNoUploads: 5, job.ReasonNoScript: 6, job.ReasonNoSlot: 7,
-	// It may be the one: nobody knows yet.
-	job.ReasonConnecting: 8,
-}
-
 // Place chooses a worker for a job: the named one, or of all that fit the one
 // with the smallest share of its slots taken, ties by name. Without one it
 // returns the reason of the worker that came nearest; with no worker at all
@@ -61,29 +78,16 @@ func (r *Registry) Place(s *job.Spec) (w Worker, reason string) {
 		if err != nil {
 			return Worker{}, job.ReasonWorkerGone
 		}
-		return named, r.byID[named.ID].fit(s)
+		return named, r.byID[named.ID].fit(s).String()
 	}
-	var best *entry
-	reason = job.ReasonNoWorker
-	for _, e := range r.byID {
-		why := e.fit(s)
-		if why != "" {
-			if nearness[why] > nearness[reason] && e.State != Deregistered {
-				reason = why
-			}
-			continue
-		}
-		if best == nil || lessLoaded(e, best) {
-			best = e
-		}
+	v := r.view(s)
+	if len(v.heap) > 0 {
+		return v.heap[0].Worker, ""
 	}
-	if best == nil {
-		if nearness[reason] == nearness[job.ReasonWorkerOffline] {
-			reason = job.ReasonNoWorker
-		}
-		return Worker{}, reason
+	if why := v.nearest(); why > isOffline {
+		return Worker{}, why.String()
 	}
-	return best.Worker, ""
+	return Worker{}, job.ReasonNoWorker
 }
 
 func lessLoaded(a, b *entry) bool {

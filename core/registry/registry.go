@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 )
@@ -85,16 +87,23 @@ type Registry struct {
 	lease  time.Duration
 	byID   map[job.WorkerID]*entry
 	byName map[string]*entry
+	next   time.Time // no lease runs out before; zero: there is none
+	views  map[string]*view
+	slots  int   // numbers given to entries
+	spare  []int // of them, those that are free again
 }
 
 type entry struct {
 	Worker
+	slot    int                 // its number in the tables of the views
 	scripts map[string][]string // path -> folders
 }
 
 // New returns an empty registry whose leases last for lease.
 func New(lease time.Duration) *Registry {
-	return &Registry{lease: lease, byID: map[job.WorkerID]*entry{}, byName: map[string]*entry{}}
+	return &Registry{
+		lease: lease, byID: map[job.WorkerID]*entry{}, byName: map[string]*entry{}, views: map[string]*view{},
+	}
 }
 
 // Lease is how long a worker lives without a heartbeat.
@@ -113,8 +122,12 @@ func (r *Registry) Load(w Worker) {
 
 func (r *Registry) put(e *entry) {
 	e.index()
+	if r.byID[e.ID] == nil {
+		e.slot = r.slotFor()
+	}
 	r.byID[e.ID] = e
 	r.byName[e.Name] = e
+	r.moved(e)
 }
 
 func (e *entry) index() {
@@ -165,6 +178,9 @@ func (r *Registry) Register(now time.Time, reg Registration, fresh job.WorkerID)
 // grant renews a lease.
 func (r *Registry) grant(now time.Time, e *entry) {
 	e.Contact, e.LeaseEnd, e.Lease = now, now.Add(r.lease), max(e.Lease, r.lease)
+	if r.next.IsZero() || e.LeaseEnd.Before(r.next) {
+		r.next = e.LeaseEnd
+	}
 }
 
 // present is the state of a worker whose lease is valid.
@@ -189,6 +205,9 @@ func (r *Registry) Heartbeat(now time.Time, id job.WorkerID, leaving bool, lapse
 		return a.Type == b.Type && a.Message == b.Message
 	})
 	e.Conditions = cs
+	if before != e.State {
+		r.moved(e)
+	}
 	return e.Worker, changed, nil
 }
 
@@ -204,31 +223,36 @@ func (r *Registry) Deregister(id job.WorkerID) (Worker, error) {
 		return Worker{}, unknown("deregister worker", id.String())
 	}
 	e.State, e.LeaseEnd = Deregistered, time.Time{}
+	r.moved(e)
 	return e.Worker, nil
 }
 
 // Expire turns workers whose lease ran out OFFLINE and returns them.
 func (r *Registry) Expire(now time.Time) []Worker {
+	if r.next.IsZero() || now.Before(r.next) {
+		return nil
+	}
 	var out []Worker
-	for _, e := range r.sorted() {
-		if (e.State == Online || e.State == Draining) && !now.Before(e.LeaseEnd) {
+	r.next = time.Time{}
+	for _, e := range r.byID {
+		switch {
+		case e.State != Online && e.State != Draining:
+		case !now.Before(e.LeaseEnd):
 			e.State = Offline
+			r.moved(e)
 			out = append(out, e.Worker)
+		case r.next.IsZero() || e.LeaseEnd.Before(r.next):
+			r.next = e.LeaseEnd
 		}
 	}
+	slices.SortFunc(out, func(a, b Worker) int { return cmp.Compare(a.Name, b.Name) })
 	return out
 }
 
-// NextExpiry is when the first lease runs out; zero when none does.
-func (r *Registry) NextExpiry() time.Time {
-	var first time.Time
-	for _, e := range r.byID {
-		if (e.State == Online || e.State == Draining) && (first.IsZero() || e.LeaseEnd.Before(first)) {
-			first = e.LeaseEnd
-		}
-	}
-	return first
-}
+// NextExpiry is when Expire has to look again; zero is never. No lease runs out
+// before. Most are renewed until then, so it is not worth knowing which is the
+// first: with many workers that would be asked far more often than it is needed.
+func (r *Registry) NextExpiry() time.Time { return r.next }
 
 // SetDrain changes whether an operator wants the worker drained.
 func (r *Registry) SetDrain(id job.WorkerID, drain bool, reason string) (Worker, error) {
@@ -239,6 +263,7 @@ func (r *Registry) SetDrain(id job.WorkerID, drain bool, reason string) (Worker,
 	e.Drain, e.DrainReason = drain, reason
 	if e.State == Online || e.State == Draining {
 		e.State = e.present()
+		r.moved(e)
 	}
 	return e.Worker, nil
 }
@@ -264,6 +289,7 @@ func (r *Registry) SetScripts(id job.WorkerID, x job.ScriptIndex) {
 	if e := r.byID[id]; e != nil {
 		e.Scripts, e.Listed = x, true
 		e.index()
+		r.moved(e)
 	}
 }
 
@@ -271,6 +297,7 @@ func (r *Registry) SetScripts(id job.WorkerID, x job.ScriptIndex) {
 func (r *Registry) SetRunners(id job.WorkerID, rs []job.RunnerInfo) {
 	if e := r.byID[id]; e != nil {
 		e.Runners = rs
+		r.moved(e)
 	}
 }
 
@@ -278,6 +305,7 @@ func (r *Registry) SetRunners(id job.WorkerID, rs []job.RunnerInfo) {
 func (r *Registry) Occupy(id job.WorkerID, n int) {
 	if e := r.byID[id]; e != nil {
 		e.Running += n
+		r.moved(e)
 	}
 }
 
@@ -286,6 +314,7 @@ func (r *Registry) Remove(id job.WorkerID) {
 	if e := r.byID[id]; e != nil {
 		delete(r.byID, id)
 		delete(r.byName, e.Name)
+		r.gone(e)
 	}
 }
 
@@ -302,8 +331,8 @@ func (r *Registry) Find(ref string) (Worker, error) {
 	if e := r.byName[ref]; e != nil {
 		return e.Worker, nil
 	}
-	for _, e := range r.byID {
-		if e.ID.String() == ref {
+	if id, err := uuid.Parse(ref); err == nil {
+		if e := r.byID[id]; e != nil && id.String() == ref {
 			return e.Worker, nil
 		}
 	}

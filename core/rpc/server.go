@@ -36,6 +36,11 @@ const (
 	pingEvery      = 5 * time.Second
 	pingAnswer     = 5 * time.Second
 	connectTimeout = 5 * time.Second
+	// A scheduler has two connections to each worker, most of them silent: what
+	// a connection holds while it is silent is what many workers cost. Payloads
+	// larger than the read buffer are not copied through it, and the write
+	// buffer is held only while there is something to write.
+	readBuffer = 4 << 10
 )
 
 // Server is a gRPC server over mutual TLS whose every call is authorized.
@@ -79,6 +84,7 @@ func (p *Port) newServer(c ServerConfig) *Server {
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
+		grpc.ReadBufferSize(readBuffer), grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingEvery, Timeout: pingAnswer}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
@@ -182,6 +188,7 @@ func Dial(address string, tlsConfig *tls.Config) (*grpc.ClientConn, error) {
 			grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage),
 		),
 		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window),
+		grpc.WithReadBufferSize(readBuffer), grpc.WithSharedWriteBuffer(true),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingAnswer, PermitWithoutStream: true}),
 		grpc.WithConnectParams(quickConnect()),
 	)

@@ -78,7 +78,7 @@ func (s *Scheduler) Locate(ctx context.Context, by Caller, ref string) (job.Job,
 	if j.Worker == uuid.Nil {
 		return j, registry.Worker{}, nil
 	}
-	w, ok := s.workerByID(j.Worker)
+	w, ok := s.hub.worker(j.Worker)
 	if !ok {
 		return j, registry.Worker{}, errs.E(op, errs.NotFound, "WORKER_GONE", fmt.Errorf("the worker %q that ran it was removed", j.WorkerName))
 	}
@@ -259,7 +259,7 @@ func (s *Scheduler) Deregister(ctx context.Context, by Caller, id job.WorkerID) 
 
 // own makes sure that a worker acts on nobody but itself.
 func (s *Scheduler) own(op string, by Caller, id job.WorkerID) error {
-	w, ok := s.workerByID(id)
+	w, ok := s.hub.worker(id)
 	if !ok {
 		return errs.E(op, errs.NotFound, "WORKER_UNKNOWN", fmt.Errorf("there is no worker %s", id))
 	}
@@ -269,19 +269,13 @@ func (s *Scheduler) own(op string, by Caller, id job.WorkerID) error {
 	return nil
 }
 
-func (s *Scheduler) workerByID(id job.WorkerID) (registry.Worker, bool) {
-	for _, w := range s.hub.allWorkers() {
-		if w.ID == id {
-			return w, true
-		}
-	}
-	return registry.Worker{}, false
-}
-
 // Worker returns a worker by id or name.
 func (s *Scheduler) Worker(_ context.Context, ref string) (registry.Worker, error) {
-	for _, w := range s.hub.allWorkers() {
-		if w.Name == ref || w.ID.String() == ref {
+	if w, ok := s.hub.named(ref); ok {
+		return w, nil
+	}
+	if id, err := uuid.Parse(ref); err == nil && id.String() == ref {
+		if w, ok := s.hub.worker(id); ok {
 			return w, nil
 		}
 	}

@@ -211,6 +211,7 @@ func (m *Machine) dispatch(e *entry, w registry.Worker) {
 	e.Result = job.Report{}
 	e.deadline = time.Time{}
 	m.workers.Occupy(w.ID, 1)
+	m.place(e)
 	m.send(w.ID, Down{Starts: []job.StartOrder{m.order(e)}})
 }
 
@@ -266,6 +267,7 @@ func (m *Machine) stopJob(to uint64, s *Stop) {
 func (m *Machine) finish(e *entry, s job.State, reason, message string) {
 	m.workers.Occupy(e.Worker, -1)
 	m.dirty = true
+	m.displace(e)
 	if asked := e.State == job.Stopping && !ownStop(e.Reason); !asked && retries(&e.Job, s, reason) {
 		m.retry(e, s, reason)
 		return

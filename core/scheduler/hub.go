@@ -27,6 +27,8 @@ type hub struct {
 	mu       sync.RWMutex // guards the fields below
 	jobs     map[job.ID]*job.Job
 	workers  map[job.WorkerID]*registry.Worker
+	names    map[string]job.WorkerID
+	running  map[job.WorkerID]int // live attempts among jobs
 	watchers map[*watcher]struct{}
 	waiters  map[job.ID][]chan job.Job
 	groups   map[job.ID][]*group // who gathers the ends of many
@@ -41,6 +43,7 @@ type watcher struct {
 func newHub() *hub {
 	return &hub{
 		jobs: map[job.ID]*job.Job{}, workers: map[job.WorkerID]*registry.Worker{},
+		names: map[string]job.WorkerID{}, running: map[job.WorkerID]int{},
 		watchers: map[*watcher]struct{}{}, waiters: map[job.ID][]chan job.Job{},
 		groups: map[job.ID][]*group{},
 	}
@@ -53,6 +56,8 @@ func (h *hub) publish(effects []Effect) {
 	for i := range effects {
 		switch e := &effects[i]; {
 		case e.Put != nil:
+			h.count(h.jobs[e.Put.ID], -1)
+			h.count(e.Put, 1)
 			h.jobs[e.Put.ID] = e.Put
 			if e.Drop {
 				delete(h.jobs, e.Put.ID)
@@ -68,11 +73,29 @@ func (h *hub) publish(effects []Effect) {
 			h.tell(e.Put.ID, Change{Job: e.Put})
 		case e.Worker != nil:
 			h.workers[e.Worker.ID] = e.Worker
+			h.names[e.Worker.Name] = e.Worker.ID
 			h.tell(job.ID{}, Change{Worker: e.Worker})
 		case e.Gone != nil:
-			delete(h.workers, *e.Gone)
+			h.remove(*e.Gone)
 		}
 	}
+}
+
+// count keeps account of the live attempts of each worker; h.mu is held.
+func (h *hub) count(j *job.Job, n int) {
+	if j == nil || !j.State.Live() {
+		return
+	}
+	if h.running[j.Worker] += n; h.running[j.Worker] == 0 {
+		delete(h.running, j.Worker)
+	}
+}
+
+func (h *hub) remove(id job.WorkerID) {
+	if w := h.workers[id]; w != nil && h.names[w.Name] == id {
+		delete(h.names, w.Name)
+	}
+	delete(h.workers, id)
 }
 
 // tell offers a change to the watchers; h.mu is held.
@@ -162,19 +185,36 @@ func (h *hub) allWorkers() []registry.Worker {
 	return h.viewWorkers()
 }
 
+// worker returns one by its id; named by its name.
+func (h *hub) worker(id job.WorkerID) (registry.Worker, bool) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if w := h.workers[id]; w != nil {
+		return h.viewWorker(w), true
+	}
+	return registry.Worker{}, false
+}
+
+func (h *hub) named(name string) (registry.Worker, bool) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if w := h.workers[h.names[name]]; w != nil {
+		return h.viewWorker(w), true
+	}
+	return registry.Worker{}, false
+}
+
+func (h *hub) viewWorker(w *registry.Worker) registry.Worker {
+	c := *w
+	c.Running = h.running[c.ID]
+	return c
+}
+
 // viewWorkers copies all workers; h.mu is held.
 func (h *hub) viewWorkers() []registry.Worker {
-	running := map[job.WorkerID]int{}
-	for _, j := range h.jobs {
-		if j.State.Live() {
-			running[j.Worker]++
-		}
-	}
 	out := make([]registry.Worker, 0, len(h.workers))
 	for _, w := range h.workers {
-		c := *w
-		c.Running = running[c.ID]
-		out = append(out, c)
+		out = append(out, h.viewWorker(w))
 	}
 	return out
 }

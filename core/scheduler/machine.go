@@ -20,7 +20,8 @@ type Machine struct {
 	term     uint64
 	counter  uint64
 	workers  *registry.Registry
-	jobs     map[job.ID]*entry // live ones: QUEUED to STOPPING
+	jobs     map[job.ID]*entry                  // live ones: QUEUED to STOPPING
+	placed   map[job.WorkerID]map[job.ID]*entry // of them, those that have a worker
 	requests map[string]Accepted
 	queue    *queue
 	timers   deadlines
@@ -57,7 +58,7 @@ type link struct {
 // than that of any life before (P3).
 func NewMachine(term uint64, lease time.Duration) *Machine {
 	return &Machine{
-		term: term, workers: registry.New(lease), jobs: map[job.ID]*entry{}, requests: map[string]Accepted{},
+		term: term, workers: registry.New(lease), jobs: map[job.ID]*entry{}, placed: map[job.WorkerID]map[job.ID]*entry{}, requests: map[string]Accepted{},
 		queue: newQueue(), links: map[job.WorkerID]*link{}, drains: map[job.WorkerID]time.Time{},
 	}
 }
@@ -84,6 +85,7 @@ func (m *Machine) LoadJob(now time.Time, j job.Job) {
 		m.enqueue(e)
 	default:
 		m.workers.Occupy(j.Worker, 1)
+		m.place(e)
 		e.stop = job.StopOrder{Key: e.attempt(), Fence: j.Fence, Reason: j.Reason}
 		m.awaitPartition(e)
 	}
@@ -185,6 +187,9 @@ func (m *Machine) expire() {
 
 // endDrains stops what still runs on workers whose drain has had its time.
 func (m *Machine) endDrains() {
+	if len(m.drains) == 0 { // as nearly always: do not look at every worker
+		return
+	}
 	for _, w := range m.workers.All() {
 		at, ok := m.drains[w.ID]
 		if !ok || m.now.Before(at) {
@@ -245,16 +250,23 @@ func (m *Machine) reached(id job.WorkerID) {
 	}
 }
 
+// place notes that a job has a worker, displace that it has none any more.
+func (m *Machine) place(e *entry) {
+	if m.placed[e.Worker] == nil {
+		m.placed[e.Worker] = map[job.ID]*entry{}
+	}
+	m.placed[e.Worker][e.ID] = e
+}
+
+func (m *Machine) displace(e *entry) {
+	if delete(m.placed[e.Worker], e.ID); len(m.placed[e.Worker]) == 0 {
+		delete(m.placed, e.Worker)
+	}
+}
+
 // onWorker returns the live jobs of a worker in the order of their ids.
 func (m *Machine) onWorker(id job.WorkerID) []*entry {
-	var out []*entry
-	for _, e := range m.jobs {
-		if e.Worker == id && e.State.Live() {
-			out = append(out, e)
-		}
-	}
-	slices.SortFunc(out, func(a, b *entry) int { return slices.Compare(a.ID[:], b.ID[:]) })
-	return out
+	return slices.SortedFunc(maps.Values(m.placed[id]), func(a, b *entry) int { return slices.Compare(a.ID[:], b.ID[:]) })
 }
 
 func (m *Machine) register(to uint64, ev *Register) {
