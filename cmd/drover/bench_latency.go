@@ -167,7 +167,8 @@ func (t *testbed) lineRuns(ssh *peers.SSH) ([]latencyRun, error) {
 		return t.follow(ctx, &droverv1.StartJobRequest{Command: argv[0], Args: argv[1:]}, out)
 	})
 	runs := []latencyRun{{
-		measure.Latency{What: "line", Job: "python", Against: "pipe"}, drover,
+		measure.Latency{What: "line", Job: "python", Against: "pipe"},
+		drover,
 		measure.Lines(lineCount, lineEvery, func(ctx context.Context, args []string, out io.Writer) error {
 			argv := command(args)
 			return piped(exec.CommandContext(ctx, argv[0], argv[1:]...), out)
@@ -175,7 +176,8 @@ func (t *testbed) lineRuns(ssh *peers.SSH) ([]latencyRun, error) {
 	}}
 	if ssh != nil {
 		runs = append(runs, latencyRun{
-			measure.Latency{What: "line", Job: "python", Against: "ssh"}, drover,
+			measure.Latency{What: "line", Job: "python", Against: "ssh"},
+			drover,
 			measure.Lines(lineCount, lineEvery, func(ctx context.Context, args []string, out io.Writer) error {
 				return piped(ssh.Command(ctx, command(args)...), out)
 			}),

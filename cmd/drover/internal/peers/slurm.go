@@ -47,8 +47,10 @@ func (s *slurm) up(ctx context.Context) error {
 		return err
 	}
 	// --force: it would not have its files below /tmp.
-	munged := []string{"munged", "--foreground", "--force", "--key-file", s.file("munge.key"), "--socket", s.file("munge.sock"),
-		"--log-file", s.file("munged.log"), "--pid-file", s.file("munged.pid"), "--seed-file", s.file("munged.seed")}
+	munged := []string{
+		"munged", "--foreground", "--force", "--key-file", s.file("munge.key"), "--socket", s.file("munge.sock"),
+		"--log-file", s.file("munged.log"), "--pid-file", s.file("munged.pid"), "--seed-file", s.file("munged.seed"),
+	}
 	for _, d := range []struct {
 		argv  []string
 		ready func() bool
