@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -90,6 +91,10 @@ func newScheduler(e *env) *cobra.Command {
 	f.DurationVar(&o.Heartbeat, "heartbeat", scheduler.DefaultHeartbeat, "how often workers send heartbeats")
 	f.BoolVar(&o.Standby, "standby", false, "with a Redis: wait until no other scheduler is active, then take over")
 	f.DurationVar(&o.Takeover, "takeover", daemon.DefaultTakeover, "with a Redis: how long this one may be silent before a standby takes over")
+	f.DurationVar(&o.Retention.For, "keep-jobs-for", 30*24*time.Hour, "how long records of ended jobs are kept; 0s: for ever")
+	f.DurationVar(&o.Retention.FailedFor, "keep-failed-for", 90*24*time.Hour, "the same, of jobs that are FAILED, LOST or REJECTED")
+	f.IntVar(&o.Retention.Count, "keep-jobs", 1_000_000, "how many ended jobs are kept, the newest; 0: all")
+	f.DurationVar(&o.Retention.Requests, "keep-requests-for", 24*time.Hour, "how long a request_id is recognized at least: its job is kept so long in any case")
 	d.register(cmd)
 	cmd.AddCommand(newSchedulerBackup(e), newSchedulerRestore(e))
 	return cmd

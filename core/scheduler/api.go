@@ -106,6 +106,9 @@ func (s *Scheduler) AwaitStart(ctx context.Context, id job.ID) (job.Job, error) 
 // the present state comes first, also that of a terminal job.
 func (s *Scheduler) watch(ctx context.Context, op string, id job.ID, snapshot bool, yield func(Change) error) error {
 	w, jobs, workers := s.hub.subscribe(id)
+	if w == nil {
+		return overloaded(op, "too many watch already")
+	}
 	defer s.hub.unsubscribe(w)
 	if !snapshot {
 		return w.follow(ctx, yield)
@@ -183,8 +186,7 @@ func (s *Scheduler) find(ctx context.Context, op string, by Caller, ref string) 
 // RemoveJobs forgets terminal jobs. Nothing is removed when one is not terminal.
 func (s *Scheduler) RemoveJobs(ctx context.Context, by Caller, refs []string) error {
 	const op = "remove jobs"
-	var effects []Effect
-	forget := map[job.WorkerID][]job.Key{}
+	var jobs []job.Job
 	for _, ref := range refs {
 		j, err := s.find(ctx, op, by, ref)
 		if err != nil {
@@ -193,24 +195,13 @@ func (s *Scheduler) RemoveJobs(ctx context.Context, by Caller, refs []string) er
 		if !j.State.Terminal() {
 			return errs.E(op, errs.Precondition, "JOB_LIVE", fmt.Errorf("job %s is %s", j.ID, j.State)).WithHint("stop it first")
 		}
-		effects = append(effects, Effect{Delete: &j})
-		for n := uint32(1); n <= j.Attempt; n++ {
-			forget[j.Worker] = append(forget[j.Worker], job.Key{Job: j.ID, Attempt: n})
-		}
+		jobs = append(jobs, j)
 	}
-	var b store.Batch
-	for i := range effects {
-		if err := putEffect(&b, &effects[i]); err != nil {
-			return errs.E(op, errs.Internal, "STORE", err)
-		}
+	if len(jobs) == 0 {
+		return nil
 	}
-	if err := s.config.Store.Apply(ctx, &b); err != nil {
-		return errs.E(op, errs.Internal, "STORE", err)
-	}
-	for id, keys := range forget {
-		s.links.send(id, Down{Forgets: keys})
-	}
-	return nil
+	_, err := s.ask(ctx, s.normal, Event{Forget: jobs})
+	return err
 }
 
 // Registered is the answer to a registration.

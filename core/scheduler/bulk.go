@@ -2,7 +2,6 @@ package scheduler
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 
@@ -80,7 +79,7 @@ func (s *Scheduler) submit(ctx context.Context, submits []Submit) ([]Answer, err
 	case s.bulks <- struct{}{}:
 		defer func() { <-s.bulks }()
 	default:
-		return nil, overloaded()
+		return nil, overloaded("ask the scheduler", "too many requests are waiting")
 	}
 	r, err := s.ask(ctx, s.normal, Event{Submits: submits})
 	return r.Jobs, err
@@ -153,8 +152,3 @@ func (e *Ends) Next(ctx context.Context) ([]End, error) {
 
 // Close forgets the jobs that are still waited for.
 func (e *Ends) Close() { e.scheduler.hub.leave(e.group) }
-
-func overloaded() error {
-	return errs.E("ask the scheduler", errs.Exhausted, "OVERLOADED", errors.New("too many requests are waiting")).
-		WithHint("try again in a second")
-}

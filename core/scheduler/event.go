@@ -19,7 +19,7 @@ type Event struct {
 	Heartbeat  *Heartbeat
 	Deregister *job.WorkerID
 	Drain      *Drain
-	Forget     []job.ID      // terminal jobs to remove
+	Forget     []job.Job     // terminal jobs to remove
 	Remove     *job.WorkerID // worker to remove
 	Up         *UpEvent
 	Tick       bool

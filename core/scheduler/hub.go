@@ -10,8 +10,12 @@ import (
 	"github.com/droverhq/drover/core/registry"
 )
 
-// watchBuffer is how far a watcher may fall behind before it misses changes.
-const watchBuffer = 1024
+// Bounds of watching (P16): how far a watcher may fall behind before it misses
+// changes, and how many there may be.
+const (
+	watchBuffer = 1024
+	maxWatchers = 4096
+)
 
 // Change is one durable change; exactly one field beside Missed is set, or
 // Missed alone.
@@ -236,11 +240,15 @@ func (h *hub) viewJobs(id job.ID) []job.Job {
 
 // subscribe registers a watcher and returns the state at that moment: every
 // later change, and no earlier one, comes to the watcher. A job that is asked
-// for and not among the live ones is terminal or unknown, for good.
+// for and not among the live ones is terminal or unknown, for good. w is nil when
+// there are too many watchers.
 func (h *hub) subscribe(id job.ID) (w *watcher, jobs []job.Job, workers []registry.Worker) {
-	w = &watcher{job: id, out: make(chan Change, watchBuffer)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if len(h.watchers) >= maxWatchers {
+		return nil, nil, nil
+	}
+	w = &watcher{job: id, out: make(chan Change, watchBuffer)}
 	h.watchers[w] = struct{}{}
 	if id == (job.ID{}) {
 		workers = h.viewWorkers()

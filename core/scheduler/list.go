@@ -39,6 +39,12 @@ type JobQuery struct {
 // Jobs returns one page of jobs, newest first, and the token of the next.
 func (s *Scheduler) Jobs(ctx context.Context, by Caller, q JobQuery) ([]job.Job, string, error) {
 	const op = "list jobs"
+	select {
+	case s.lists <- struct{}{}:
+		defer func() { <-s.lists }()
+	default:
+		return nil, "", overloaded(op, "too many lists are being read")
+	}
 	r := store.Prefix([]byte{prefixJob})
 	r.Reverse = true
 	if q.PageToken != "" {

@@ -114,6 +114,8 @@ func (m *Machine) Step(now time.Time, ev *Event) []Effect {
 		m.drain(ev.Reply, ev.Drain)
 	case ev.Remove != nil:
 		m.removeWorker(ev.Reply, *ev.Remove)
+	case ev.Forget != nil:
+		m.forget(ev.Reply, ev.Forget)
 	case ev.Up != nil:
 		m.up(ev.Up)
 	}

@@ -23,6 +23,7 @@ const (
 	inboxUrgent = 4096
 	inboxNormal = 4096
 	maxRound    = 1024 // events per commit, each of several submits counted
+	maxLists    = 32   // lists of jobs that are read at once: each may look at many records
 )
 
 // Defaults of Config.
@@ -38,6 +39,7 @@ type Config struct {
 	Lease     time.Duration // 0: DefaultLease
 	Heartbeat time.Duration // 0: DefaultHeartbeat
 	Term      uint64        // that was raised for this scheduler; 0: New raises one
+	Retention Retention     // of records; the zero value keeps all
 	Log       *slog.Logger
 	Now       func() time.Time // nil: time.Now, whose readings are monotonic (P14)
 }
@@ -53,7 +55,9 @@ type Scheduler struct {
 	urgent  chan Event
 	normal  chan Event
 	bulks   chan struct{} // one for each StartJobs that waits
+	lists   chan struct{} // one for each list that is being read
 	links   *links
+	retain  *retainer
 
 	mu      sync.Mutex // guards waiting and next
 	waiting map[uint64]chan Result
@@ -84,10 +88,11 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 	s := &Scheduler{
 		config: c, records: records{c.Store}, hub: newHub(), term: term,
 		urgent: make(chan Event, inboxUrgent), normal: make(chan Event, inboxNormal),
-		bulks: make(chan struct{}, bulksAtOnce), waiting: map[uint64]chan Result{},
+		bulks: make(chan struct{}, bulksAtOnce), lists: make(chan struct{}, maxLists), waiting: map[uint64]chan Result{},
 	}
 	s.machine = NewMachine(s.term, c.Lease)
 	s.links = newLinks(c.Connector, s.term, c.Log, s.deliver)
+	s.retain = &retainer{s: s, rules: c.Retention, begun: c.Now()}
 	if err := s.load(ctx); err != nil {
 		return nil, errs.E(op, errs.Internal, "STORE", err)
 	}
@@ -119,7 +124,12 @@ func (s *Scheduler) Term() uint64 { return s.term }
 // answered with an error.
 func (s *Scheduler) Run(ctx context.Context) error {
 	defer s.links.closeAll()
+	ctx, cancel := context.WithCancel(ctx)
+	var wait sync.WaitGroup
+	wait.Go(func() { s.retain.run(ctx) })
+	defer wait.Wait()
 	defer s.abandon()
+	defer cancel()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	var round []Event
@@ -207,6 +217,7 @@ func (s *Scheduler) turn(ctx context.Context, round []Event) error {
 			return commitError(err)
 		}
 	}
+	s.retain.changed(effects)
 	s.hub.publish(effects)
 	s.act(effects)
 	return nil
@@ -283,6 +294,11 @@ func shuttingDown() error {
 	return errs.E("ask the scheduler", errs.Unavailable, "SHUTTING_DOWN", errors.New("it is shutting down"))
 }
 
+// overloaded puts a caller off (P16).
+func overloaded(op, why string) error {
+	return errs.E(op, errs.Exhausted, "OVERLOADED", errors.New(why)).WithHint("try again in a second")
+}
+
 // deliver puts an event of a link into the inbox; it waits for room.
 func (s *Scheduler) deliver(ctx context.Context, ev Event) {
 	select {
@@ -312,7 +328,7 @@ func (s *Scheduler) ask(ctx context.Context, inbox chan Event, ev Event) (Result
 	select {
 	case inbox <- ev:
 	default:
-		return Result{}, overloaded()
+		return Result{}, overloaded("ask the scheduler", "too many requests are waiting")
 	}
 	select {
 	case r := <-done:

@@ -31,6 +31,7 @@ type world struct {
 	ctx   context.Context //nolint:containedctx // the life of one test
 	store store.Store
 	log   *logbook
+	rules Retention // of the next life
 
 	mu      sync.Mutex // guards the fields below
 	s       *Scheduler
@@ -79,7 +80,7 @@ func story(t *testing.T, f func(t *testing.T, w *world)) {
 // begin starts a scheduler life on the store.
 func (w *world) begin() {
 	w.t.Helper()
-	s, err := New(w.ctx, Config{Store: w.store, Connector: w, Log: slog.New(slog.NewTextHandler(w.log, nil))})
+	s, err := New(w.ctx, Config{Store: w.store, Connector: w, Retention: w.rules, Log: slog.New(slog.NewTextHandler(w.log, nil))})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -34,6 +34,7 @@ type SchedulerOptions struct {
 	CA        string // folder of the CA; "" when this scheduler does not hold it
 	Lease     time.Duration
 	Heartbeat time.Duration
+	Retention scheduler.Retention // of job records
 	// Standby makes it wait until no other scheduler is active on the same store,
 	// and stand by again when another has taken over.
 	Standby bool
@@ -84,6 +85,9 @@ func Scheduler(ctx context.Context, o SchedulerOptions, log *slog.Logger) (err e
 	if err := o.check(); err != nil {
 		return err
 	}
+	if err := o.Retention.Validate(); err != nil {
+		return err
+	}
 	if err := dataFolder(o.Data); err != nil {
 		return err
 	}
@@ -125,7 +129,7 @@ func (d *schedulerDaemon) alone(ctx context.Context) (err error) {
 func (d *schedulerDaemon) act(ctx context.Context, c scheduler.Config, may func() error, begin func()) (err error) {
 	workers := rpc.NewConnector(d.source)
 	defer func() { err = errors.Join(err, workers.Close()) }()
-	c.Connector, c.Lease, c.Heartbeat, c.Log = workers, d.Lease, d.Heartbeat, d.log
+	c.Connector, c.Lease, c.Heartbeat, c.Retention, c.Log = workers, d.Lease, d.Heartbeat, d.Retention, d.log
 	s, err := scheduler.New(ctx, c)
 	if err != nil {
 		return err

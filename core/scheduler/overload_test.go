@@ -1,0 +1,48 @@
+package scheduler
+
+import (
+	"testing"
+
+	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
+)
+
+// TestP16ListsAndWatchersAreBounded: who comes too many is put off, and let in
+// when there is room again.
+func TestP16ListsAndWatchersAreBounded(t *testing.T) {
+	story(t, func(t *testing.T, w *world) {
+		list := func() error {
+			_, _, err := w.s.Jobs(w.ctx, admin(), JobQuery{})
+			return err
+		}
+		for range maxLists {
+			w.s.lists <- struct{}{}
+		}
+		if err := list(); errs.KindOf(err) != errs.Exhausted {
+			t.Errorf("a list more: %v", err)
+		}
+		if <-w.s.lists; list() != nil {
+			t.Error("there is room and no list")
+		}
+		for range maxLists - 1 {
+			<-w.s.lists
+		}
+		var all []*watcher
+		for range maxWatchers {
+			one, _, _ := w.s.hub.subscribe(job.ID{1})
+			all = append(all, one)
+		}
+		watch := func() error {
+			return w.s.watch(w.ctx, "watch", job.ID{1}, true, func(Change) error { return nil })
+		}
+		if err := watch(); errs.KindOf(err) != errs.Exhausted {
+			t.Errorf("a watcher more: %v", err)
+		}
+		for _, one := range all {
+			w.s.hub.unsubscribe(one)
+		}
+		if err := watch(); errs.KindOf(err) != errs.NotFound {
+			t.Errorf("there is room: %v", err)
+		}
+	})
+}
