@@ -3,16 +3,22 @@ package rpc
 import (
 	"context"
 	"errors"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/droverhq/drover/core/errs"
 )
 
 // Domain is the ErrorInfo domain of every status that drover makes.
 const Domain = "drover"
+
+// retryDelay is when somebody who was put off should come again: rounds of the
+// scheduler take milliseconds, so by then what waited is done.
+const retryDelay = time.Second
 
 // kindCodes is the one table between error kinds and gRPC codes.
 func kindCode(k errs.Kind) codes.Code {
@@ -76,6 +82,9 @@ func ToStatus(err error) error {
 		info.Metadata["hint"] = e.Hint
 	}
 	st := status.New(kindCode(e.Kind), err.Error())
+	if e.Kind == errs.Exhausted { // P16: says when to come again
+		return withDetails(st, info, &errdetails.RetryInfo{RetryDelay: durationpb.New(retryDelay)})
+	}
 	if e.Field == "" {
 		return withDetails(st, info)
 	}

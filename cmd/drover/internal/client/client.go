@@ -97,6 +97,7 @@ func dial(address string, config *tls.Config, w *transport, version string) (*gr
 		grpc.WithContextDialer(w.dial),
 		grpc.WithUserAgent("drover/"+version),
 		grpc.WithDisableServiceConfig(),
+		grpc.WithChainUnaryInterceptor(comeAgain),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			MinConnectTimeout: dialTimeout,
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
