@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/droverhq/drover/cmd/drover/internal/client"
@@ -122,6 +125,8 @@ func hasLabels(have, want map[string]string) bool {
 // watch hands events to f until ctx ends. After a break, or when the scheduler
 // has dropped events, again lists what there is.
 func (e *env) watch(ctx context.Context, c *client.Client, again func() error, f func(*droverv1.WatchEventsResponse) error) error {
+	ctx, stop := whileRead(ctx, e.stdout)
+	defer stop()
 	for lost := time.Now(); ; {
 		came, err := watchOnce(ctx, c, again, f)
 		if came {
@@ -172,4 +177,46 @@ func watchOnce(ctx context.Context, c *client.Client, again func() error, f func
 			return came, err
 		}
 	}
+}
+
+// readLook is how often whileRead looks.
+const readLook = 500 * time.Millisecond
+
+// whileRead ends the context when the output is a pipe that nobody reads any more.
+// A write would tell, but a watch may have nothing to write for hours.
+func whileRead(ctx context.Context, out io.Writer) (context.Context, func()) {
+	file, ok := out.(*os.File)
+	if !ok {
+		return ctx, func() {}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		tick := time.NewTicker(readLook)
+		defer tick.Stop()
+		for ctx.Err() == nil && !unread(file) {
+			select {
+			case <-ctx.Done():
+			case <-tick.C:
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		// As any command that writes on: on standard output this is SIGPIPE.
+		if _, err := file.WriteString("\n"); err != nil {
+			cancel(fmt.Errorf("print: %w", err))
+		}
+	})
+	return ctx, func() {
+		cancel(nil)
+		wait.Wait()
+	}
+}
+
+// unread tells whether a pipe has lost its last reader: POLLERR, see poll(2).
+func unread(file *os.File) bool {
+	p := []unix.PollFd{{Fd: int32(file.Fd())}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n == 1 && p[0].Revents&unix.POLLERR != 0
 }
