@@ -29,6 +29,7 @@ type benchFlags struct {
 	slice    time.Duration
 	inFlight int
 	peers    []string
+	unary    bool
 }
 
 func newBench(e *env) *cobra.Command {
@@ -53,6 +54,7 @@ func newBench(e *env) *cobra.Command {
 	f.IntVar(&b.inFlight, "in-flight", 256, "how many jobs are under way at once")
 	f.StringSliceVar(&b.peers, "peer", nil, "other programs to compare with: "+strings.Join(peers.Names(), ", ")+" or auto")
 	completeFlag(cmd, "peer", fixed(append(peers.Names(), peerAuto)...))
+	f.BoolVar(&b.unary, "unary", false, "submit each job and wait for it with calls of its own, instead of as \"drover run --array\" does")
 	b.register(cmd)
 	cmd.AddCommand(
 		b.part("spawn", "Measure the bare limit alone", func(ctx context.Context) error { return b.spawn(ctx, e) }),
@@ -150,7 +152,7 @@ func (b *benchFlags) jobs(ctx context.Context, e *env) error {
 			for _, o := range others {
 				plan.Peers = append(plan.Peers, o)
 			}
-			r, err := measure.Compare(ctx, benchJobs{t.client}, w, plan)
+			r, err := measure.Compare(ctx, b.benchClient(t.client), w, plan)
 			if err != nil {
 				return err
 			}

@@ -3,10 +3,10 @@ package scheduler
 import (
 	"container/heap"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"math"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -135,10 +135,11 @@ func defaultCommand(p string) string {
 
 func requestKey(caller, id string) string { return caller + "\x00" + id }
 
-// specHash tells equal requests from others. JSON of a struct is canonical
-// here: fields in order, map keys sorted.
+// specHash tells equal requests from others. What appendJSON makes is canonical:
+// fields in order, map keys sorted, and a field that a newer drover knows
+// changes nothing while nobody sets it.
 func specHash(s *job.Spec) [32]byte {
-	data, err := json.Marshal(s)
+	data, err := appendJSON(make([]byte, 0, recordRoom), reflect.ValueOf(s).Elem())
 	if err != nil {
 		panic("unreachable: a spec holds only strings, numbers, lists and maps")
 	}

@@ -60,10 +60,8 @@ func (d *desk) step(ev Event) []Effect {
 		d.look(&ev)
 	}
 	var b store.Batch
-	for i := range d.last {
-		if err := putEffect(&b, &d.last[i]); err != nil {
-			d.t.Fatalf("record: %v", err)
-		}
+	if err := putRound(&b, d.last); err != nil {
+		d.t.Fatalf("record: %v", err)
 	}
 	if err := d.records.store.Apply(context.Background(), &b); err != nil {
 		d.t.Fatalf("commit: %v", err)

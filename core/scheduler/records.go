@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"sync"
 
@@ -46,6 +47,9 @@ func suffixKey(id job.ID) []byte {
 	slices.Reverse(digits)
 	return append([]byte{prefixSuffix}, digits...)
 }
+
+// recordRoom is enough for most records.
+const recordRoom = 1 << 10
 
 // records is the scheduler's view of its store.
 type records struct {
@@ -149,7 +153,31 @@ func (r records) accepted(ctx context.Context, key string) (*Accepted, error) {
 	return &Accepted{Job: job.ID(v[:16]), Hash: [32]byte(v[16:])}, nil
 }
 
-// put adds one effect's record changes to a batch.
+// putRound adds the record changes of a round to a batch. Of several records of
+// one job only the last is written: nobody has seen those before it yet.
+func putRound(b *store.Batch, effects []Effect) error {
+	last := make(map[job.ID]int, len(effects))
+	for i := range effects {
+		if p := effects[i].Put; p != nil {
+			last[p.ID] = i
+		}
+	}
+	for i := range effects {
+		e := &effects[i]
+		if e.Put != nil && last[e.Put.ID] != i {
+			if e.New {
+				putIndexes(b, e)
+			}
+			continue
+		}
+		if err := putEffect(b, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// putEffect adds one effect's record changes to a batch.
 func putEffect(b *store.Batch, e *Effect) error {
 	switch {
 	case e.Put != nil:
@@ -176,20 +204,26 @@ func putEffect(b *store.Batch, e *Effect) error {
 
 func putJob(b *store.Batch, e *Effect) error {
 	j := e.Put
-	v, err := json.Marshal(j)
+	v, err := appendJSON(make([]byte, 0, recordRoom), reflect.ValueOf(j).Elem())
 	if err != nil {
 		return fmt.Errorf("encode job %s: %w", j.ID, err)
 	}
 	b.Put(idKey(prefixJob, j.ID), v)
 	if e.New {
-		b.Put(idKey(prefixLive, j.ID), nil)
-		b.Put(suffixKey(j.ID), j.ID[:])
-		if j.RequestID != "" {
-			b.Put(requestRecord(requestKey(j.RequestedBy, j.RequestID)), append(j.ID[:], e.Hash[:]...))
-		}
+		putIndexes(b, e)
 	}
 	if e.Drop {
 		b.Delete(idKey(prefixLive, j.ID))
 	}
 	return nil
+}
+
+// putIndexes adds what finds a new job.
+func putIndexes(b *store.Batch, e *Effect) {
+	j := e.Put
+	b.Put(idKey(prefixLive, j.ID), nil)
+	b.Put(suffixKey(j.ID), j.ID[:])
+	if j.RequestID != "" {
+		b.Put(requestRecord(requestKey(j.RequestedBy, j.RequestID)), append(j.ID[:], e.Hash[:]...))
+	}
 }

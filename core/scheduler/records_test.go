@@ -94,3 +94,31 @@ func TestAnOlderLifeWritesNothing(t *testing.T) {
 		t.Errorf("the newer one: %v", err)
 	}
 }
+
+// Of several records of one job in a round the last is written, once, with what
+// finds a new job.
+func TestARoundWritesAJobOnce(t *testing.T) {
+	t.Parallel()
+	first, second, other := job.Job{ID: jobID(1), RequestID: "r", State: job.Dispatched}, job.Job{ID: jobID(1), RequestID: "r", State: job.Running}, job.Job{ID: jobID(2), State: job.Queued}
+	var b store.Batch
+	err := putRound(&b, []Effect{
+		{Put: &first, New: true}, {Put: &other, New: true}, {Send: &Send{}}, {Put: &second},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := memory.New()
+	if err := st.Apply(t.Context(), &b); err != nil {
+		t.Fatal(err)
+	}
+	j, err := records{st}.job(t.Context(), jobID(1))
+	if err != nil || j.State != job.Running {
+		t.Errorf("%v, %v", j.State, err)
+	}
+	if a, err := (records{st}).accepted(t.Context(), requestKey("", "r")); err != nil || a == nil || a.Job != jobID(1) {
+		t.Errorf("the request id finds %v, %v", a, err)
+	}
+	if want := 2*3 + 1; len(b.Ops) != want {
+		t.Errorf("%d changes, want %d: record, mark and suffix of two jobs, one request id", len(b.Ops), want)
+	}
+}

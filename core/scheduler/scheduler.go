@@ -207,10 +207,8 @@ func (s *Scheduler) turn(ctx context.Context, round []Event) error {
 		}
 		effects = append(effects, s.machine.Step(now, ev)...)
 	}
-	for i := range effects {
-		if err := putEffect(&batch, &effects[i]); err != nil {
-			return err
-		}
+	if err := putRound(&batch, effects); err != nil {
+		return err
 	}
 	if len(batch.Ops) > 0 {
 		if err := s.config.Store.Apply(ctx, &batch); err != nil {

@@ -21,6 +21,14 @@ type Jobs interface {
 	Run(ctx context.Context, r *droverv1.StartJobRequest) (*droverv1.Job, error)
 }
 
+// Keeper is a client that keeps many jobs under way by itself, as one that
+// submits in frames does.
+type Keeper interface {
+	// Keep runs jobs of one request, inFlight at once, and starts none after d.
+	// It returns how many succeeded.
+	Keep(ctx context.Context, r *droverv1.StartJobRequest, inFlight int, d time.Duration) (int, error)
+}
+
 // Result is one row: drover's rate beside the limit taken in the same rounds.
 type Result struct {
 	Job          string             `json:"job"`
@@ -110,6 +118,11 @@ func (p Plan) used(sum map[string]time.Duration, f func() (float64, int, error))
 
 // rate keeps InFlight jobs going for about one slice.
 func rate(ctx context.Context, jobs Jobs, w Workload, p Plan) (float64, int, error) {
+	if k, ok := jobs.(Keeper); ok {
+		begin := time.Now()
+		n, err := k.Keep(ctx, &droverv1.StartJobRequest{Command: w.Command, Path: w.Path}, p.InFlight, p.Slice)
+		return float64(n) / time.Since(begin).Seconds(), n, err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var (

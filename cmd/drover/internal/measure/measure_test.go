@@ -76,3 +76,29 @@ func TestSpawnerReportsWhatItCannotStart(t *testing.T) {
 		t.Error("no error for a failing command")
 	}
 }
+
+// keeper is a client that keeps jobs under way by itself.
+type keeper struct {
+	instant
+	inFlight int
+}
+
+func (k *keeper) Keep(_ context.Context, _ *droverv1.StartJobRequest, inFlight int, d time.Duration) (int, error) {
+	k.inFlight = inFlight
+	time.Sleep(d)
+	return 1000, k.err
+}
+
+func TestAClientThatKeepsJobsUnderWayIsLeftToIt(t *testing.T) {
+	t.Parallel()
+	k := &keeper{}
+	plan := measure.Plan{Rounds: 1, Slice: 10 * time.Millisecond, InFlight: 7}
+	r, err := measure.Compare(t.Context(), k, workload(t), plan)
+	if err != nil || r.JobsPerS <= 0 || r.JobsPerS > 100_000 || k.inFlight != 7 || k.runs.Load() != 0 {
+		t.Errorf("%+v, %v; %d at once, %d single runs", r, err, k.inFlight, k.runs.Load())
+	}
+	k.err = errors.New("no cluster")
+	if _, err := measure.Compare(t.Context(), k, workload(t), plan); err == nil {
+		t.Error("its error is lost")
+	}
+}
