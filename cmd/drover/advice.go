@@ -81,6 +81,8 @@ func waitAdvice(reason, id, worker string) string {
 		return `wait a moment; "drover workers" shows what it offers once it has told`
 	case job.ReasonNoSlot:
 		return `wait, stop something ("drover ps"), or add a worker`
+	case job.ReasonDiskFull:
+		return `make room on that worker's disk ("drover workers show" says how much is left), or add a worker`
 	case job.ReasonNoLabels:
 		return `"drover workers" shows the labels that there are`
 	case job.ReasonNoRunner, "COMMAND_UNKNOWN":

@@ -209,6 +209,7 @@ const (
 	ReasonConnecting    = "CONNECTING" // a worker has not told yet what it offers
 	ReasonNoUploads     = "NO_UPLOADS"
 	ReasonNoSlot        = "NO_SLOT"
+	ReasonDiskFull      = "DISK_FULL" // of the worker; also the type of its condition
 	ReasonWorkerOffline = "WORKER_OFFLINE"
 	ReasonWorkerDrained = "WORKER_DRAINED"
 	ReasonWorkerGone    = "WORKER_GONE"

@@ -4,6 +4,7 @@
 package output
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ const (
 const (
 	defaultQuota = 8 << 30
 	lowDisk      = 256 << 20 // free bytes below which people are told
+	leastDisk    = 16 << 20  // and below which nothing new is started; a twentieth of a small disk
 	maxMove      = 1 << 20   // bytes per splice
 	openLanes    = 512       // free lanes whose read ends stay open
 )
@@ -232,6 +234,11 @@ func (s *Store) Take(key job.Key, o Options) (Lanes, error) {
 	defer s.mu.Unlock()
 	if s.attempts[key] != nil {
 		return Lanes{}, errs.E("take lanes", errs.Exists, "OUTPUT", fmt.Errorf("attempt %v has output already", key))
+	}
+	if free, least := s.disk(); free >= 0 && free < least {
+		return Lanes{}, errs.E("take lanes", errs.Exhausted, job.ReasonDiskFull,
+			fmt.Errorf("%d MiB are free in %s: nothing new is started below %d MiB", free>>20, s.config.Dir, least>>20)).
+			WithHint("make room on the worker's disk")
 	}
 	var l *lane
 	if n := len(s.free); n > 0 {
@@ -527,16 +534,15 @@ func (st *stream) notify() {
 
 // Conditions tells what people should know: DISK_FULL, DISK_LOW, QUOTA.
 func (s *Store) Conditions() []job.Condition {
-	var fs unix.Statfs_t
-	free := int64(-1)
-	if err := unix.Statfs(s.config.Dir, &fs); err == nil {
-		free = int64(fs.Bavail) * fs.Bsize
-	}
+	free, least := s.disk()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := map[string]string{}
 	for st, why := range s.blocked {
 		now[why] = fmt.Sprintf("output of job %s waits for room", st.owner.key.Job)
+	}
+	if free >= 0 && free < least {
+		now["DISK_FULL"] = cmp.Or(now["DISK_FULL"], fmt.Sprintf("%d MiB are free in %s: nothing new is started", free>>20, s.config.Dir))
 	}
 	if free >= 0 && free < lowDisk {
 		now["DISK_LOW"] = fmt.Sprintf("%d MiB are free in %s", free>>20, s.config.Dir)
@@ -554,6 +560,15 @@ func (s *Store) Conditions() []job.Condition {
 		out = append(out, job.Condition{Type: kind, Message: text, Since: s.since[kind]})
 	}
 	return out
+}
+
+// disk is what is free, -1 if that is not known, and what a start needs.
+func (s *Store) disk() (free, least int64) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(s.config.Dir, &fs); err != nil {
+		return -1, 0
+	}
+	return int64(fs.Bavail) * fs.Bsize, min(leastDisk, int64(fs.Blocks)*fs.Bsize/20)
 }
 
 func isNoSpace(err error) bool {

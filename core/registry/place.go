@@ -21,6 +21,7 @@ const (
 	lacksRunner
 	lacksUploads
 	lacksScript
+	lacksDisk
 	isFull
 	isConnecting // it may be the one: nobody knows yet
 	reasonsEnd
@@ -30,7 +31,8 @@ const (
 func (n nearness) String() string {
 	return [...]string{
 		"", job.ReasonWorkerOffline, job.ReasonWorkerDrained, job.ReasonNoLabels,
-		job.ReasonNoRunner, job.ReasonNoUploads, job.ReasonNoScript, job.ReasonNoSlot, job.ReasonConnecting,
+		job.ReasonNoRunner, job.ReasonNoUploads, job.ReasonNoScript, job.ReasonDiskFull,
+		job.ReasonNoSlot, job.ReasonConnecting,
 	}[n]
 }
 
@@ -52,11 +54,18 @@ func (e *entry) fit(s *job.Spec) nearness {
 		return lacksUploads
 	case s.Path != "" && !s.Uploaded() && !e.offers(s.Path):
 		return lacksScript
+	case e.diskFull():
+		return lacksDisk
 	case e.Running >= e.Slots:
 		return isFull
 	default:
 		return fits
 	}
+}
+
+// diskFull tells whether the worker would refuse a start.
+func (e *entry) diskFull() bool {
+	return slices.ContainsFunc(e.Conditions, func(c job.Condition) bool { return c.Type == job.ReasonDiskFull })
 }
 
 func (e *entry) hasLabels(want map[string]string) bool {
@@ -128,6 +137,8 @@ func Explain(reason string, s *job.Spec) string {
 		return fmt.Sprintf("no online worker that fits has the script %q", s.Path)
 	case job.ReasonNoUploads:
 		return "no online worker that fits takes scripts that are sent with a request"
+	case job.ReasonDiskFull:
+		return "the disk of every worker that fits is full"
 	case job.ReasonNoSlot:
 		return "every worker that fits is full"
 	default:
@@ -148,6 +159,8 @@ func explainNamed(reason string, s *job.Spec) string {
 		return fmt.Sprintf("the worker %q does not have the script %q", s.Worker, s.Path)
 	case job.ReasonNoUploads:
 		return fmt.Sprintf("the worker %q takes no scripts that are sent with a request", s.Worker)
+	case job.ReasonDiskFull:
+		return fmt.Sprintf("the disk of the worker %q is full", s.Worker)
 	case job.ReasonNoSlot:
 		return fmt.Sprintf("the worker %q is full", s.Worker)
 	default:

@@ -197,7 +197,7 @@ func (r *Registry) Heartbeat(now time.Time, id job.WorkerID, leaving bool, lapse
 	if e == nil || e.State == Deregistered {
 		return Worker{}, false, unknown("renew lease", id.String())
 	}
-	before, longest := e.State, e.Lease
+	before, longest, full := e.State, e.Lease, e.diskFull()
 	r.grant(now, e)
 	e.Leaving, e.Lapses = leaving, max(e.Lapses, lapses)
 	e.State = e.present()
@@ -205,7 +205,7 @@ func (r *Registry) Heartbeat(now time.Time, id job.WorkerID, leaving bool, lapse
 		return a.Type == b.Type && a.Message == b.Message
 	})
 	e.Conditions = cs
-	if before != e.State {
+	if before != e.State || full != e.diskFull() {
 		r.moved(e)
 	}
 	return e.Worker, changed, nil

@@ -324,3 +324,28 @@ func TestAnyHistory(t *testing.T) {
 		})
 	})
 }
+
+// TestAFullDiskTakesNoJob until its worker says that there is room again.
+func TestAFullDiskTakesNoJob(t *testing.T) {
+	t.Parallel()
+	r := registry.New(lease)
+	w, err := r.Register(at(0), worker("w1", 2), id(7))
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := &job.Spec{Command: "true"}
+	for _, c := range []struct {
+		conditions []job.Condition
+		reason     string
+	}{{nil, ""}, {[]job.Condition{{Type: "DISK_LOW"}, {Type: "DISK_FULL"}}, job.ReasonDiskFull}, {[]job.Condition{{Type: "DISK_LOW"}}, ""}} {
+		if _, _, err := r.Heartbeat(at(1), w.ID, false, 0, c.conditions); err != nil {
+			t.Fatal(err)
+		}
+		if _, reason := r.Place(spec); reason != c.reason {
+			t.Errorf("%v: %q, want %q", c.conditions, reason, c.reason)
+		}
+		if c.reason != "" && !strings.Contains(registry.Explain(c.reason, spec), "disk") {
+			t.Errorf("explained as %q", registry.Explain(c.reason, spec))
+		}
+	}
+}

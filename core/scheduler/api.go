@@ -27,6 +27,9 @@ func (s *Scheduler) StartJob(ctx context.Context, by Caller, spec job.Spec, requ
 	if err := validate(&spec, requestID); err != nil {
 		return job.ID{}, err
 	}
+	if err := s.room(); err != nil {
+		return job.ID{}, err
+	}
 	id, err := uuid.NewV7()
 	if err != nil {
 		return job.ID{}, errs.E(opSubmit, errs.Internal, "ID", err)
@@ -35,6 +38,14 @@ func (s *Scheduler) StartJob(ctx context.Context, by Caller, spec job.Spec, requ
 		ID: id, Spec: spec, Caller: by, RequestID: requestID, Time: s.config.Now().Round(0).UTC(),
 	}})
 	return r.Job.ID, err
+}
+
+// room is an error when nothing new should be accepted.
+func (s *Scheduler) room() error {
+	if s.config.Room == nil {
+		return nil
+	}
+	return s.config.Room()
 }
 
 // StopJob makes a stop durable and returns the job; with wait only when it is

@@ -39,6 +39,9 @@ func (s *Scheduler) StartJobs(ctx context.Context, by Caller, batch string, requ
 	case len(requests) > MaxSubmits:
 		return nil, invalid("jobs", "TOO_MANY", "%d jobs, at most %d in one request", len(requests), MaxSubmits)
 	}
+	if err := s.room(); err != nil {
+		return nil, err
+	}
 	answers := make([]Answer, len(requests))
 	submits, places := make([]Submit, 0, len(requests)), make([]int, 0, len(requests))
 	now := s.config.Now().Round(0).UTC()

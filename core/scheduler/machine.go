@@ -294,7 +294,7 @@ func (m *Machine) heartbeat(to uint64, ev *Heartbeat) {
 	if changed {
 		m.effect(Effect{Worker: &w})
 	}
-	m.dirty = m.dirty || before.State != w.State
+	m.dirty = m.dirty || changed // its state, or the room on its disk
 	if before.State == registry.Offline {
 		m.reached(w.ID)
 		m.effect(Effect{Dial: &w})

@@ -40,6 +40,7 @@ type Config struct {
 	Heartbeat time.Duration // 0: DefaultHeartbeat
 	Term      uint64        // that was raised for this scheduler; 0: New raises one
 	Retention Retention     // of records; the zero value keeps all
+	Room      func() error  // an error: nothing new is accepted; nil: always room
 	Log       *slog.Logger
 	Now       func() time.Time // nil: time.Now, whose readings are monotonic (P14)
 }

@@ -39,6 +39,7 @@ const opOpen = "open the store"
 type Store struct {
 	db   *pebble.DB
 	lock *pebble.Lock
+	room *room
 
 	mu     sync.RWMutex // held for reading by every call, for writing by Close
 	closed bool
@@ -68,12 +69,13 @@ func open(dir string, log *slog.Logger, fs vfs.FS) (*Store, error) {
 		return nil, errs.E(opOpen, errs.Precondition, "STORE_LOCKED", fmt.Errorf("%s is used by another scheduler: %w", dir, err)).
 			WithHint("stop that one first, or choose another folder with --data")
 	}
+	room, fs := watch(dir, fs, log)
 	db, err := pebble.Open(dir, options(lock, log, fs))
 	if err != nil {
 		return nil, errs.E(opOpen, errs.Internal, "STORE", errors.Join(fmt.Errorf("read %s: %w", dir, err), lock.Close())).
 			WithHint("restore a backup, or begin anew in another folder with --data")
 	}
-	return &Store{db: db, lock: lock}, nil
+	return &Store{db: db, lock: lock, room: room}, nil
 }
 
 // lockPatience is how long a lock is waited for: a process that was killed counts

@@ -129,6 +129,9 @@ func (d *schedulerDaemon) alone(ctx context.Context) (err error) {
 func (d *schedulerDaemon) act(ctx context.Context, c scheduler.Config, may func() error, begin func()) (err error) {
 	workers := rpc.NewConnector(d.source)
 	defer func() { err = errors.Join(err, workers.Close()) }()
+	if local, ok := c.Store.(interface{ Room() error }); ok { // Redis refuses writes by itself
+		c.Room = local.Room
+	}
 	c.Connector, c.Lease, c.Heartbeat, c.Retention, c.Log = workers, d.Lease, d.Heartbeat, d.Retention, d.log
 	s, err := scheduler.New(ctx, c)
 	if err != nil {
