@@ -11,6 +11,7 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/follow"
 	"github.com/droverhq/drover/cmd/drover/internal/problem"
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/standby"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -125,6 +126,7 @@ func (a *attendance) start(ctx context.Context, e *env, c *client.Client, q *dro
 const (
 	submitTimeout = 10 * time.Second // of one call
 	submitFor     = time.Minute      // of all calls
+	standbyFor    = 5 * time.Second  // of all calls to a scheduler that stands by
 )
 
 // submit sends a request until it is answered. P1: the request id makes that
@@ -138,8 +140,12 @@ func (e *env) submit(ctx context.Context, c *client.Client, q *droverv1.StartJob
 		if err == nil {
 			return answer.GetJobId(), nil
 		}
-		if !follow.Transient(err) || !c.Reached() || e.now().Sub(begin) > submitFor {
-			return "", hinted(c.Explain("submit the job", err))
+		why, limit := c.Explain("submit the job", err), submitFor
+		if errs.ReasonOf(why) == standby.ReasonStandby { // it may be about to take over
+			limit = standbyFor
+		}
+		if !follow.Transient(err) || !c.Reached() || e.now().Sub(begin) > limit {
+			return "", hinted(why)
 		}
 		if err := pause(ctx, wait); err != nil {
 			return "", err

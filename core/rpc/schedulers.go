@@ -35,7 +35,7 @@ const (
 	probeTimeout  = 2 * time.Second
 	// lookEvery is about how often the active one must give a sign of life. One
 	// that is frozen, or whose machine is gone, closes no connection.
-	lookEvery   = 3 * time.Second
+	lookEvery   = 1500 * time.Millisecond
 	lookTimeout = time.Second
 )
 

@@ -56,11 +56,11 @@ func Run(ctx context.Context, c Config) error {
 	for {
 		l, err := c.Await(ctx)
 		switch {
-		case ctx.Err() != nil:
-			if err == nil {
-				release(ctx, l)
-			}
+		case err == nil && ctx.Err() != nil:
+			release(ctx, l)
 			return nil
+		case ctx.Err() != nil:
+			return nil //nolint:nilerr // it was told to end
 		case errs.KindOf(err) == errs.Unavailable:
 			continue // the store is away, has said so, and may come back
 		case err != nil:

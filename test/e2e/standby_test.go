@@ -272,7 +272,7 @@ func TestAStandbyTakesOver(t *testing.T) {
 	p := newPair(t, server, server.URL())
 	a := p.attend()
 	p.accepted(50)
-	if r := p.Run("--address", p.address2, "run", "-d", "job.sh"); r.Code == 0 || !strings.Contains(r.Stderr, "the active one is at "+p.address) {
+	if r := p.Run("--address", p.address2, "jobs"); r.Code != 5 || !strings.Contains(r.Stderr, "the active one is at "+p.address) {
 		t.Errorf("the standby answers %+v", r)
 	}
 	fault := time.Now()
