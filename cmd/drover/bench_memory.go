@@ -75,11 +75,11 @@ func (m *memoryFlags) run(ctx context.Context, e *env) (err error) {
 func (m *memoryFlags) measure(ctx context.Context, e *env, cluster *dev.Cluster) (r measure.MemoryResult, err error) {
 	up, cancel := context.WithTimeout(ctx, devReady)
 	defer cancel()
-	running, err := cluster.Up(up, probeDev(cluster))
-	if err != nil {
+	if _, err := cluster.Up(up, probeDev(cluster)); err != nil {
 		return r, err
 	}
-	if running, err = cluster.Status(); err != nil {
+	running, err := cluster.Status()
+	if err != nil {
 		return r, err
 	}
 	var processes []measure.Process

@@ -201,11 +201,10 @@ func TestASubmitterLearnsTheEndsOfItsOwnJobsOnly(t *testing.T) {
 	story(t, func(t *testing.T, w *world) {
 		w.join("w1", 5)
 		ann, bob := Caller{Name: "ann", Role: roleSubmitter}, Caller{Name: "bob", Role: roleSubmitter}
-		id, err := w.s.StartJob(w.ctx, ann, args("run=1s"), "")
-		if err == nil {
+		if _, err := w.s.StartJob(w.ctx, ann, args("run=1s"), ""); err == nil {
 			t.Fatal("args alone have no command")
 		}
-		id, err = w.s.StartJob(w.ctx, ann, job.Spec{Command: "x", Args: []string{"run=1s"}}, "")
+		id, err := w.s.StartJob(w.ctx, ann, job.Spec{Command: "x", Args: []string{"run=1s"}}, "")
 		if err != nil {
 			t.Fatal(err)
 		}
