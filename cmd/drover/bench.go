@@ -61,6 +61,7 @@ func newBench(e *env) *cobra.Command {
 		b.part("jobs", "Measure short jobs per second", func(ctx context.Context) error { return b.jobs(ctx, e) }),
 		newBenchMemory(e),
 		b.part("latency", "Measure how long one job, one command line and one line of output take", func(ctx context.Context) error { return b.latency(ctx, e) }),
+		newBenchScale(e), newBenchCrowd(e),
 	)
 	return cmd
 }

@@ -53,3 +53,28 @@ func TestBenchLatencyMeasuresEveryRow(t *testing.T) {
 		}
 	}
 }
+
+// TestBenchScaleLosesNoJob: simulated workers join, survive the death of their
+// scheduler and run everything.
+func TestBenchScaleLosesNoJob(t *testing.T) {
+	t.Parallel()
+	var got struct {
+		Results []struct {
+			Workers  int
+			Finished int
+			Wrong    *int `json:"not_succeeded"`
+			PSS      int  `json:"scheduler_pss"`
+			Queued   struct {
+				Samples int `json:"samples"`
+			} `json:"submit_queued"`
+		} `json:"results"`
+	}
+	bench(t, &got, "scale", "--workers", "3", "--steady", "10ms", "--queued", "20", "--more", "10", "--samples", "5")
+	if len(got.Results) != 1 {
+		t.Fatalf("%d results", len(got.Results))
+	}
+	r := got.Results[0]
+	if r.Workers != 3 || r.Finished != 3+20+2*5+10 || r.Wrong == nil || *r.Wrong != 0 || r.PSS == 0 || r.Queued.Samples != 5 {
+		t.Errorf("result %+v", r)
+	}
+}
