@@ -90,6 +90,31 @@ func TestALaneOfAnEarlierLifeIsNotUsedAgain(t *testing.T) {
 	}
 }
 
+// TestP7ALaneIsResumedBeforeItsProcessBegins: a worker was killed after the intent
+// and before the start. The next one saw that nobody held the pipes, took that
+// for the end, and lost all that the process wrote.
+func TestP7ALaneIsResumedBeforeItsProcessBegins(t *testing.T) {
+	t.Parallel()
+	w := open(t, output.Config{})
+	key, l := w.take(output.Options{})
+	w.stop()
+	w = open(t, output.Config{Dir: w.dir})
+	if err := w.Resume(key, l, output.Options{UID: -1, GID: -1, Unborn: true}); err != nil {
+		t.Fatal(err)
+	}
+	other := w.run("echo other") // the mover has looked at all lanes since
+	cmd := w.start(l, "echo mine; read x")
+	w.NoWriter(key) // it holds them
+	if err := cmd.Wait(); err == nil {
+		t.Error("it read a line")
+	}
+	w.NoWriter(key)
+	w.finish(key)
+	if got := w.read(key, output.Stdout) + w.read(other, output.Stdout); got != "mine\nother\n" {
+		t.Errorf("stdout %q", got)
+	}
+}
+
 func TestLanesBelongToTheJobsUserAndComeBack(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {

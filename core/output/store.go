@@ -136,6 +136,9 @@ type Options struct {
 	Policy   job.OutputPolicy
 	Limit    uint64 // bytes per stream; 0 is job.DefaultOutputLimit
 	UID, GID int    // owner of the pipes; -1 is the worker's own
+	// Unborn is for Resume: no process may have opened the pipes yet, so that none
+	// holds them proves no end. Once one has, or never will, NoWriter asks for it.
+	Unborn bool
 }
 
 // Lanes names the two pipes that a job writes to.
@@ -340,13 +343,14 @@ func (s *Store) Resume(key job.Key, lanes Lanes, o Options) error {
 	s.lanes = max(s.lanes, l.number)
 	err = s.attach(a, l)
 	s.mu.Unlock()
-	if err != nil {
+	if err != nil || o.Unborn {
 		return err
 	}
 	return l.poke()
 }
 
-// NoWriter says that nobody ever opened the lanes: the start failed.
+// NoWriter says that no process will open the lanes any more but those that hold
+// them: the start failed, or it has been made. Without any they have ended.
 func (s *Store) NoWriter(key job.Key) {
 	s.mu.Lock()
 	a := s.attempts[key]

@@ -159,22 +159,3 @@ func (a *adopter) close() {
 	_ = unix.Close(a.poll)
 	_ = unix.Close(a.wake)
 }
-
-// reapOrphans collects zombies that came to this process because it is a
-// subreaper: children of jobs whose plugin is gone. Plugins and adopted jobs
-// have their own waiters. Zombies of this process's own session were started
-// by it otherwise and are left to whoever did.
-func (h *Host) reapOrphans() {
-	own, err := pidfd.ReadStat(syscall.Getpid())
-	if err != nil {
-		return
-	}
-	for _, pid := range children() {
-		st, err := pidfd.ReadStat(pid)
-		if err != nil || st.State != 'Z' || st.Session == own.Session || h.adopter.holds(pid) || h.isPlugin(pid) {
-			continue
-		}
-		var status syscall.WaitStatus
-		_, _ = syscall.Wait4(pid, &status, syscall.WNOHANG, nil)
-	}
-}

@@ -396,6 +396,7 @@ func (h *Host) heir(name, version, sum string) *hosted {
 // bury settles the attempts that a dead plugin process began to start, and
 // returns the others: another process has them, or none.
 func (h *Host) bury(r record, attempts []Attempt) (others []Attempt) {
+	r.awaitEnd()
 	left, err := runner.ReadJournal(r.Dir)
 	if err != nil {
 		h.config.Log.Error("exit journal not read", "runner", r.Name, "error", err)

@@ -83,12 +83,18 @@ func (p *hosted) foreign(f *runnerv1.SessionResponse) map[string]int {
 func (p *hosted) died(proc *process) {
 	h := p.host
 	p.mu.Lock()
-	p.process = nil
+	p.process, p.settling = nil, true
 	orderly := p.draining && len(p.attempts) == 0
 	if !orderly {
 		p.deaths++
 	}
 	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		p.settling = false
+		p.mu.Unlock()
+	}()
+	proc.awaitEnd()
 	left, err := runner.ReadJournal(proc.Dir)
 	if err != nil {
 		h.config.Log.Error("exit journal not read", "runner", p.manifest.Name, "error", err)
@@ -100,15 +106,16 @@ func (p *hosted) died(proc *process) {
 	p.mu.Lock()
 	ids := slices.Sorted(maps.Keys(p.attempts))
 	p.mu.Unlock()
-	p.settle(proc.record, left, ids)
+	p.settle(proc, left, ids)
 }
 
 // settle goes through attempts of a dead process.
-func (p *hosted) settle(r record, left runner.Journal, ids []string) {
+func (p *hosted) settle(proc *process, left runner.Journal, ids []string) {
 	// Before the news: the answer to it may close the grave.
-	p.bury(r, left, ids)
+	p.bury(proc.record, left, ids)
+	found := p.locate(proc, left, ids)
 	for _, id := range ids {
-		p.settleOne(id, left.Started[id], left.Exited[id])
+		p.settleOne(id, left.Started[id], left.Exited[id], found)
 	}
 	p.closeGraves(nil)
 }
@@ -121,7 +128,7 @@ func (p *hosted) inherit(r record, left runner.Journal, ids []string) {
 	lives := p.process != nil
 	p.mu.Unlock()
 	if !lives {
-		p.settle(r, left, ids)
+		p.settle(&process{record: r, foreign: true}, left, ids)
 		return
 	}
 	p.bury(r, left, ids)
@@ -137,7 +144,7 @@ func (p *hosted) inherit(r record, left runner.Journal, ids []string) {
 	}
 	p.mu.Unlock()
 	for _, id := range now {
-		p.settleOne(id, left.Started[id], left.Exited[id])
+		p.settleOne(id, left.Started[id], left.Exited[id], nil)
 	}
 	p.closeGraves(nil)
 }
@@ -183,8 +190,9 @@ func (p *hosted) closeGraves(acked []string) {
 }
 
 // settleOne settles one of them by what the journal of the process says, or, when
-// it says nothing, by what that of an earlier one said.
-func (p *hosted) settleOne(id string, started *runnerv1.Started, exited *runnerv1.Exited) {
+// it says nothing, by what that of an earlier one said. found are the processes
+// that no journal names.
+func (p *hosted) settleOne(id string, started *runnerv1.Started, exited *runnerv1.Exited, found map[string]named) {
 	h := p.host
 	p.mu.Lock()
 	g := p.attempts[id]
@@ -207,9 +215,9 @@ func (p *hosted) settleOne(id string, started *runnerv1.Started, exited *runnerv
 		g.letGo()
 		out = append(out, p.ended(exited))
 	case g.pid == 0 && started != nil: // the fork was about to happen
-		if pid, ticks, ok := withMark(g.mark); ok {
-			g.pid, g.ticks = pid, ticks
-			out = append(out, Event{Plugin: p.key(), ID: id, Started: &runnerv1.Started{Id: id, Pid: int64(pid), StartTicks: ticks}})
+		if n, ok := found[id]; ok {
+			g.pid, g.ticks = n.pid, n.ticks
+			out = append(out, Event{Plugin: p.key(), ID: id, Started: &runnerv1.Started{Id: id, Pid: int64(n.pid), StartTicks: n.ticks}})
 		} else {
 			out = append(out, Event{Plugin: p.key(), ID: id, Lost: true})
 		}

@@ -54,6 +54,7 @@ type hosted struct {
 	process  *process  // nil between two
 	begun    time.Time // of the process, or of its adoption
 	proven   bool      // its canary has passed
+	settling bool      // the last one is dead, and its jobs are not taken over yet
 	attempts map[string]*given
 	pending  *runnerv1.SessionRequest
 	wake     chan struct{}
@@ -496,7 +497,7 @@ func (p *hosted) receive(stream grpc.BidiStreamingClient[runnerv1.SessionRequest
 		p.mu.Unlock()
 		p.host.emit(out)
 		for _, id := range orphans {
-			p.settleOne(id, nil, nil)
+			p.settleOne(id, nil, nil, nil)
 		}
 	}
 }

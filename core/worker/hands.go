@@ -89,11 +89,23 @@ func (h *hands) prepareOne(ctx context.Context, e Prepare) Prepared {
 }
 
 // startProcess hands the start to the plugin host, which queues it.
-func (h *hands) startProcess(e StartProcess) {
+func (h *hands) startProcess(ctx context.Context, e StartProcess) {
 	x := h.get(e.Key)
 	if x == nil {
 		return
 	}
+	if r := x.reopened(); r != nil {
+		// Not earlier: until the plugins are there, no command has a runner.
+		h.do(ctx, e.Key, false, func(_ context.Context, x *holding) {
+			x.rebuilt(h.preparer.rebuild(*r, x))
+			h.hand(x, e)
+		})
+		return
+	}
+	h.hand(x, e)
+}
+
+func (h *hands) hand(x *holding, e StartProcess) {
 	p := x.launch()
 	if p == nil {
 		return
@@ -104,6 +116,22 @@ func (h *hands) startProcess(e StartProcess) {
 	}
 	if err := h.runners.Start(p.runner, l); err != nil {
 		h.post(LaunchRefused{Key: e.Key, Err: err, Again: true})
+	}
+}
+
+// underway notes that the process exists: it has opened the lanes.
+func (h *hands) underway(e Underway) {
+	if x := h.get(e.Key); x != nil {
+		x.underway()
+		h.noWriter(x)
+	}
+}
+
+// noWriter tells the output of an attempt that was resumed without a process that
+// there will be none any more that does not hold the lanes.
+func (h *hands) noWriter(x *holding) {
+	if x.born() {
+		h.output.NoWriter(x.key)
 	}
 }
 
@@ -131,6 +159,7 @@ func (h *hands) settle(ctx context.Context, e Settle) {
 		return
 	}
 	h.do(ctx, e.Key, false, func(ctx context.Context, x *holding) {
+		h.noWriter(x)
 		linger := time.NewTimer(e.Linger)
 		defer linger.Stop()
 		drained, empty := h.await(ctx, x, e.StopRequest, linger.C)
@@ -244,6 +273,7 @@ func (h *hands) stopGroup(ctx context.Context, e StopGroup) {
 // finish seals the output of an attempt without processes.
 func (h *hands) finish(ctx context.Context, e Finish) {
 	h.do(ctx, e.Key, false, func(ctx context.Context, x *holding) {
+		h.noWriter(x)
 		if e.NoWriter {
 			h.output.NoWriter(e.Key)
 		}
@@ -353,7 +383,10 @@ func (h *hands) reopen(r Holding, boot string) {
 	x := &holding{key: r.Key, group: noGroup{}, folder: r.Intent.Folder}
 	in := r.Intent
 	log := h.log.With("job", r.Key.Job, "attempt", r.Key.Attempt)
-	if err := h.output.Resume(r.Key, Lanes{in.Stdout, in.Stderr}, outputOptions(&in.Spec, nil)); err != nil {
+	o := outputOptions(&in.Spec, nil)
+	o.Unborn = r.Alive && r.Held.PID == 0
+	x.unborn = o.Unborn
+	if err := h.output.Resume(r.Key, Lanes{in.Stdout, in.Stderr}, o); err != nil {
 		log.Warn("output not resumed", "error", err)
 	}
 	if in.BootID != boot {
@@ -381,7 +414,7 @@ func (h *hands) reopen(r Holding, boot string) {
 		}
 	}
 	if r.Alive && r.Held.PID == 0 {
-		x.start = h.preparer.rebuild(r, x)
+		x.again = &r
 	}
 	h.set(x)
 }

@@ -21,6 +21,8 @@ type holding struct {
 
 	mu     sync.Mutex // guards all below
 	start  *prepared  // until the process exists
+	again  *Holding   // of an earlier life: start can be made of it
+	unborn bool       // resumed before its process had begun
 	queue  []func(context.Context)
 	active bool               // a goroutine works on the queue
 	cancel context.CancelFunc // of what runs now
@@ -104,7 +106,32 @@ func (h *holding) launch() *prepared {
 func (h *holding) underway() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.start = nil
+	h.start, h.again = nil, nil
+}
+
+// reopened returns once what an earlier life left of a start.
+func (h *holding) reopened() *Holding {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.again
+	h.again = nil
+	return r
+}
+
+// rebuilt takes a start that was made again.
+func (h *holding) rebuilt(p *prepared) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.start = p
+}
+
+// born notes that the process has begun, or never will; true the first time.
+func (h *holding) born() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	was := h.unborn
+	h.unborn = false
+	return was
 }
 
 // seal remembers the finished streams.

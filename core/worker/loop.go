@@ -207,13 +207,11 @@ func (w *Worker) perform(ctx context.Context, e Effect) {
 func (w *Worker) act(ctx context.Context, e Effect) {
 	switch e := e.(type) {
 	case StartProcess:
-		w.hands.startProcess(e)
+		w.hands.startProcess(ctx, e)
 	case Relaunch:
 		w.hands.relaunch(ctx, e)
 	case Underway:
-		if x := w.hands.get(e.Key); x != nil {
-			x.underway()
-		}
+		w.hands.underway(e)
 	case Settle:
 		w.hands.settle(ctx, e)
 	case StopGroup:

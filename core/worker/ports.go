@@ -25,6 +25,7 @@ type OutputOptions struct {
 	Policy   job.OutputPolicy
 	Limit    uint64 // bytes per stream; 0 is job.DefaultOutputLimit
 	UID, GID int    // owner of the lanes; -1 is the worker's own
+	Unborn   bool   // of Resume: no process may have opened them yet, see NoWriter
 }
 
 // LaneKeeper takes output from processes (core/output).

@@ -172,8 +172,12 @@ func TestP7AStartThatNeverReachedItsPluginIsSentAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.deafness = false
+		w.early = true // plugins are found after the attempts are taken over
 		b = next()
-		b.wait(1, job.Succeeded)
+		// Its output has not ended because nobody held the lanes yet.
+		if r := b.wait(1, job.Succeeded); r.Message != "" {
+			t.Errorf("%+v", r)
+		}
 		if r := b.wait(2, job.Stopped); r.StopProof.Method != neverStartedProof {
 			t.Errorf("%+v", r.StopProof)
 		}

@@ -49,6 +49,7 @@ type world struct {
 	leaving  int   // so many starts find their plugin shutting down
 	resumed  []Held
 	amnesia  bool // Resume: every process is gone
+	early    bool // no runner is known before Resume
 	lookups  map[string]error
 	changed  chan struct{}
 	mercy    bool
@@ -78,6 +79,7 @@ type proc struct {
 type fakeIO struct {
 	drained  chan struct{}
 	closed   bool
+	cut      bool // its process began after the end was told
 	finished bool
 	size     uint64
 	last     time.Time
@@ -97,6 +99,9 @@ func (w *world) Lookup(command string) (journal.Runner, error) {
 	defer w.mu.Unlock()
 	if err := w.lookups[command]; err != nil {
 		return journal.Runner{}, err
+	}
+	if w.early {
+		return journal.Runner{}, errs.E("look up runner", errs.NotFound, job.ReasonNoRunner, nil)
 	}
 	switch command {
 	case "bash", "binary", ".sh":
@@ -166,6 +171,9 @@ func (p *proc) begin() {
 		return
 	}
 	w.starts[p.id]++
+	if o := w.outputs[keyOf(p.id)]; o != nil && o.closed {
+		o.cut = true
+	}
 	w.nextPID++
 	p.pid, p.main = w.nextPID, true
 	_, p.deaf = p.args["deaf"]
@@ -286,7 +294,7 @@ func (w *world) Ack(ids ...string) {
 
 func (w *world) Resume(_ context.Context, held []Held) error {
 	w.mu.Lock()
-	w.resumed = held
+	w.resumed, w.early = held, false
 	var news []ProcessEvent
 	for _, h := range held {
 		p := w.procs[h.ID]
@@ -330,19 +338,28 @@ func (o worldOutput) Take(k job.Key, _ OutputOptions) (Lanes, error) {
 	return Lanes{"/lanes/" + attemptID(k) + ".out", "/lanes/" + attemptID(k) + ".err"}, nil
 }
 
-func (o worldOutput) Resume(k job.Key, _ Lanes, _ OutputOptions) error {
+func (o worldOutput) Resume(k job.Key, _ Lanes, opts OutputOptions) error {
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.outputs[k] == nil {
+	x := o.outputs[k]
+	if x != nil {
+		x.resumed = true
+	}
+	o.mu.Unlock()
+	if x == nil {
 		return errors.New("no such lanes")
 	}
-	o.outputs[k].resumed = true
+	if !opts.Unborn {
+		o.NoWriter(k)
+	}
 	return nil
 }
 
 func (o worldOutput) NoWriter(k job.Key) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if p := o.procs[attemptID(k)]; p != nil && (p.main || p.kid && !p.kidMute) {
+		return // somebody holds them
+	}
 	if x := o.outputs[k]; x != nil && !x.closed {
 		x.closed = true
 		close(x.drained)
@@ -371,6 +388,8 @@ func (o worldOutput) Finish(_ context.Context, k job.Key) (stdout, stderr job.St
 		return stdout, stderr, errors.New("no such output")
 	case !x.closed:
 		return stdout, stderr, errors.New("somebody writes")
+	case x.cut:
+		return stdout, stderr, errors.New("its end came before its process")
 	}
 	x.finished = true
 	return job.Stream{Size: x.size, SHA256: "out"}, job.Stream{SHA256: "err"}, nil
