@@ -11,6 +11,9 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
@@ -60,7 +63,8 @@ func try(ctx context.Context, p *process, limit time.Duration) (err error) {
 	for {
 		f, err := stream.Recv()
 		switch {
-		case err != nil && ctx.Err() != nil:
+		case err != nil && (ctx.Err() != nil || status.Code(err) == codes.DeadlineExceeded):
+			// The plugin's end of the session knows the limit, too, and may be first.
 			return fmt.Errorf("%w: it did not end within %v", errCanary, limit)
 		case err != nil:
 			return fmt.Errorf("%w: the plugin ended the session: %w", errCanary, err)

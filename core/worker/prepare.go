@@ -101,6 +101,9 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 	if h.pin != nil {
 		h.intent.Script = h.pin.Script
 	}
+	if spec.Uploaded() {
+		h.intent.Spec.UploadSHA256 = h.pin.Script.SHA256 // the next life knows by it where the script lies
+	}
 	h.assemble(key, command, workdir, lanes, files.stdin, u)
 	h.launch.Env = jobEnviron(p.base, u, spec, ownEnviron(key, p.worker, id, h.source(), files.secrets))
 	return h, nil

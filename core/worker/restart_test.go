@@ -151,7 +151,8 @@ func TestP4GoneWithoutAWordIsLostOnlyWhenNothingIsLeft(t *testing.T) {
 
 func TestP7AStartThatNeverReachedItsPluginIsSentAgain(t *testing.T) {
 	lives(t, func(t *testing.T, w *world, next func(...option) *bench) {
-		b := next()
+		uploads := func(c *Config) { c.Policy.Uploads = true }
+		b := next(uploads)
 		w.deafness = true
 		o := order(1, "run=1s")
 		o.Spec.Stdin = []byte("x")
@@ -173,7 +174,7 @@ func TestP7AStartThatNeverReachedItsPluginIsSentAgain(t *testing.T) {
 		}
 		w.deafness = false
 		w.early = true // plugins are found after the attempts are taken over
-		b = next()
+		b = next(uploads)
 		// Its output has not ended because nobody held the lanes yet.
 		if r := b.wait(1, job.Succeeded); r.Message != "" {
 			t.Errorf("%+v", r)
