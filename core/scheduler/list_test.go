@@ -138,6 +138,14 @@ func TestAPageBeginsWhereTheLastEndedWhateverCameMeanwhile(t *testing.T) {
 	if err := s.config.Store.Apply(t.Context(), &b); err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	defer func() {
+		if cancel(); <-ended != nil {
+			t.Error("the scheduler ended with an error")
+		}
+	}()
 	if err := s.RemoveJobs(t.Context(), admin(), []string{jobs[2].ID.String()}); err != nil {
 		t.Fatal(err)
 	}

@@ -183,13 +183,14 @@ func (r *retainer) gather(ctx context.Context) ([]job.Job, error) {
 			break
 		}
 		seen++
-		// Ids sort by the time of submission: all that follow are younger.
-		if over <= int64(len(out)) && (young == 0 || now.Sub(submitTime(job.ID(p.Key[1:]))) < young) {
-			break
-		}
 		j, err := decodeJob(p.Value)
 		if err != nil {
 			return nil, errs.E("look for old jobs", errs.Internal, "STORE", err)
+		}
+		// Ids sort by the time of submission: all that follow are younger. The time
+		// in an id is no age: ids go on from the highest when the clock is set back.
+		if over <= int64(len(out)) && (young == 0 || now.Sub(j.Submit) < young) {
+			break
 		}
 		if r.rules.removes(&j, now, over > int64(len(out))) {
 			out = append(out, j)
