@@ -38,7 +38,7 @@ func Fill(t *droverv1.StartJobRequest, text, index string) *droverv1.StartJobReq
 		Timeout: t.GetTimeout(), IdleTimeout: t.GetIdleTimeout(), QueueTimeout: t.GetQueueTimeout(), Grace: t.GetGrace(),
 		Linger: t.GetLinger(), DetachChildren: t.GetDetachChildren(), Limits: t.GetLimits(), Stdin: t.GetStdin(),
 		Workdir: t.GetWorkdir(), User: t.GetUser(), Name: strings.ReplaceAll(t.GetName(), Mark, text), Priority: t.GetPriority(),
-		Retry: t.GetRetry(), OutputPolicy: t.GetOutputPolicy(), OutputLimit: t.GetOutputLimit(), Secrets: t.GetSecrets(),
+		Retry: t.GetRetry(), OutputPolicy: t.GetOutputPolicy(), OnPartition: t.GetOnPartition(), OutputLimit: t.GetOutputLimit(), Secrets: t.GetSecrets(),
 		Upload: t.GetUpload(), RequestId: t.GetRequestId() + "/" + index,
 	}
 }
