@@ -139,12 +139,12 @@ func (b *benchFlags) jobs(ctx context.Context, e *env) error {
 	}
 	ctx, stop := e.untilSignal(ctx)
 	defer stop()
-	return b.onCluster(ctx, func(t *testbed) error {
+	return b.onCluster(ctx, func(t *testbed) (err error) {
 		others, err := b.startPeers(ctx, t.dir)
 		if err != nil {
 			return err
 		}
-		defer closePeers(others)
+		defer func() { err = errors.Join(err, closePeers(others)) }()
 		out := compared{limits: limits{map[string]float64{}}}
 		var rows [][]string
 		for _, w := range t.workloads {

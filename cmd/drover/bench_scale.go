@@ -150,7 +150,7 @@ func scaleOnce(ctx context.Context, plan measure.ScalePlan) (got measure.Scale, 
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	f := &farm{dir: dir}
-	defer func() { err = errors.Join(err, f.close()) }()
+	defer f.close()
 	if err := f.open(ctx, plan.Workers); err != nil {
 		return got, err
 	}
@@ -274,7 +274,7 @@ func (f *farm) Release() error {
 	return nil
 }
 
-func (f *farm) close() error {
+func (f *farm) close() {
 	for _, c := range f.crowds {
 		c.close()
 	}
@@ -285,7 +285,6 @@ func (f *farm) close() error {
 		_ = f.scheduler.Process.Kill()
 		_ = f.scheduler.Wait() // it was killed
 	}
-	return nil
 }
 
 // crowdProcess is "drover bench crowd" as a child.

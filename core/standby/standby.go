@@ -58,7 +58,7 @@ func Run(ctx context.Context, c Config) error {
 		switch {
 		case err == nil && ctx.Err() != nil:
 			release(ctx, l)
-			return nil
+			return nil //nolint:nilerr // there is no error in this case
 		case ctx.Err() != nil:
 			return nil //nolint:nilerr // it was told to end
 		case errs.KindOf(err) == errs.Unavailable:
@@ -120,7 +120,7 @@ func keep(ctx context.Context, l Lease, p Policy) error {
 		err := renew(ctx, l, p)
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // it was told to end
 		case errors.Is(err, store.ErrFenced):
 			return lose(err)
 		case !p.Outlive && l.Left() <= 0:

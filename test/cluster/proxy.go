@@ -178,7 +178,7 @@ type lane struct {
 func (p *Proxy) carry(d Direction, c *proxied) {
 	l := &lane{}
 	var reader sync.WaitGroup
-	reader.Go(func() { p.fill(d, l, c.ends[d]) })
+	reader.Go(func() { p.fill(l, c.ends[d]) })
 	defer reader.Wait()
 	defer c.close()
 	for {
@@ -193,7 +193,7 @@ func (p *Proxy) carry(d Direction, c *proxied) {
 }
 
 // fill reads until the end hangs up.
-func (p *Proxy) fill(d Direction, l *lane, from net.Conn) {
+func (p *Proxy) fill(l *lane, from net.Conn) {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buf)

@@ -67,7 +67,7 @@ func (s *Store) Room() error {
 	free, bound, err := s.room.free(10)
 	kept := min(keptRoom, bound)
 	if err != nil || free >= kept && !s.room.waiting.Load() {
-		return nil // a disk that cannot be asked is found full by the write
+		return nil //nolint:nilerr // a disk that cannot be asked is found full by the write
 	}
 	return errs.E("use the store", errs.Exhausted, "STORE_FULL",
 		fmt.Errorf("%d MiB are free in %s, and the last %d MiB are kept for jobs that were accepted", free>>20, s.room.dir, kept>>20)).

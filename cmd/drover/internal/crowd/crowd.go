@@ -172,7 +172,7 @@ func (c *Crowd) server(byPort map[int]*member) *grpc.Server {
 		},
 	}
 	s := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(config)), grpc.ReadBufferSize(4<<10), grpc.SharedWriteBuffer(true),
+		grpc.Creds(credentials.NewTLS(config)), grpc.ReadBufferSize(4<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
