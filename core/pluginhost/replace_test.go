@@ -237,10 +237,22 @@ func TestAPluginThatKeepsDyingIsUnhealthy(t *testing.T) {
 	if bad := w.awaitState("bash", "unhealthy"); !strings.Contains(bad.Message, "died 3 times") && !strings.Contains(bad.Message, "after many deaths") {
 		t.Errorf("the reason is %q", bad.Message)
 	}
-	w.startScript("a", "exit 6")
-	if e := w.awaitExit("a"); e.Exited.GetExitCode() != 6 {
+	// What waits at a death is refused, with the reason; what comes after it waits
+	// for the next life.
+	id := "a"
+	w.startScript(id, "exit 6")
+	e := w.awaitExit(id)
+	if refused := e.Exited.GetError(); refused != nil {
+		if refused.GetReason() != "RUNNER_UNAVAILABLE" || !strings.Contains(refused.GetMessage(), "does not stay up") {
+			t.Errorf("refused with %+v", refused)
+		}
+		id = "b"
+		w.startScript(id, "exit 6")
+		e = w.awaitExit(id)
+	}
+	if e.Exited.GetExitCode() != 6 || e.Exited.GetError() != nil {
 		t.Errorf("got %+v", e)
 	}
 	w.awaitState("bash", "ready")
-	w.Ack("a")
+	w.Ack(id)
 }
