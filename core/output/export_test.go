@@ -1,6 +1,10 @@
 package output
 
-import "golang.org/x/sys/unix"
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/droverhq/drover/core/job"
+)
 
 // Small returns c with files so small that a few kilobytes roll them over.
 func (c Config) Small() Config {
@@ -41,4 +45,12 @@ func (s *Store) NudgeQuota(n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.quota = n
+}
+
+// Leaving tells whether an attempt is being taken from the mover.
+func (s *Store) Leaving(key job.Key) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.attempts[key]
+	return a != nil && a.streams[0].rest != nil
 }

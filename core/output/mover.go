@@ -128,12 +128,10 @@ func (s *Store) everything(ready map[*stream]bool) {
 
 // move takes what a pipe holds. more tells that the stream wants another turn.
 func (s *Store) move(st *stream, hup bool) (more bool, err error) {
+	defer s.letGo(st)
 	for range movesPerTurn {
-		s.mu.Lock()
-		fd, eof := st.fd, st.eof
-		st.moving = fd >= 0 && !eof
-		s.mu.Unlock()
-		if fd < 0 || eof {
+		fd, ok := s.hold(st)
+		if !ok {
 			return false, nil
 		}
 		pending, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
@@ -157,6 +155,24 @@ func (s *Store) move(st *stream, hup bool) (more bool, err error) {
 		}
 	}
 	return true, nil
+}
+
+// hold says which pipe to move from, if any; it stays open until letGo.
+func (s *Store) hold(st *stream) (fd int, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.moving = st.fd >= 0 && !st.eof && !st.parted
+	return st.fd, st.moving
+}
+
+func (s *Store) letGo(st *stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.moving = false
+	if st.rest != nil {
+		close(st.rest)
+		st.rest = nil
+	}
 }
 
 // room tells why a stream must wait, if it must: a Keep stream at the quota.

@@ -5,7 +5,6 @@ package output
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -110,7 +109,9 @@ type stream struct {
 	lost      []span   // what a damaged disk took
 	private   *segment // chunk that it goes on in
 	eof       bool
-	moving    bool // bytes may be on their way from the pipe to a segment
+	moving    bool          // bytes may be on their way from the pipe to a segment
+	parted    bool          // the mover must begin nothing with the pipe any more
+	rest      chan struct{} // closed when it has let go; nil: nobody waits
 	exceeded  bool
 	lastWrite time.Time
 	sealed    bool // size and sha256 are final
@@ -295,29 +296,6 @@ func (s *Store) attach(a *attempt, l *lane) error {
 	return nil
 }
 
-// detach takes the lane of a finished attempt back; s.mu is held.
-func (s *Store) detach(a *attempt) {
-	l := a.lane
-	if l == nil {
-		return
-	}
-	a.lane = nil
-	for i, st := range a.streams {
-		delete(s.byToken, l.tokens[i])
-		delete(s.blocked, st)
-		st.fd = -1
-	}
-	switch {
-	case !a.streams[0].eof || !a.streams[1].eof:
-		l.remove() // somebody may still hold it: never used again
-		return
-	case l.grown || len(s.free) >= openLanes:
-		l.close()
-		l.grown = false
-	}
-	s.free = append(s.free, l)
-}
-
 // Resume takes up an attempt again after a restart of the worker. What its
 // processes wrote meanwhile waits in the pipes.
 func (s *Store) Resume(key job.Key, lanes Lanes, o Options) error {
@@ -367,39 +345,6 @@ func (s *Store) NoWriter(key job.Key) {
 	}
 }
 
-// Drained returns a channel that is closed once no process holds either stream
-// and every byte is in a segment. It is called when the main process is gone or
-// never was: a pipe that hangs up before that has perhaps not been opened yet.
-func (s *Store) Drained(key job.Key) <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	a := s.attempts[key]
-	if a == nil {
-		done := make(chan struct{})
-		close(done)
-		return done
-	}
-	if a.lane == nil {
-		return a.drained
-	}
-	a.over = true
-	ended := a.lane.ends()
-	for i, st := range a.streams {
-		switch {
-		case st.eof:
-		case ended[i] && !st.moving:
-			s.end(st)
-		default:
-			// Bytes are in the pipe or on their way out of it: the mover is told.
-			s.nudged = append(s.nudged, st)
-		}
-	}
-	if len(s.nudged) > 0 {
-		s.wakeUp()
-	}
-	return a.drained
-}
-
 // Sizes tells how much each stream has written; ok is false for an unknown attempt.
 func (s *Store) Sizes(key job.Key) (stdout, stderr uint64, ok bool) {
 	s.mu.Lock()
@@ -425,59 +370,6 @@ func (s *Store) LastWrite(key job.Key) time.Time {
 	return a.streams[1].lastWrite
 }
 
-// Finish seals an attempt: sizes and sums are final, END becomes visible, the
-// lanes go back. It hashes what is left and may read the segments for that.
-func (s *Store) Finish(ctx context.Context, key job.Key) (stdout, stderr job.Stream, err error) {
-	s.mu.Lock()
-	a := s.attempts[key]
-	s.mu.Unlock()
-	if a == nil {
-		return stdout, stderr, errs.E("finish output", errs.NotFound, "OUTPUT", fmt.Errorf("attempt %v is unknown", key))
-	}
-	sums, err := s.seal(ctx, a)
-	if err != nil {
-		return stdout, stderr, err
-	}
-	s.mu.Lock()
-	a.finished = true
-	s.detach(a)
-	for i, st := range a.streams {
-		st.sha256, st.sealed, st.hash = sums[i].SHA256, true, nil
-		st.private = nil
-		st.notify()
-	}
-	s.reclaim()
-	s.mu.Unlock()
-	return sums[0], sums[1], nil
-}
-
-// seal hashes the rest of both streams and writes their END entries. One may
-// have been sealed before a crash, the other not.
-func (s *Store) seal(ctx context.Context, a *attempt) (sums [2]job.Stream, err error) {
-	var left []*stream
-	s.mu.Lock()
-	for i, st := range a.streams {
-		sums[i] = job.Stream{Size: st.size, SHA256: st.sha256}
-		if !st.sealed {
-			left = append(left, st)
-		}
-	}
-	s.mu.Unlock()
-	for _, st := range left {
-		sum := &sums[st.id-1]
-		sum.SHA256, err = s.digest(ctx, st, sum.Size)
-		switch {
-		case errors.Is(err, errGap):
-			// A restarted worker sums from the beginning, and a ring may have given
-			// that back: no sum is better than a wrong one.
-			s.config.Log.Warn("output has no sum", "job", a.key.Job, "error", err)
-		case err != nil:
-			return sums, err
-		}
-	}
-	return sums, s.writeEnds(a, left, sums)
-}
-
 // Keys lists every attempt that has output.
 func (s *Store) Keys() []job.Key {
 	s.mu.Lock()
@@ -487,45 +379,6 @@ func (s *Store) Keys() []job.Key {
 		out = append(out, k)
 	}
 	return out
-}
-
-// Remove forgets the output of a finished attempt, or of one that was never
-// resumed after a restart.
-func (s *Store) Remove(key job.Key) error {
-	s.mu.Lock()
-	a := s.attempts[key]
-	if a == nil {
-		s.mu.Unlock()
-		return nil
-	}
-	if a.lane != nil {
-		s.mu.Unlock()
-		return errs.E("remove output", errs.Precondition, "OUTPUT_OPEN", fmt.Errorf("attempt %v is not finished", key))
-	}
-	s.mu.Unlock()
-	err := s.writeRemoved(a)
-	s.mu.Lock()
-	s.drop(a)
-	s.mu.Unlock()
-	if isNoSpace(err) {
-		err = s.writeRemoved(a) // now there may be room
-	}
-	return err
-}
-
-// drop lets go of everything an attempt has; s.mu is held.
-func (s *Store) drop(a *attempt) {
-	if s.attempts[a.key] != a {
-		return
-	}
-	delete(s.attempts, a.key)
-	for _, st := range a.streams {
-		for _, e := range st.extents {
-			s.unref(e.seg)
-		}
-		st.extents = nil
-		st.notify()
-	}
 }
 
 // notify wakes the readers of a stream; s.mu is held.
