@@ -264,13 +264,16 @@ func (h *Host) Lookup(command string) (Runner, error) {
 func (h *Host) Start(r Runner, s *runnerv1.Start) error {
 	h.mu.Lock()
 	p := h.byKey[r.Name+"@"+r.SHA256]
-	if p == nil || p.isDraining() {
+	if p != nil {
+		h.owners[s.GetId()] = p // before any news of it
+	}
+	h.mu.Unlock()
+	if p == nil || !p.start(s) {
+		h.mu.Lock()
+		delete(h.owners, s.GetId())
 		h.mu.Unlock()
 		return errs.E("start a process", errs.Precondition, job.ReasonRunnerFailed, fmt.Errorf("the runner %s %s takes no more jobs", r.Name, r.Version))
 	}
-	h.owners[s.GetId()] = p
-	h.mu.Unlock()
-	p.start(s)
 	return nil
 }
 

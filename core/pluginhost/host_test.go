@@ -58,16 +58,29 @@ type world struct {
 	state  string
 	cancel context.CancelFunc
 	done   chan error
+	canary time.Duration
 
 	mu     sync.Mutex // guards events
 	events []pluginhost.Event
 	news   chan struct{}
 }
 
+// patience is how long a test waits for what must come. Most of it is for machines
+// on which much else runs.
+const patience = 60 * time.Second
+
 func newWorld(t *testing.T, plugins ...string) *world {
 	t.Helper()
+	return newWorldWith(t, patience, plugins...)
+}
+
+// newWorldWith also says how long a canary may take.
+func newWorldWith(t *testing.T, canary time.Duration, plugins ...string) *world {
+	t.Helper()
 	root := t.TempDir()
-	w := &world{t: t, dir: filepath.Join(root, "plugins"), state: filepath.Join(root, "state"), news: make(chan struct{}, 1)}
+	w := &world{
+		t: t, dir: filepath.Join(root, "plugins"), state: filepath.Join(root, "state"), canary: canary, news: make(chan struct{}, 1),
+	}
 	for _, p := range plugins {
 		if _, err := pluginhost.Install(w.dir, filepath.Join(built, "drover-runner-"+p), ""); err != nil {
 			t.Fatal(err)
@@ -81,7 +94,7 @@ func (w *world) open() {
 	w.t.Helper()
 	h, err := pluginhost.New(pluginhost.Config{
 		Dir: w.dir, State: w.state, BootID: "boot", Log: slog.New(slog.DiscardHandler), Events: w.take,
-		Canary: 10 * time.Second,
+		Canary: w.canary,
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -97,7 +110,7 @@ func (w *world) shutdown() {
 	if w.cancel == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := w.Shutdown(ctx); err != nil {
 		w.t.Error(err)
@@ -130,7 +143,7 @@ func (w *world) take(evs []pluginhost.Event) {
 // await waits for an event.
 func (w *world) await(what string, match func(pluginhost.Event) bool) pluginhost.Event {
 	w.t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience)
 	for {
 		w.mu.Lock()
 		for _, e := range w.events {
@@ -150,7 +163,7 @@ func (w *world) await(what string, match func(pluginhost.Event) bool) pluginhost
 
 func (w *world) awaitState(name, state string) job.RunnerInfo {
 	w.t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience)
 	for {
 		for _, r := range w.Runners() {
 			if r.Name == name && r.State == state {
@@ -365,6 +378,46 @@ func TestSignalsReachRunningAndAdoptedJobs(t *testing.T) {
 	w.Ack("a", "b", "c")
 }
 
+// TestAnExitThatComesAfterItsAcknowledgementIsForgotten: the worker reaps the jobs of
+// a dead plugin itself, and can have their ends on disk before the next process of
+// the plugin, which watches them too, has seen them. That process must not keep them:
+// it would never end.
+func TestAnExitThatComesAfterItsAcknowledgementIsForgotten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "bash")
+	w.awaitState("bash", "ready")
+	const jobs = 20
+	var ids []string
+	for i := range jobs {
+		id := fmt.Sprint("job", i)
+		w.startScript(id, "exec sleep 1000")
+		w.awaitStart(id)
+		ids = append(ids, id)
+	}
+	if err := syscall.Kill(w.pluginPID("bash"), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	w.startScript("next", "exit 0") // the next process is there, and watches
+	w.awaitExit("next")
+	plugin := w.pluginPID("bash")
+	if err := syscall.Kill(plugin, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range ids {
+		if err := w.Signal(id, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range ids {
+		w.awaitExit(id)
+	}
+	w.Ack(append(ids, "next")...)
+	if err := syscall.Kill(plugin, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	w.shutdown() // ends when the plugin does
+}
+
 // hostMain runs a host in a process of its own and one job on it.
 func hostMain() {
 	var mu sync.Mutex
@@ -565,7 +618,7 @@ func TestTheNextPluginWatchesWhatAKilledOneLeft(t *testing.T) {
 	}
 	seen := func(what string, ok func(runner.Journal) bool) {
 		t.Helper()
-		for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 			for _, dir := range journals() {
 				if j, err := runner.ReadJournal(dir); err == nil && ok(j) {
 					return
@@ -600,7 +653,7 @@ func TestTheNextPluginWatchesWhatAKilledOneLeft(t *testing.T) {
 		t.Errorf("a: %+v", e)
 	}
 	w.Ack("a")
-	for end := time.Now().Add(20 * time.Second); len(journals()) > 1; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); len(journals()) > 1; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("left: %q", journals())
 		}

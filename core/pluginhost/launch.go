@@ -84,13 +84,14 @@ func (h *Host) launch(ctx context.Context, m Manifest, trial bool) (*process, er
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	client := plugin.NewClient(h.clientConfig(&plugin.ClientConfig{Cmd: cmd, SkipHostEnv: true, StartTimeout: startTimeout}))
 	// go-plugin waits for the pipes of a plugin that fails to start, and a child
-	// of it may hold them open for ever.
-	watchdog := time.AfterFunc(startTimeout+time.Second, func() {
+	// of it may hold them open for ever. And it knows no context.
+	end := func() {
 		if pid, _, ok := withMark(runner.DirVariable + "=" + dir); ok {
 			_ = syscall.Kill(-pid, syscall.SIGKILL)
 		}
-	})
-	defer watchdog.Stop()
+	}
+	defer time.AfterFunc(startTimeout+time.Second, end).Stop()
+	defer context.AfterFunc(ctx, end)()
 	p, err := connect(ctx, client)
 	if err != nil {
 		client.Kill()

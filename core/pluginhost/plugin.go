@@ -65,7 +65,7 @@ type hosted struct {
 	futile   int                // lives in a row that were short and started nothing
 	useful   bool               // the present life has started a job
 	session  context.CancelFunc // ends the present session, for a fresh replay
-	resumed  bool               // attempts holds all that the worker has not on disk
+	resumed  bool               // attempts holds all that the worker has not on disk: others are acknowledged
 	graves   []*grave
 }
 
@@ -148,8 +148,14 @@ func (p *hosted) nudge() {
 	}
 }
 
-func (p *hosted) start(s *runnerv1.Start) {
+// start queues a start, unless the plugin drains: it may be gone by then, and
+// nobody would start what came too late.
+func (p *hosted) start(s *runnerv1.Start) (taken bool) {
 	p.add(func(f *runnerv1.SessionRequest) {
+		if p.draining {
+			return
+		}
+		taken = true
 		g := newGiven()
 		g.start, g.stdout, g.stderr = s, s.GetStdout(), s.GetStderr()
 		for _, kv := range s.GetEnv() {
@@ -160,6 +166,7 @@ func (p *hosted) start(s *runnerv1.Start) {
 		p.attempts[s.GetId()] = g
 		f.Starts = append(f.Starts, s)
 	})
+	return taken
 }
 
 // ack forgets attempts whose end is on the worker's disk.
@@ -190,12 +197,15 @@ func (p *hosted) run(ctx context.Context, proc *process) {
 	backoff := firstBackoff
 	for ctx.Err() == nil {
 		if proc == nil {
-			if p.isDraining() && p.empty() {
+			if p.unneeded() {
 				return
 			}
 			var err error
 			if proc, err = p.begin(ctx); err != nil {
 				proc = nil
+				if p.unneeded() { // and that is why
+					return
+				}
 				p.failed(err)
 				backoff = p.pause(ctx, backoff)
 				continue
@@ -208,7 +218,7 @@ func (p *hosted) run(ctx context.Context, proc *process) {
 		if ctx.Err() != nil {
 			return
 		}
-		drained := p.isDraining() && p.empty()
+		drained := p.unneeded()
 		p.died(proc)
 		proc = nil
 		if drained {
@@ -222,8 +232,11 @@ func (p *hosted) run(ctx context.Context, proc *process) {
 	}
 }
 
-// begin starts a process, and tries the first one of a version with a canary.
+// begin starts a process, and tries the first one of a version with a canary. Both
+// take their time, and are given up when the plugin is not needed any more.
 func (p *hosted) begin(ctx context.Context) (*process, error) {
+	ctx, cancel := p.whileNeeded(ctx)
+	defer cancel()
 	p.mu.Lock()
 	trial := !p.proven && !p.draining
 	p.mu.Unlock()
@@ -243,6 +256,22 @@ func (p *hosted) begin(ctx context.Context) (*process, error) {
 	p.proven = true
 	p.mu.Unlock()
 	return proc, nil
+}
+
+// whileNeeded ends with ctx, or when the plugin begins to drain with nothing to do.
+func (p *hosted) whileNeeded(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-p.leave:
+			if p.empty() {
+				cancel()
+			}
+		}
+	})
+	return ctx, func() { cancel(); wait.Wait() }
 }
 
 // judge looks at the life of a process that has died, and tells whether it was a
@@ -267,6 +296,13 @@ func (p *hosted) isDraining() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.draining
+}
+
+// unneeded: it takes nothing new, and has nothing.
+func (p *hosted) unneeded() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.draining && len(p.attempts) == 0
 }
 
 func (p *hosted) attach(ctx context.Context, proc *process) {
@@ -390,7 +426,7 @@ func (p *hosted) resync() {
 // survives waits a moment to learn whether a broken stream means a dead plugin.
 func (p *hosted) survives(ctx context.Context, proc *process) bool {
 	wait := 20 * time.Millisecond
-	if p.isDraining() && p.empty() {
+	if p.unneeded() {
 		wait = time.Minute // it has said farewell and is on its way out
 	}
 	for end := time.Now().Add(wait); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(time.Millisecond) {

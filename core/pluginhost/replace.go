@@ -122,6 +122,7 @@ func (h *Host) choose(good map[string]Manifest) (old []*hosted) {
 // host begins to run one version of a plugin; h.mu is held.
 func (h *Host) host(m Manifest, proc *process) *hosted {
 	p := newHosted(h, m)
+	p.resumed = proc == nil // its process will know of no attempt of an earlier worker
 	if proc != nil {
 		p.process = proc // from the beginning: Resume looks at it
 		p.proven = true

@@ -49,7 +49,7 @@ func (w *world) gated(id string) (open func()) {
 // awaitVersion waits until a version of bash is in a state.
 func (w *world) awaitVersion(version, state string) job.RunnerInfo {
 	w.t.Helper()
-	deadline := time.After(60 * time.Second)
+	deadline := time.After(patience)
 	for {
 		for _, r := range w.Runners() {
 			if r.Name == "bash" && r.Version == version && r.State == state {
@@ -77,7 +77,7 @@ func TestAFailedCanaryLeavesTheOldVersionInService(t *testing.T) {
 	} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, "bash")
+			w := newWorldWith(t, 10*time.Second, "bash")
 			first := w.awaitState("bash", "ready")
 			open := w.gated("old")
 			if _, err := pluginhost.Install(w.dir, fragile(t, "2.0.0", mode), ""); err != nil {
@@ -118,6 +118,21 @@ func TestAFailedCanaryLeavesTheOldVersionInService(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestACanaryIsGivenUpWhenItsVersionIsNotNeeded: a worker that ends does not wait for it.
+func TestACanaryIsGivenUpWhenItsVersionIsNotNeeded(t *testing.T) {
+	t.Parallel()
+	w := newWorldWith(t, time.Hour)
+	if _, err := pluginhost.Install(w.dir, fragile(t, "2.0.0", "hang"), ""); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(patience); len(w.records()) == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no process of the plugin was started")
+		}
+	}
+	w.shutdown()
 }
 
 // TestARunnerThatDeclaresNoCanaryIsTriedWithAnEmptyScript: whatever its interpreter
@@ -224,7 +239,7 @@ func TestAPluginThatKeepsDyingIsUnhealthy(t *testing.T) {
 	w := newWorld(t, "bash")
 	r := w.awaitState("bash", "ready")
 	dead := map[int]bool{}
-	for end := time.Now().Add(60 * time.Second); len(dead) < 3 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience); len(dead) < 3 && time.Now().Before(end); time.Sleep(time.Millisecond) {
 		for _, p := range w.records() {
 			if !dead[p.PID] && p.SHA256 == r.SHA256 {
 				dead[p.PID] = true
