@@ -125,12 +125,12 @@ func scriptBegun(ts *testscript.TestScript, _ bool, args []string) {
 
 // until waits for a condition that is checked under the lock.
 func (f *fake) until(t interface{ Fatalf(string, ...any) }, ok func() bool) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.await(ctx, ok); ctx.Err() != nil {
-		t.Fatalf("it did not come to that within 20 s")
+		t.Fatalf("it did not come to that within a minute")
 	}
 }
 

@@ -148,7 +148,7 @@ func walkSource(t *testing.T, ca *certs.CA, role certs.Role, name string, now ti
 func (w *walked) call(t *testing.T, conn *grpc.ClientConn, service, method string, stream *grpc.StreamDesc) *status.Status {
 	t.Helper()
 	full := "/" + service + "/" + method
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	var err error
 	if stream == nil {

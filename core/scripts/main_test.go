@@ -96,7 +96,7 @@ func until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(10 * time.Second); !condition(); <-tick.C {
+	for deadline := time.Now().Add(60 * time.Second); !condition(); <-tick.C {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited 10 s for %s", what)
 		}
@@ -106,7 +106,7 @@ func until(t testing.TB, what string, condition func() bool) {
 // untilIndex waits until the index is as wanted, woken by Changed.
 func untilIndex(t testing.TB, l *Library, what string, condition func(map[string]job.ScriptInfo) bool) {
 	t.Helper()
-	timeout := time.After(15 * time.Second)
+	timeout := time.After(60 * time.Second)
 	for {
 		if condition(byPath(l)) {
 			return

@@ -142,7 +142,7 @@ func (s *site) begin() *life {
 // ready waits until both plugins take jobs.
 func (l *life) ready() {
 	l.t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		n := 0
 		for _, r := range l.host.Runners() {
 			if r.State == "ready" {
@@ -170,7 +170,7 @@ func (l *life) leave() {
 // end ends it for good: nothing may be left (P17).
 func (l *life) end() {
 	l.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	if err := l.Drain(ctx, 0); err != nil {
 		l.t.Error(err)
@@ -219,7 +219,7 @@ func (l *life) run(spec job.Spec) job.Key {
 func (l *life) await(key job.Key, what string, ok func(job.Report) bool) job.Report {
 	l.t.Helper()
 	var r job.Report
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		var err error
 		if r, err = l.Attempt(l.t.Context(), key); err == nil && ok(r) {
 			return r
