@@ -58,6 +58,10 @@ func advice(reason, id, worker string) string {
 		return "the message names the field; run it again with another value"
 	case "RESOURCES", "OUTPUT", "CGROUP":
 		return fmt.Sprintf(`the host could not give what every job needs; see "drover workers show %s" and the worker's log`, worker)
+	case job.ReasonOldWorker:
+		return fmt.Sprintf("upgrade drover on the worker %s, or choose another worker", worker)
+	case job.ReasonOldScheduler:
+		return "upgrade the scheduler; the worker tells it again then, and nothing is lost"
 	case job.ReasonPartition:
 		return fmt.Sprintf("it was to stop when its worker is cut off; drover rerun %s, or --retries 1 --retry-on lost next time", id)
 	case job.ReasonReboot, job.ReasonNoProcess:

@@ -28,12 +28,21 @@ func jobCode(j *droverv1.Job) problem.Code {
 	case j.GetState() == droverv1.JobState_JOB_STATE_REJECTED || reason == job.ReasonSpawn:
 		return refusalCode(reason, j.GetMessage())
 	case j.ExitCode != nil:
-		return problem.Code(j.GetExitCode() & 0xff)
+		return exitStatus(j.GetExitCode())
 	case j.GetSignal() != "":
 		return problem.Signalled + problem.Code(signalNumber(j.GetSignal()))
 	default:
 		return problem.DroverFailed // P6: no evidence, no code
 	}
+}
+
+// exitStatus is the code as a process can end with it: one that has no room in a
+// byte, which a runner of another kind may tell, must not become 0.
+func exitStatus(code int32) problem.Code {
+	if code < 0 || code > 255 {
+		return 255
+	}
+	return problem.Code(code)
 }
 
 // signalNumber reads SIGTERM, or RTMIN+n as the kernel numbers them.
@@ -114,7 +123,9 @@ func verbOf(s droverv1.JobState) string {
 		return "was stopped"
 	case droverv1.JobState_JOB_STATE_SUCCEEDED:
 		return "succeeded"
-	default:
+	case droverv1.JobState_JOB_STATE_FAILED:
 		return "failed"
+	default: // of a newer scheduler
+		return "ended as " + render.JobState(s)
 	}
 }

@@ -35,7 +35,7 @@ func (f Fence) Less(g Fence) bool {
 }
 
 // Evidence says how a result is known (P6).
-type Evidence uint8
+type Evidence int32
 
 // The kinds of evidence; zero means that no exit was observed.
 const (
@@ -47,7 +47,7 @@ const (
 )
 
 // OutputPolicy says what happens to output that outgrows its limit (P8).
-type OutputPolicy uint8
+type OutputPolicy int32
 
 // The policies; zero is Ring.
 const (
@@ -58,7 +58,7 @@ const (
 
 // OnPartition says what becomes of an attempt whose worker is out of contact with
 // its scheduler (P4 c).
-type OnPartition uint8
+type OnPartition int32
 
 // What may become of it; zero is KeepRunning.
 const (
@@ -223,5 +223,7 @@ const (
 	ReasonNoProcess     = "NO_PROCESS"
 	ReasonFenced        = "FENCED"
 	ReasonTombstone     = "STOPPED_BEFORE_START"
-	ReasonPartition     = "PARTITION" // the worker had no contact with its scheduler for a lease
+	ReasonPartition     = "PARTITION"         // the worker had no contact with its scheduler for a lease
+	ReasonOldWorker     = "WORKER_TOO_OLD"    // it does not know what the job asks for
+	ReasonOldScheduler  = "SCHEDULER_TOO_OLD" // it does not know what the worker says of the job
 )

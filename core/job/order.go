@@ -10,6 +10,9 @@ type StartOrder struct {
 	Spec   Spec
 	BootID string // boot of the host that it is meant for; "" is any
 	Lapses uint64 // of the worker's lease when it was given; with StopItself only
+	// Refusal says what the worker's version cannot read in the order. The spec is
+	// then not whole, and the attempt is to be rejected.
+	Refusal error
 }
 
 // StopOrder is a scheduler's command to end one attempt.

@@ -1,7 +1,11 @@
 package job
 
-// State is a state of the job state machine (docs/contract, section 1).
-type State uint8
+import "strconv"
+
+// State is a state of the job state machine (docs/contract, section 1). It is as
+// wide as the protocol's numbers, as the other enumerations here are: what another
+// version has made up stays what it is, and never reads as something else (P6).
+type State int32
 
 // The states. Zero is "no job".
 const (
@@ -17,14 +21,17 @@ const (
 	Lost
 )
 
+// Known tells whether this version knows what s means.
+func (s State) Known() bool { return s >= None && s <= Lost }
+
 // String returns the state in upper case, as it is printed and stored.
 func (s State) String() string {
 	names := [...]string{
 		"NONE", "QUEUED", "DISPATCHED", "RUNNING", "STOPPING",
 		"SUCCEEDED", "FAILED", "STOPPED", "REJECTED", "LOST",
 	}
-	if int(s) >= len(names) {
-		return "UNKNOWN"
+	if !s.Known() {
+		return "UNKNOWN(" + strconv.Itoa(int(s)) + ")"
 	}
 	return names[s]
 }

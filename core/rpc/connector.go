@@ -115,6 +115,10 @@ func (l *link) Recv() (scheduler.Up, error) {
 	if err != nil {
 		return scheduler.Up{}, FromStatus("read session", err)
 	}
+	return upFromProto(f)
+}
+
+func upFromProto(f *droverv1.SessionResponse) (scheduler.Up, error) {
 	up := scheduler.Up{Scripts: indexFromProto(f.GetScripts())}
 	if h := f.GetHello(); h != nil {
 		up.Hello = &scheduler.Hello{BootID: h.GetBootId(), InstanceID: h.GetInstanceId(), Complete: h.GetComplete(), Lapses: h.GetLapses()}

@@ -1,11 +1,14 @@
 package rpc
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -22,8 +25,10 @@ func timestamp(t time.Time) *timestamppb.Timestamp {
 	return timestamppb.New(t)
 }
 
+// timeOf takes a time that no calendar has for none: it is for people (P14), and a
+// record with it could not be read again.
 func timeOf(t *timestamppb.Timestamp) time.Time {
-	if t == nil {
+	if t.CheckValid() != nil {
 		return time.Time{}
 	}
 	return t.AsTime()
@@ -37,11 +42,20 @@ func duration(d time.Duration) *durationpb.Duration {
 	return durationpb.New(d)
 }
 
+// forever is as good as no bound, and can still be added to any time.
+const forever = 100 * 365 * 24 * time.Hour
+
+// durationOf cuts what is longer than anything lasts: a deadline that far off would
+// lie before its beginning. Unset is 0.
+func durationOf(d *durationpb.Duration) time.Duration {
+	return max(min(d.AsDuration(), forever), -forever)
+}
+
 func durationOr(d *durationpb.Duration, unset time.Duration) time.Duration {
 	if d == nil {
 		return unset
 	}
-	return d.AsDuration()
+	return durationOf(d)
 }
 
 // parseID reads a whole job or worker id.
@@ -80,11 +94,16 @@ func publicSpec(s *job.Spec) *droverv1.JobSpec {
 	return p
 }
 
+// specFromProto reads a spec. What it cannot read whole it refuses: a job must not
+// run without something that was asked for.
 func specFromProto(p *droverv1.JobSpec) (job.Spec, error) {
+	if err := knowsAll(p, p.GetLimits()); err != nil {
+		return job.Spec{}, err
+	}
 	s := job.Spec{
 		Worker: p.GetWorkerId(), Path: p.GetPath(), Command: p.GetCommand(), Args: p.GetArgs(), Env: p.GetEnv(),
-		Labels: p.GetLabels(), Timeout: p.GetTimeout().AsDuration(), IdleTimeout: p.GetIdleTimeout().AsDuration(),
-		QueueTimeout: p.GetQueueTimeout().AsDuration(), Grace: durationOr(p.GetGrace(), job.DefaultGrace),
+		Labels: p.GetLabels(), Timeout: durationOf(p.GetTimeout()), IdleTimeout: durationOf(p.GetIdleTimeout()),
+		QueueTimeout: durationOf(p.GetQueueTimeout()), Grace: durationOr(p.GetGrace(), job.DefaultGrace),
 		Linger: durationOr(p.GetLinger(), job.DefaultLinger), DetachChildren: p.GetDetachChildren(),
 		Limits: limitsFromProto(p.GetLimits()), Stdin: p.GetStdin(), Workdir: p.GetWorkdir(), User: p.GetUser(),
 		Name: p.GetName(), Priority: p.GetPriority(), Retry: retryFromProto(p.GetRetry()),
@@ -101,6 +120,9 @@ func specFromProto(p *droverv1.JobSpec) (job.Spec, error) {
 
 // specFromRequest reads the flat request of clients.
 func specFromRequest(r *droverv1.StartJobRequest) (job.Spec, error) {
+	if err := knowsAll(r, r.GetRetry()); err != nil {
+		return job.Spec{}, err
+	}
 	return specFromProto(&droverv1.JobSpec{
 		WorkerId: r.GetWorkerId(), Path: r.GetPath(), Command: r.GetCommand(), Args: r.GetArgs(), Env: r.GetEnv(),
 		Labels: r.GetLabels(), Timeout: r.GetTimeout(), IdleTimeout: r.GetIdleTimeout(), QueueTimeout: r.GetQueueTimeout(),
@@ -110,6 +132,35 @@ func specFromRequest(r *droverv1.StartJobRequest) (job.Spec, error) {
 		Upload:      r.GetUpload(),
 		OnPartition: r.GetOnPartition(),
 	})
+}
+
+// knowsAll refuses messages with a field that this version has no name for: whoever
+// set it is newer, and means something by it.
+func knowsAll(messages ...proto.Message) error {
+	for _, m := range messages {
+		r := m.ProtoReflect()
+		if number, _, n := protowire.ConsumeTag(r.GetUnknown()); n > 0 {
+			return errs.Field("read request", fmt.Sprintf("field %d of %s", number, r.Descriptor().Name()), "FIELD_UNKNOWN", "is not known here")
+		}
+	}
+	return nil
+}
+
+// stateFromProto reads a state to select by.
+func stateFromProto(p droverv1.JobState) (job.State, error) {
+	if s := job.State(p); s.Known() && s != job.None {
+		return s, nil
+	}
+	return job.None, errs.Field("read request", "states", "STATE_UNKNOWN", "%d is not a state of jobs", p)
+}
+
+// checkStream refuses a stream that there is not; both would be more than was
+// asked for.
+func checkStream(s droverv1.Stream) error {
+	if _, ok := droverv1.Stream_name[int32(s)]; !ok {
+		return errs.Field("read output", "stream", "STREAM_UNKNOWN", "%d is neither stdout nor stderr", s)
+	}
+	return nil
 }
 
 func policyFromProto(p droverv1.OutputPolicy) (job.OutputPolicy, error) {
@@ -127,10 +178,10 @@ func policyFromProto(p droverv1.OutputPolicy) (job.OutputPolicy, error) {
 
 // partitionToProto leaves the default out of the wire.
 func partitionToProto(p job.OnPartition) droverv1.OnPartition {
-	if p == job.StopItself {
-		return droverv1.OnPartition_ON_PARTITION_STOP
+	if p == job.KeepRunning {
+		return droverv1.OnPartition_ON_PARTITION_UNSPECIFIED
 	}
-	return droverv1.OnPartition_ON_PARTITION_UNSPECIFIED
+	return droverv1.OnPartition(p) + 1
 }
 
 func partitionFromProto(p droverv1.OnPartition) (job.OnPartition, error) {
@@ -202,7 +253,7 @@ func proofFromProto(p *droverv1.StopProof) *job.StopProof {
 	if p == nil {
 		return nil
 	}
-	return &job.StopProof{Method: p.GetMethod(), Termed: p.GetTermed(), Killed: p.GetKilled(), Took: p.GetTook().AsDuration()}
+	return &job.StopProof{Method: p.GetMethod(), Termed: p.GetTermed(), Killed: p.GetKilled(), Took: durationOf(p.GetTook())}
 }
 
 // jobToProto is a job as it is shown to clients.
@@ -260,11 +311,13 @@ func startFromProto(p *droverv1.StartAttempt) (job.StartOrder, error) {
 	if err != nil {
 		return job.StartOrder{}, err
 	}
-	spec, err := specFromProto(p.GetSpec())
-	if err != nil {
-		return job.StartOrder{}, fmt.Errorf("start of %s: %w", key.Job, err)
+	o := job.StartOrder{Key: key, Fence: fenceFromProto(p.GetFence()), BootID: p.GetBootId(), Lapses: p.GetLapses()}
+	o.Spec, err = specFromProto(p.GetSpec())
+	if field := (*errs.Error)(nil); errors.As(err, &field) {
+		o.Refusal = errs.E("start attempt", errs.Precondition, job.ReasonOldWorker,
+			fmt.Errorf("%s %w: the scheduler is newer than this worker", field.Field, field.Err))
 	}
-	return job.StartOrder{Key: key, Fence: fenceFromProto(p.GetFence()), Spec: spec, BootID: p.GetBootId(), Lapses: p.GetLapses()}, nil
+	return o, nil
 }
 
 func stopToProto(o *job.StopOrder) *droverv1.StopAttempt {
@@ -289,7 +342,7 @@ func optionalDuration(d *durationpb.Duration) *time.Duration {
 	if d == nil {
 		return nil
 	}
-	v := d.AsDuration()
+	v := durationOf(d)
 	return &v
 }
 

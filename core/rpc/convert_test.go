@@ -28,8 +28,11 @@ func wire[M proto.Message](t *rapid.T, m, into M) M {
 
 func anySpec(t *rapid.T) job.Spec {
 	s := rapid.Make[job.Spec]().Draw(t, "spec")
-	s.OutputPolicy %= 3
-	s.OnPartition %= 2
+	s.OutputPolicy = job.OutputPolicy(rapid.IntRange(int(job.Ring), int(job.Keep)).Draw(t, "policy"))
+	s.OnPartition = job.OnPartition(rapid.IntRange(int(job.KeepRunning), int(job.StopItself)).Draw(t, "partition"))
+	for _, d := range []*time.Duration{&s.Timeout, &s.IdleTimeout, &s.QueueTimeout, &s.Grace, &s.Linger, &s.Retry.Backoff} {
+		*d %= forever
+	}
 	if s.Retry.Max == 0 {
 		s.Retry = job.Retry{}
 	}
@@ -57,6 +60,9 @@ func TestOrdersArriveAsTheyWereGiven(t *testing.T) {
 			t.Fatalf("%v\n%s", err, diff)
 		}
 		stop := rapid.Make[job.StopOrder]().Draw(t, "stop")
+		if stop.Grace != nil {
+			*stop.Grace %= forever
+		}
 		back, err := stopFromProto(wire(t, stopToProto(&stop), &droverv1.StopAttempt{}))
 		if diff := cmp.Diff(stop, back); err != nil || diff != "" {
 			t.Fatalf("%v\n%s", err, diff)
@@ -78,6 +84,9 @@ func TestReportsArriveAsTheyWereGiven(t *testing.T) {
 			ScriptSHA256: rapid.String().Draw(t, "sum"), Runner: rapid.String().Draw(t, "runner"),
 			RunnerVersion: rapid.String().Draw(t, "version"),
 			StopProof:     rapid.Ptr(rapid.Make[job.StopProof](), true).Draw(t, "proof"),
+		}
+		if r.StopProof != nil {
+			r.StopProof.Took %= forever
 		}
 		got, err := reportFromProto(wire(t, reportToProto(&r), &droverv1.AttemptReport{}))
 		if diff := cmp.Diff(r, got); err != nil || diff != "" {
@@ -142,14 +151,20 @@ func TestBadMessagesAreRefusedByField(t *testing.T) {
 		read   func() error
 		reason string
 	}{
-		"a start of no job":  {func() error { _, err := startFromProto(&droverv1.StartAttempt{JobId: "x"}); return err }, "ID_MALFORMED"},
-		"a stop of no job":   {func() error { _, err := stopFromProto(&droverv1.StopAttempt{}); return err }, "ID_MALFORMED"},
-		"a report of no job": {func() error { _, err := reportFromProto(&droverv1.AttemptReport{JobId: "1"}); return err }, "ID_MALFORMED"},
-		"an unknown policy":  {func() error { _, err := specFromRequest(&droverv1.StartJobRequest{OutputPolicy: 99}); return err }, "OUTPUT_POLICY_UNKNOWN"},
-		"a start, its policy": {func() error {
-			_, err := startFromProto(&droverv1.StartAttempt{JobId: job.ID{1}.String(), Spec: &droverv1.JobSpec{OutputPolicy: 9}})
+		"a start of no job":    {func() error { _, err := startFromProto(&droverv1.StartAttempt{JobId: "x"}); return err }, "ID_MALFORMED"},
+		"a stop of no job":     {func() error { _, err := stopFromProto(&droverv1.StopAttempt{}); return err }, "ID_MALFORMED"},
+		"a report of no job":   {func() error { _, err := reportFromProto(&droverv1.AttemptReport{JobId: "1"}); return err }, "ID_MALFORMED"},
+		"an unknown policy":    {func() error { _, err := specFromRequest(&droverv1.StartJobRequest{OutputPolicy: 99}); return err }, "OUTPUT_POLICY_UNKNOWN"},
+		"an unknown behaviour": {func() error { _, err := specFromRequest(&droverv1.StartJobRequest{OnPartition: 99}); return err }, "ON_PARTITION_UNKNOWN"},
+		"a field of later":     {func() error { _, err := specFromRequest(newer(&droverv1.StartJobRequest{})); return err }, "FIELD_UNKNOWN"},
+		"a limit of later": {func() error {
+			_, err := specFromRequest(&droverv1.StartJobRequest{Limits: newer(&droverv1.Limits{})})
 			return err
-		}, "OUTPUT_POLICY_UNKNOWN"},
+		}, "FIELD_UNKNOWN"},
+		"a retry of later": {func() error {
+			_, err := specFromRequest(&droverv1.StartJobRequest{Retry: newer(&droverv1.RetryPolicy{})})
+			return err
+		}, "FIELD_UNKNOWN"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -46,7 +46,7 @@ func (m *Membership) Register(ctx context.Context, r worker.Registration) (worke
 	}
 	id, err := parseID(op, "worker_id", got.GetWorkerId())
 	return worker.Registered{
-		WorkerID: id, Term: got.GetTerm(), Lease: got.GetLease().AsDuration(), Heartbeat: got.GetHeartbeatInterval().AsDuration(),
+		WorkerID: id, Term: got.GetTerm(), Lease: durationOf(got.GetLease()), Heartbeat: durationOf(got.GetHeartbeatInterval()),
 	}, err
 }
 
@@ -58,7 +58,7 @@ func (m *Membership) Heartbeat(ctx context.Context, b worker.Beat) (worker.Renew
 		WorkerId: b.WorkerID.String(), Running: uint32(b.Running), Conditions: conditionsToProto(b.Conditions), Draining: b.Draining,
 		Lapses: b.Lapses,
 	})
-	return worker.Renewal{Term: got.GetTerm(), Lease: got.GetLease().AsDuration()}, FromStatus("send heartbeat", err)
+	return worker.Renewal{Term: got.GetTerm(), Lease: durationOf(got.GetLease())}, FromStatus("send heartbeat", err)
 }
 
 // Deregister implements worker.Scheduler.

@@ -20,6 +20,9 @@ import (
 // frames on unparsed. The scheduler keeps no byte of output.
 func (s *SchedulerServer) StreamOutput(r *droverv1.StreamOutputRequest, stream grpc.ServerStreamingServer[droverv1.StreamOutputResponse]) error {
 	ctx := stream.Context()
+	if err := checkStream(r.GetStream()); err != nil {
+		return err
+	}
 	j, w, err := s.scheduler.Locate(ctx, caller(ctx), r.GetJobId())
 	if err != nil {
 		return err

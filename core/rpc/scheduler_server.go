@@ -9,7 +9,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/droverhq/drover/core/auth"
-	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/registry"
 	"github.com/droverhq/drover/core/scheduler"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
@@ -70,8 +69,12 @@ func (s *SchedulerServer) ListJobs(ctx context.Context, r *droverv1.ListJobsRequ
 		PageSize: int(r.GetPageSize()), PageToken: r.GetPageToken(), Worker: r.GetWorkerId(),
 		Labels: r.GetLabels(), Since: timeOf(r.GetSince()),
 	}
-	for _, st := range r.GetStates() {
-		q.States = append(q.States, job.State(st))
+	for _, p := range r.GetStates() {
+		st, err := stateFromProto(p)
+		if err != nil {
+			return nil, err
+		}
+		q.States = append(q.States, st)
 	}
 	jobs, next, err := s.scheduler.Jobs(ctx, caller(ctx), q)
 	if err != nil {
@@ -169,7 +172,7 @@ func (s *SchedulerServer) GetWorker(ctx context.Context, r *droverv1.GetWorkerRe
 // DrainWorker implements the service.
 func (s *SchedulerServer) DrainWorker(ctx context.Context, r *droverv1.DrainWorkerRequest) (*droverv1.DrainWorkerResponse, error) {
 	w, err := s.scheduler.Drain(ctx, r.GetWorkerId(), scheduler.Drain{
-		Drain: !r.GetUndrain(), Reason: r.GetReason(), After: r.GetDeadline().AsDuration(),
+		Drain: !r.GetUndrain(), Reason: r.GetReason(), After: durationOf(r.GetDeadline()),
 	})
 	if err != nil {
 		return nil, err

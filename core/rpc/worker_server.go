@@ -68,6 +68,9 @@ func (s *WorkerServer) GetJob(ctx context.Context, r *droverv1.WorkerServiceGetJ
 // StreamOutput implements the service.
 func (s *WorkerServer) StreamOutput(r *droverv1.WorkerServiceStreamOutputRequest, stream grpc.ServerStreamingServer[droverv1.WorkerServiceStreamOutputResponse]) error {
 	ctx := stream.Context()
+	if err := checkStream(r.GetStream()); err != nil {
+		return err
+	}
 	key, err := keyFromProto(r.GetJobId(), r.GetAttempt())
 	if err != nil {
 		return err

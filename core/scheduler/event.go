@@ -95,7 +95,7 @@ type Effect struct {
 	Dial       *registry.Worker // keep a link to this worker
 	Hang       *job.WorkerID    // end the link to this worker
 	Result     *Result
-	Unexpected string // for the log: a report that the state machine refuses
+	Unexpected string // for the log: a report that the state machine refuses or does not know
 }
 
 // Send is an order for a worker.

@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -113,6 +114,31 @@ func TestTerminalStatesNeverChange(t *testing.T) {
 			if w, ok := d.m.workers.Get(w); ok && w.Running != 0 {
 				t.Errorf("it still takes %d slots", w.Running)
 			}
+		})
+	}
+}
+
+// TestP6AStateOfALaterVersionIsNone of this one's: the job stays as it is and says why,
+// the report is not acknowledged, and the first that is understood settles it.
+func TestP6AStateOfALaterVersionIsNone(t *testing.T) {
+	for _, s := range []job.State{job.Lost + 1, 256 + job.Succeeded, 256 + job.Running, -1} {
+		t.Run(s.String(), func(t *testing.T) {
+			desks(t, func(t *testing.T, d *desk) {
+				id := d.running(plain())
+				w := d.job(id).Worker
+				strange := d.says(id, s)
+				d.report(strange)
+				d.wantKinds(fmt.Sprintf("job %s: its worker w reports state %d, which this scheduler does not know: the worker is newer than the scheduler", id, s), "RUNNING")
+				d.want(id, job.Running, job.ReasonOldScheduler)
+				d.report(strange)
+				d.wantKinds() // said once
+				d.hello(w, "boot", strange)
+				d.want(id, job.Running, job.ReasonOldScheduler) // known to the worker: not LOST
+				d.report(d.says(id, job.Running))
+				d.want(id, job.Running, "")
+				d.report(d.exits(id, 0))
+				d.want(id, job.Succeeded, "")
+			})
 		})
 	}
 }

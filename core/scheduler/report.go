@@ -72,6 +72,10 @@ func (m *Machine) report(from job.WorkerID, r *job.Report) {
 	if r.Sequence <= e.Result.Sequence {
 		return
 	}
+	if !r.State.Known() {
+		m.foreign(e, r.State)
+		return
+	}
 	next := r.State
 	switch {
 	case e.State == job.Stopping && next == job.Rejected:
@@ -87,6 +91,9 @@ func (m *Machine) report(from job.WorkerID, r *job.Report) {
 		return
 	}
 	e.Result = *r
+	if e.Reason == job.ReasonOldScheduler {
+		e.Reason, e.Message = r.Reason, r.Message
+	}
 	switch {
 	case next == e.State, e.State == job.Stopping && next.Live():
 		m.put(e)
@@ -101,6 +108,19 @@ func (m *Machine) report(from job.WorkerID, r *job.Report) {
 		}
 		m.put(e)
 	}
+}
+
+// foreign keeps a job as it is whose worker, a newer one, reports a state that was
+// made up after this version. The report is not acknowledged: the worker keeps it,
+// and tells it again when it is asked by a scheduler that knows it (P6, P11).
+func (m *Machine) foreign(e *entry, s job.State) {
+	message := fmt.Sprintf("its worker %s reports state %d, which this scheduler does not know: the worker is newer than the scheduler", e.WorkerName, s)
+	if e.Reason == job.ReasonOldScheduler && e.Message == message {
+		return
+	}
+	e.Reason, e.Message = job.ReasonOldScheduler, message
+	m.effect(Effect{Unexpected: fmt.Sprintf("job %s: %s", e.ID, message)})
+	m.put(e)
 }
 
 // reconcile settles every live job of a worker after it has told all it has:

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -183,7 +184,7 @@ func (m *Machine) start(e StartAsked) {
 			fmt.Errorf("the order is for boot %s of this host, this is boot %s", o.BootID, m.boot)))
 		return
 	}
-	err := m.unleased(&o)
+	err := cmp.Or(o.Refusal, m.unleased(&o))
 	if err == nil {
 		err = m.full(e.Session == 0)
 	}

@@ -71,7 +71,11 @@ func processEvent(e *pluginhost.Event) ProcessEvent {
 	return n
 }
 
-// processExit is nil when the plugin gave no result.
+// lastSignal is the highest that wait(2) can tell: it has seven bits for it.
+const lastSignal = 127
+
+// processExit is nil when the plugin gave no result, or one that cannot be: a newer
+// plugin may say what this worker does not know. Then nobody saw how it ended (P6).
 func processExit(p *runnerv1.Exited, evidence job.Evidence) *ProcessExit {
 	x := &ProcessExit{PID: int(p.GetPid()), Time: wallTime(p.GetTime()), Evidence: evidence}
 	if p.GetFromJournal() {
@@ -81,6 +85,9 @@ func processExit(p *runnerv1.Exited, evidence job.Evidence) *ProcessExit {
 	case *runnerv1.Exited_ExitCode:
 		x.Code = r.ExitCode
 	case *runnerv1.Exited_Signal:
+		if r.Signal < 1 || r.Signal > lastSignal {
+			return nil // 0 above all: it would read as exit code 0
+		}
 		x.Signal = syscall.Signal(r.Signal)
 	case *runnerv1.Exited_Error:
 		x.SpawnReason, x.SpawnError = cmp.Or(r.Error.GetReason(), "INTERNAL"), r.Error.GetMessage()
@@ -91,9 +98,9 @@ func processExit(p *runnerv1.Exited, evidence job.Evidence) *ProcessExit {
 	return x
 }
 
-// wallTime leaves a time that is not set unset.
+// wallTime leaves a time unset that is not set, or that no calendar has.
 func wallTime(t *timestamppb.Timestamp) time.Time {
-	if t == nil {
+	if t.CheckValid() != nil {
 		return time.Time{}
 	}
 	return t.AsTime()

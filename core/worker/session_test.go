@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -123,6 +124,37 @@ func TestSessionCarriesAJobThroughItsLife(t *testing.T) {
 		}
 		if p.scripts != 1 || p.runners != 1 {
 			t.Errorf("%d script and %d runner indexes", p.scripts, p.runners)
+		}
+		p.close(t)
+		b.clean()
+	})
+}
+
+// TestP11AnOrderOfALaterVersionIsRejected with the reason it came with, once and for
+// good, and the others of its frame run.
+func TestP11AnOrderOfALaterVersionIsRejected(t *testing.T) {
+	story(t, func(t *testing.T, b *bench) {
+		strange := order(2, "run=1s")
+		strange.Refusal = errs.E("start attempt", errs.Precondition, job.ReasonOldWorker, errors.New("output_policy 9 is new"))
+		p := b.connect(1)
+		p.down <- Down{Starts: []job.StartOrder{order(1, "run=1s"), strange, order(3, "run=1s")}}
+		time.Sleep(2 * time.Second)
+		if p.state(1) != job.Succeeded || p.state(3) != job.Succeeded {
+			t.Errorf("states %s %s: the session goes on", p.state(1), p.state(3))
+		}
+		r := p.report(2)
+		if r.State != job.Rejected || r.Reason != job.ReasonOldWorker || !strings.Contains(r.Message, "output_policy") {
+			t.Errorf("%+v", r)
+		}
+		p.down <- Down{Starts: []job.StartOrder{order(2, "run=1s")}}
+		time.Sleep(2 * time.Second)
+		if p.state(2) != job.Rejected || b.w.starts[attemptID(testKey(2))] != 0 {
+			t.Errorf("P2: refused, and then started: %s", p.state(2))
+		}
+		strange.Key = testKey(4)
+		strange.Fence.Counter = 100
+		if _, err := b.Start(t.Context(), strange); errs.ReasonOf(err) != job.ReasonOldWorker {
+			t.Errorf("to a caller: %v", err)
 		}
 		p.close(t)
 		b.clean()

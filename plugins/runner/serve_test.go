@@ -91,6 +91,13 @@ func TestWhatAStartBecomes(t *testing.T) {
 			},
 			func(e *runnerv1.Exited) bool { return e.GetExitCode() == 3 && e.GetPid() == 7 },
 		},
+		"an exit code that does not fit, P6": {
+			func(_ Spec, exited func(Exit)) (Process, error) {
+				exited(Exit{PID: 7, Code: 1 << 32})
+				return Process{PID: 7, StartTicks: 1}, nil
+			},
+			func(e *runnerv1.Exited) bool { return e.GetResult() == nil && e.GetPid() == 7 },
+		},
 		"an exit told although the start failed": {
 			func(_ Spec, exited func(Exit)) (Process, error) {
 				exited(Exit{PID: 7})

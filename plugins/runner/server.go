@@ -282,10 +282,13 @@ func (s *Server) exited(id string, a *attempt, e Exit) {
 		Id: id, Pid: int64(e.PID), Time: timestamppb.New(e.Time),
 		CpuMicros: uint64(e.CPU.Microseconds()), MaxRssBytes: e.MaxRSS,
 	}
-	if e.Signal != 0 {
+	switch code := int32(e.Code); {
+	case e.Signal != 0:
 		out.Result = &runnerv1.Exited_Signal{Signal: int32(e.Signal)}
-	} else {
-		out.Result = &runnerv1.Exited_ExitCode{ExitCode: int32(e.Code)}
+	case int(code) == e.Code:
+		out.Result = &runnerv1.Exited_ExitCode{ExitCode: code}
+	default: // what does not fit would read as another code: none is told (P6)
+		s.log.Error("exit code out of range", "id", id, "code", e.Code)
 	}
 	s.finish(a, out)
 }

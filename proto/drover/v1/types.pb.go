@@ -603,7 +603,10 @@ func (x *RetryPolicy) GetBackoff() *durationpb.Duration {
 	return nil
 }
 
-// JobSpec is what was asked. It never changes after acceptance.
+// JobSpec is what was asked. It never changes after acceptance. Whoever reads one
+// with a field, or a value of an enumeration, that it does not know refuses it: a
+// job must not run without something that was asked for. So a field that was not
+// asked for is not set.
 type JobSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Worker to run on, by id or by name. Empty: the scheduler chooses.

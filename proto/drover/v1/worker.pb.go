@@ -212,6 +212,8 @@ type AttemptReport struct {
 	// Grows with every change of this attempt on this worker.
 	Sequence uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// RUNNING, STOPPING or a terminal state. DISPATCHED: accepted, not started yet.
+	// A scheduler that does not know the state leaves the attempt as it is and does
+	// not acknowledge the report.
 	State JobState `protobuf:"varint,4,opt,name=state,proto3,enum=drover.v1.JobState" json:"state,omitempty"`
 	// Why, a stable code.
 	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`

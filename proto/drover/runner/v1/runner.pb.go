@@ -893,7 +893,7 @@ type Exited_ExitCode struct {
 }
 
 type Exited_Signal struct {
-	// Number of the signal that killed it.
+	// Number of the signal that killed it, 1 to 127. Another number is no result.
 	Signal int32 `protobuf:"varint,4,opt,name=signal,proto3,oneof"`
 }
 
