@@ -59,7 +59,7 @@ func newBench(e *env) *cobra.Command {
 	cmd.AddCommand(
 		b.part("spawn", "Measure the bare limit alone", func(ctx context.Context) error { return b.spawn(ctx, e) }),
 		b.part("jobs", "Measure short jobs per second", func(ctx context.Context) error { return b.jobs(ctx, e) }),
-		newBenchMemory(e),
+		newBenchStream(e, &b), newBenchMemory(e),
 		b.part("latency", "Measure how long one job, one command line and one line of output take", func(ctx context.Context) error { return b.latency(ctx, e) }),
 		newBenchScale(e), newBenchCrowd(e),
 	)

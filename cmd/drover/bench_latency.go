@@ -186,10 +186,21 @@ func (t *testbed) lineRuns(ssh *peers.SSH) ([]latencyRun, error) {
 	return runs, nil
 }
 
+// pipeBuffer is what is read from a pipe at once: more than it holds.
+const pipeBuffer = 256 << 10
+
 // piped runs a command whose output is read as it comes.
 func piped(cmd *exec.Cmd, out io.Writer) error {
-	cmd.Stdout, cmd.Stderr = out, os.Stderr
-	if err := cmd.Run(); err != nil {
+	cmd.Stderr = os.Stderr
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		return fmt.Errorf("%s: %w", cmd.Path, err)
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("%s: %w", cmd.Path, err)
+	}
+	_, errCopy := io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{pipe}, make([]byte, pipeBuffer))
+	if err := errors.Join(errCopy, cmd.Wait()); err != nil {
 		return fmt.Errorf("%s: %w", cmd.Path, err)
 	}
 	return nil

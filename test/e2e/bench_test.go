@@ -80,3 +80,38 @@ func TestBenchScaleLosesNoJob(t *testing.T) {
 		t.Errorf("result %+v", r)
 	}
 }
+
+// TestBenchStreamSeesEveryByteByEveryWay: what is compared byte by byte must
+// come live and from the finished job, and the followers must see every line.
+func TestBenchStreamSeesEveryByteByEveryWay(t *testing.T) {
+	t.Parallel()
+	var got struct {
+		Transfers []struct {
+			What, By, SHA256 string
+			Bytes            int
+			MBPerS           struct{ Median float64 }  `json:"mb_per_s"`
+			X                *struct{ Median float64 } `json:"live_is_x"`
+			CPU              map[string]float64        `json:"cpu_us_per_mib"`
+		} `json:"transfers"`
+		Followers []struct {
+			Followers int
+			JobMS     struct{ Median float64 }  `json:"job_ms"`
+			Slowed    *struct{ Median float64 } `json:"slowed_percent"`
+		} `json:"followers"`
+	}
+	bench(t, &got, "stream", "--rounds", "1", "--size", "3M", "--lines", "20", "--followers", "1,4")
+	if len(got.Transfers) != 3 || len(got.Followers) != 3 {
+		t.Fatalf("result %+v", got)
+	}
+	for i, want := range []string{"live drover", "finished drover", "live pipe"} {
+		r := got.Transfers[i]
+		if r.What+" "+r.By != want || r.Bytes != 3<<20 || len(r.SHA256) != 64 || r.MBPerS.Median <= 0 || (r.X == nil) != (i == 0) {
+			t.Errorf("%s: %+v", want, r)
+		}
+	}
+	for i, want := range []int{0, 1, 4} {
+		if r := got.Followers[i]; r.Followers != want || r.JobMS.Median <= 0 || (r.Slowed == nil) != (i == 0) {
+			t.Errorf("%d followers: %+v", want, r)
+		}
+	}
+}

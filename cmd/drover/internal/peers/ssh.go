@@ -128,6 +128,35 @@ func quoted(argv []string) string {
 	return strings.Join(out, " ")
 }
 
+// Processes are those that carry what a command prints, by name: the master
+// connection's two ends.
+func (s *SSH) Processes() (map[string][]int, error) {
+	server, err := descendants(s.server.cmd.Process.Pid)
+	if err != nil {
+		return nil, err
+	}
+	return map[string][]int{"sshd": server, "ssh": {s.master.cmd.Process.Pid}}, nil
+}
+
+// descendants lists a process and those below it, see proc(5).
+func descendants(pid int) ([]int, error) {
+	out := []int{pid}
+	for i := 0; i < len(out); i++ {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", out[i]))
+		if err != nil {
+			return nil, fmt.Errorf("find the processes of sshd: %w", err)
+		}
+		for _, field := range strings.Fields(string(data)) {
+			child, err := strconv.Atoi(field)
+			if err != nil {
+				return nil, fmt.Errorf("find the processes of sshd: %w", err)
+			}
+			out = append(out, child)
+		}
+	}
+	return out, nil
+}
+
 // Name implements Peer.
 func (s *SSH) Name() string { return "ssh" }
 

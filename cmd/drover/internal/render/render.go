@@ -118,14 +118,35 @@ func One[R Row](p *Printer, row R, details func() []Field) error {
 // Report writes a result that is one document for programs and a table for
 // people.
 func Report(p *Printer, v any, header []string, rows [][]string) error {
+	return Sheets(p, v, Sheet{header, rows})
+}
+
+// Sheet is one table of a result that has several.
+type Sheet struct {
+	Header []string
+	Rows   [][]string
+}
+
+// Sheets writes a result that is one document for programs and several tables
+// for people, with a line between them.
+func Sheets(p *Printer, v any, sheets ...Sheet) error {
 	switch p.Format {
 	case JSON, YAML:
 		return p.document(v)
 	case Lines:
 		return p.line(v)
-	default:
-		return WriteTable(p.Out, header, rows)
 	}
+	for i, s := range sheets {
+		if i > 0 {
+			if _, err := fmt.Fprintln(p.Out); err != nil {
+				return fmt.Errorf("print: %w", err)
+			}
+		}
+		if err := WriteTable(p.Out, s.Header, s.Rows); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // document writes one JSON or YAML document. YAML has the names and the order
