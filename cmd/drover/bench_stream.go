@@ -44,8 +44,8 @@ func newBenchStream(e *env, b *benchFlags) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.Var(&s.size, "size", "how many bytes the job writes")
-	f.IntVar(&s.lines, "lines", 2000, "how many lines the followed job writes, about a millisecond of work each")
-	f.IntSliceVar(&s.followers, "followers", []int{1, 100}, "how many follow it, beside none; empty leaves this part out")
+	f.IntVar(&s.lines, "lines", 2000, "how many lines the followed job writes, about a millisecond of work each; 0 leaves this part out")
+	f.IntSliceVar(&s.followers, "followers", []int{1, 100}, "how many follow it, beside none")
 	b.register(cmd)
 	return cmd
 }
@@ -61,10 +61,10 @@ func (s *streamFlags) check(e *env) (*render.Printer, error) {
 	switch {
 	case s.size < 1:
 		return nil, errs.Field(op, "--size", "SIZE", "less than one byte")
-	case s.lines < 1:
-		return nil, errs.Field(op, "--lines", "LINES", "%d is less than 1", s.lines)
-	case len(s.followers) > 0 && slices.Min(s.followers) < 1:
-		return nil, errs.Field(op, "--followers", "FOLLOWERS", "%v has a number below 1", s.followers)
+	case s.lines < 0:
+		return nil, errs.Field(op, "--lines", "LINES", "%d is less than 0", s.lines)
+	case len(s.followers) == 0 || slices.Min(s.followers) < 1:
+		return nil, errs.Field(op, "--followers", "FOLLOWERS", "%v is not one number above 0 or more", s.followers)
 	}
 	return s.benchFlags.check(e)
 }
@@ -93,7 +93,11 @@ func (s *streamFlags) run(ctx context.Context, e *env) error {
 		if out.Followers, err = s.follow(ctx, e, t); err != nil {
 			return err
 		}
-		return render.Sheets(p, out, transferSheet(out.Transfers), followedSheet(out.Followers))
+		sheets := []render.Sheet{transferSheet(out.Transfers)}
+		if len(out.Followers) > 0 {
+			sheets = append(sheets, followedSheet(out.Followers))
+		}
+		return render.Sheets(p, out, sheets...)
 	})
 }
 
@@ -186,7 +190,7 @@ func (w *writer) remove(ctx context.Context) error {
 
 // follow runs a job with more and more followers.
 func (s *streamFlags) follow(ctx context.Context, e *env, t *testbed) ([]measure.Followed, error) {
-	if len(s.followers) == 0 {
+	if s.lines == 0 {
 		return nil, nil
 	}
 	python, err := exec.LookPath("python3")
