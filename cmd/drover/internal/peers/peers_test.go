@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -55,5 +56,31 @@ func TestEachPeerRunsEveryJob(t *testing.T) {
 				t.Errorf("%d of 4 jobs ran (%v)", len(files), err)
 			}
 		})
+	}
+}
+
+// TestSSHDoesNotMeasureAStartupFile: the remote bash must not read ~/.bashrc,
+// which took two seconds for each command on one machine.
+func TestSSHDoesNotMeasureAStartupFile(t *testing.T) {
+	t.Parallel()
+	if !slices.Contains(peers.Installed(), "ssh") {
+		t.Skip("ssh is not installed")
+	}
+	s, err := peers.StartSSH(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	}()
+	out, err := s.Command(t.Context(), "bash", "-c", "echo $SHLVL").Output()
+	if level, errLevel := strconv.Atoi(strings.TrimSpace(string(out))); err != nil || errLevel != nil || level < 2 {
+		t.Errorf("the shell takes itself for the first one: level %q (%v)", out, err)
+	}
+	p, err := s.Processes()
+	if err != nil || len(p["ssh"]) != 1 || len(p["sshd"]) < 2 {
+		t.Errorf("processes %v (%v), want the master and its server's child", p, err)
 	}
 }
