@@ -45,7 +45,7 @@ func newBench(e *env) *cobra.Command {
 			if len(args) > 0 {
 				return group(cmd, args)
 			}
-			return b.jobs(cmd.Context(), e)
+			return b.part(b.jobs).run(cmd.Context(), e, &b.output)
 		},
 	}
 	f := cmd.PersistentFlags()
@@ -57,39 +57,74 @@ func newBench(e *env) *cobra.Command {
 	f.BoolVar(&b.unary, "unary", false, "submit each job and wait for it with calls of its own, instead of as \"drover run --array\" does")
 	b.register(cmd)
 	cmd.AddCommand(
-		b.part("spawn", "Measure the bare limit alone", func(ctx context.Context) error { return b.spawn(ctx, e) }),
-		b.part("jobs", "Measure short jobs per second", func(ctx context.Context) error { return b.jobs(ctx, e) }),
+		newBenchAll(e, &b),
+		b.command(e, "spawn", "Measure the bare limit alone", b.spawn),
+		b.command(e, "jobs", "Measure short jobs per second", b.jobs),
 		newBenchStream(e, &b), newBenchMemory(e),
-		b.part("latency", "Measure how long one job, one command line and one line of output take", func(ctx context.Context) error { return b.latency(ctx, e) }),
+		b.command(e, "latency", "Measure how long one job, one command line and one line of output take", b.latency),
 		newBenchScale(e), newBenchCrowd(e),
 	)
 	return cmd
 }
 
-func (b *benchFlags) part(name, short string, run func(context.Context) error) *cobra.Command {
+// part is one of the measurements.
+type part struct {
+	check   func() error // looks at the flags before anything is started
+	measure func(context.Context, *env) (figures, error)
+}
+
+// figures are what a part has measured: a document for programs and tables for
+// people.
+type figures struct {
+	document any
+	sheets   []render.Sheet
+}
+
+func table(document any, header []string, rows [][]string) figures {
+	return figures{document, []render.Sheet{{Header: header, Rows: rows}}}
+}
+
+func (p part) run(ctx context.Context, e *env, o *output) error {
+	printer, err := o.printer(e)
+	if err != nil {
+		return err
+	}
+	if err := p.check(); err != nil {
+		return err
+	}
+	ctx, stop := e.untilSignal(ctx)
+	defer stop()
+	got, err := p.measure(ctx, e)
+	if err != nil {
+		return err
+	}
+	return render.Sheets(printer, got.document, got.sheets...)
+}
+
+func (b *benchFlags) part(measure func(context.Context, *env) (figures, error)) part {
+	return part{b.check, measure}
+}
+
+func (b *benchFlags) command(e *env, name, short string, measure func(context.Context, *env) (figures, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: name, Short: short, Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return b.part(measure).run(cmd.Context(), e, &b.output) },
 	}
 	b.register(cmd)
 	return cmd
 }
 
-// check looks at the flags before anything is started.
-func (b *benchFlags) check(e *env) (*render.Printer, error) {
+func (b *benchFlags) check() error {
 	const op = "measure"
 	switch {
 	case b.rounds < 1:
-		return nil, errs.Field(op, "--rounds", "ROUNDS", "%d is less than 1", b.rounds)
+		return errs.Field(op, "--rounds", "ROUNDS", "%d is less than 1", b.rounds)
 	case b.slice < 10*time.Millisecond:
-		return nil, errs.Field(op, "--slice", "SLICE", "%v is less than 10ms", b.slice)
+		return errs.Field(op, "--slice", "SLICE", "%v is less than 10ms", b.slice)
 	case b.inFlight < 1:
-		return nil, errs.Field(op, "--in-flight", "IN_FLIGHT", "%d is less than 1", b.inFlight)
+		return errs.Field(op, "--in-flight", "IN_FLIGHT", "%d is less than 1", b.inFlight)
 	}
-	if err := b.choosePeers(); err != nil {
-		return nil, err
-	}
-	return b.printer(e)
+	return b.choosePeers()
 }
 
 // limits is the result of "bench spawn": the name of a workload and its limit.
@@ -103,43 +138,31 @@ type compared struct {
 	Results []measure.Result `json:"results"`
 }
 
-func (b *benchFlags) spawn(ctx context.Context, e *env) (err error) {
-	p, err := b.check(e)
-	if err != nil {
-		return err
-	}
-	ctx, stop := e.untilSignal(ctx)
-	defer stop()
+func (b *benchFlags) spawn(ctx context.Context, _ *env) (f figures, err error) {
 	dir, err := os.MkdirTemp("", "drover-bench-")
 	if err != nil {
-		return fmt.Errorf("make a folder to measure in: %w", err)
+		return f, fmt.Errorf("make a folder to measure in: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	workloads, err := measure.Workloads(dir, "")
 	if err != nil {
-		return err
+		return f, err
 	}
 	out := limits{map[string]float64{}}
 	var rows [][]string
 	for _, w := range workloads {
 		rate, err := measure.Limit(ctx, w, measure.Plan{Rounds: b.rounds, Slice: b.slice})
 		if err != nil {
-			return err
+			return f, err
 		}
 		out.Limit[w.Name] = rate
 		rows = append(rows, []string{w.Name, fmt.Sprintf("%.0f", rate)})
 	}
-	return render.Report(p, out, []string{"PROGRAM", "LIMIT/S"}, rows)
+	return table(out, []string{"PROGRAM", "LIMIT/S"}, rows), nil
 }
 
-func (b *benchFlags) jobs(ctx context.Context, e *env) error {
-	p, err := b.check(e)
-	if err != nil {
-		return err
-	}
-	ctx, stop := e.untilSignal(ctx)
-	defer stop()
-	return b.onCluster(ctx, func(t *testbed) (err error) {
+func (b *benchFlags) jobs(ctx context.Context, e *env) (f figures, err error) {
+	err = b.onCluster(ctx, func(t *testbed) (err error) {
 		others, err := b.startPeers(ctx, t.dir)
 		if err != nil {
 			return err
@@ -161,9 +184,11 @@ func (b *benchFlags) jobs(ctx context.Context, e *env) error {
 			out.Results = append(out.Results, r)
 			rows = append(rows, benchRows(r)...)
 		}
-		return render.Report(p, out,
+		f = table(out,
 			[]string{"PROGRAM", "BY", "JOBS/S", "LIMIT/S", "RATIO", "RANGE", "CPU us/JOB: SCHEDULER", "WORKER", "PLUGINS", "CLIENT"}, rows)
+		return nil
 	})
+	return f, err
 }
 
 func (b *benchFlags) plan(t *testbed) measure.Plan {

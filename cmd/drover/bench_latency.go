@@ -16,7 +16,6 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/follow"
 	"github.com/droverhq/drover/cmd/drover/internal/measure"
 	"github.com/droverhq/drover/cmd/drover/internal/peers"
-	"github.com/droverhq/drover/cmd/drover/internal/render"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -32,14 +31,8 @@ type latencies struct {
 	Results []measure.Latency `json:"results"`
 }
 
-func (b *benchFlags) latency(ctx context.Context, e *env) error {
-	p, err := b.check(e)
-	if err != nil {
-		return err
-	}
-	ctx, stop := e.untilSignal(ctx)
-	defer stop()
-	return b.onCluster(ctx, func(t *testbed) (err error) {
+func (b *benchFlags) latency(ctx context.Context, e *env) (f figures, err error) {
+	err = b.onCluster(ctx, func(t *testbed) (err error) {
 		ssh, err := b.ssh(ctx, t.dir)
 		if err != nil {
 			return err
@@ -64,9 +57,11 @@ func (b *benchFlags) latency(ctx context.Context, e *env) error {
 			out.Results = append(out.Results, l)
 			rows = append(rows, latencyRow(l))
 		}
-		return render.Report(p, out,
+		f = table(out,
 			[]string{"WHAT", "JOB", "ms: P50", "P95", "P99", "AGAINST", "P50", "P95", "P99", "RATIO P50", "RANGE", "RATIO P95", "RANGE"}, rows)
+		return nil
 	})
+	return f, err
 }
 
 func latencyRow(l measure.Latency) []string {

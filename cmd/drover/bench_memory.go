@@ -16,7 +16,6 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/client"
 	"github.com/droverhq/drover/cmd/drover/internal/dev"
 	"github.com/droverhq/drover/cmd/drover/internal/measure"
-	"github.com/droverhq/drover/cmd/drover/internal/render"
 	"github.com/droverhq/drover/core/errs"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
@@ -34,45 +33,45 @@ func newBenchMemory(e *env) *cobra.Command {
 		Long: "memory starts a cluster of its own (a scheduler, a worker, three plugins), waits until its memory has\n" +
 			"come to rest and adds up the proportional set sizes. Then it runs jobs that only sleep, and divides\n" +
 			"what the same processes have grown by. The jobs' own processes are not counted.",
-		RunE: func(cmd *cobra.Command, _ []string) error { return m.run(cmd.Context(), e) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return part{m.check, m.measure}.run(cmd.Context(), e, &m.output)
+		},
 	}
 	cmd.Flags().IntVar(&m.jobs, "jobs", 1000, "how many jobs run at once")
 	m.register(cmd)
 	return cmd
 }
 
-func (m *memoryFlags) run(ctx context.Context, e *env) (err error) {
+func (m *memoryFlags) check() error {
 	if m.jobs < 1 {
 		return errs.Field("measure", "--jobs", "JOBS", "%d is less than 1", m.jobs)
 	}
-	p, err := m.printer(e)
-	if err != nil {
-		return err
-	}
-	ctx, stop := e.untilSignal(ctx)
-	defer stop()
+	return nil
+}
+
+func (m *memoryFlags) measure(ctx context.Context, e *env) (f figures, err error) {
 	dir, err := os.MkdirTemp("", "drover-bench-")
 	if err != nil {
-		return fmt.Errorf("make a folder to measure in: %w", err)
+		return f, fmt.Errorf("make a folder to measure in: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	scripts := filepath.Join(dir, "scripts")
 	if err := os.Mkdir(scripts, 0o755); err != nil {
-		return fmt.Errorf("make a folder to measure in: %w", err)
+		return f, fmt.Errorf("make a folder to measure in: %w", err)
 	}
 	cluster, err := openDev(&devFlags{Options: dev.Options{Dir: filepath.Join(dir, "cluster"), Workers: 1, Scripts: scripts, Slots: m.jobs}})
 	if err != nil {
-		return err
+		return f, err
 	}
 	defer func() { err = errors.Join(err, quietDown(context.WithoutCancel(ctx), cluster)) }()
-	result, err := m.measure(ctx, e, cluster)
+	result, err := m.weigh(ctx, e, cluster)
 	if err != nil {
-		return err
+		return f, err
 	}
-	return render.Report(p, result, []string{"PROCESS", "IDLE KB", "OF THAT OWN", "RUNNING KB", "OF THAT OWN"}, memoryRows(result))
+	return table(result, []string{"PROCESS", "IDLE KB", "OF THAT OWN", "RUNNING KB", "OF THAT OWN"}, memoryRows(result)), nil
 }
 
-func (m *memoryFlags) measure(ctx context.Context, e *env, cluster *dev.Cluster) (r measure.MemoryResult, err error) {
+func (m *memoryFlags) weigh(ctx context.Context, e *env, cluster *dev.Cluster) (r measure.MemoryResult, err error) {
 	up, cancel := context.WithTimeout(ctx, devReady)
 	defer cancel()
 	if _, err := cluster.Up(up, probeDev(cluster)); err != nil {

@@ -45,7 +45,9 @@ func newBenchScale(e *env) *cobra.Command {
 			"sessions of their own but nothing to run. They join, stay silent, get a job each with many more\n" +
 			"queued behind, lose their scheduler by kill -9, and then run everything.",
 		Example: "  drover bench scale --workers 10,100,1000,9900 --queued 100000 --svg scale.svg",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return s.run(cmd.Context(), e) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return part{s.check, s.measure}.run(cmd.Context(), e, &s.output)
+		},
 	}
 	f := cmd.Flags()
 	f.IntSliceVar(&s.workers, "workers", []int{10, 100, 1000}, "how many workers; several numbers make several measurements")
@@ -81,16 +83,7 @@ func (s *scaleFlags) check() error {
 // spareFiles are what a daemon has open beside its connections.
 const spareFiles = 200
 
-func (s *scaleFlags) run(ctx context.Context, e *env) error {
-	p, err := s.printer(e)
-	if err != nil {
-		return err
-	}
-	if err := s.check(); err != nil {
-		return err
-	}
-	ctx, stop := e.untilSignal(ctx)
-	defer stop()
+func (s *scaleFlags) measure(ctx context.Context, e *env) (f figures, err error) {
 	s.plan.Clients = 64
 	s.plan.Log = func(format string, args ...any) { fmt.Fprintf(e.stderr, format+"\n", args...) }
 	out := struct {
@@ -102,20 +95,20 @@ func (s *scaleFlags) run(ctx context.Context, e *env) error {
 		plan.Workers = n
 		got, err := scaleOnce(ctx, plan)
 		if err != nil {
-			return err
+			return f, err
 		}
 		out.Results = append(out.Results, got)
 		rows = append(rows, scaleRow(&got))
 	}
 	if s.svg != "" {
 		if err := os.WriteFile(s.svg, plot.Growth(scaleCurves(out.Results)), 0o644); err != nil { //nolint:gosec // a picture for everybody
-			return fmt.Errorf("write the plot: %w", err)
+			return f, fmt.Errorf("write the plot: %w", err)
 		}
 	}
-	return render.Report(p, out, []string{
+	return table(out, []string{
 		"WORKERS", "JOIN s", "CORES", "PSS", "us/BEAT", "OFFLINE", "QUEUED", "SUBMIT ms: P50", "P99", "IDLE P99",
 		"LIST ms", "WATCH ms", "RECONNECT s", "JOBS", "JOBS/S", "us/JOB", "WRONG",
-	}, rows)
+	}, rows), nil
 }
 
 func scaleRow(r *measure.Scale) []string {

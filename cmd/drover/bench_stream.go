@@ -40,14 +40,21 @@ func newBenchStream(e *env, b *benchFlags) *cobra.Command {
 			"--peer ssh, through ssh. Every byte is compared. Then a job that computes and prints lines runs in\n" +
 			"turns with no follower and with many, each on a connection of its own: how much do they slow it?",
 		Example: "  drover bench stream --peer ssh\n  drover bench stream --size 64M --followers 1,100 -o json",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return s.run(cmd.Context(), e) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return part{s.check, s.measure}.run(cmd.Context(), e, &b.output)
+		},
 	}
+	s.register(cmd)
+	b.register(cmd)
+	return cmd
+}
+
+// register registers the flags that only this part has.
+func (s *streamFlags) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.Var(&s.size, "size", "how many bytes the job writes")
 	f.IntVar(&s.lines, "lines", 2000, "how many lines the followed job writes, about a millisecond of work each; 0 leaves this part out")
 	f.IntSliceVar(&s.followers, "followers", []int{1, 100}, "how many follow it, beside none")
-	b.register(cmd)
-	return cmd
 }
 
 // streamed is the result of "bench stream".
@@ -56,27 +63,21 @@ type streamed struct {
 	Followers []measure.Followed `json:"followers"`
 }
 
-func (s *streamFlags) check(e *env) (*render.Printer, error) {
+func (s *streamFlags) check() error {
 	const op = "measure stream"
 	switch {
 	case s.size < 1:
-		return nil, errs.Field(op, "--size", "SIZE", "less than one byte")
+		return errs.Field(op, "--size", "SIZE", "less than one byte")
 	case s.lines < 0:
-		return nil, errs.Field(op, "--lines", "LINES", "%d is less than 0", s.lines)
+		return errs.Field(op, "--lines", "LINES", "%d is less than 0", s.lines)
 	case len(s.followers) == 0 || slices.Min(s.followers) < 1:
-		return nil, errs.Field(op, "--followers", "FOLLOWERS", "%v is not one number above 0 or more", s.followers)
+		return errs.Field(op, "--followers", "FOLLOWERS", "%v is not one number above 0 or more", s.followers)
 	}
-	return s.benchFlags.check(e)
+	return s.benchFlags.check()
 }
 
-func (s *streamFlags) run(ctx context.Context, e *env) error {
-	p, err := s.check(e)
-	if err != nil {
-		return err
-	}
-	ctx, stop := e.untilSignal(ctx)
-	defer stop()
-	return s.onCluster(ctx, func(t *testbed) (err error) {
+func (s *streamFlags) measure(ctx context.Context, e *env) (f figures, err error) {
+	err = s.onCluster(ctx, func(t *testbed) (err error) {
 		ssh, err := s.ssh(ctx, t.dir)
 		if err != nil {
 			return err
@@ -93,12 +94,13 @@ func (s *streamFlags) run(ctx context.Context, e *env) error {
 		if out.Followers, err = s.follow(ctx, e, t); err != nil {
 			return err
 		}
-		sheets := []render.Sheet{transferSheet(out.Transfers)}
+		f = figures{out, []render.Sheet{transferSheet(out.Transfers)}}
 		if len(out.Followers) > 0 {
-			sheets = append(sheets, followedSheet(out.Followers))
+			f.sheets = append(f.sheets, followedSheet(out.Followers))
 		}
-		return render.Sheets(p, out, sheets...)
+		return nil
 	})
+	return f, err
 }
 
 func (s *streamFlags) transfers(ctx context.Context, e *env, t *testbed, ssh *peers.SSH) ([]measure.Transfer, error) {

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"encoding/json"
 	"errors"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -112,6 +113,27 @@ func TestBenchStreamSeesEveryByteByEveryWay(t *testing.T) {
 	for i, want := range []int{0, 1, 4} {
 		if r := got.Followers[i]; r.Followers != want || r.JobMS.Median <= 0 || (r.Slowed == nil) != (i == 0) {
 			t.Errorf("%d followers: %+v", want, r)
+		}
+	}
+}
+
+// TestBenchAllPutsThePartsTogether: in one document, and the same in a file.
+func TestBenchAllPutsThePartsTogether(t *testing.T) {
+	t.Parallel()
+	saved := filepath.Join(t.TempDir(), "new", "figures.json")
+	var got, file map[string]json.RawMessage
+	bench(t, &got, "all", "--skip", "jobs,latency,scale,memory", "--rounds", "1", "--slice", "10ms",
+		"--size", "100K", "--lines", "5", "--followers", "1", "--save", saved)
+	data, err := os.ReadFile(saved)
+	if err == nil {
+		err = json.Unmarshal(data, &file)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, parts := range []map[string]json.RawMessage{got, file} {
+		if len(parts) != 2 || len(parts["spawn"]) == 0 || len(parts["stream"]) == 0 {
+			t.Errorf("parts %s", parts)
 		}
 	}
 }

@@ -118,17 +118,18 @@ func One[R Row](p *Printer, row R, details func() []Field) error {
 // Report writes a result that is one document for programs and a table for
 // people.
 func Report(p *Printer, v any, header []string, rows [][]string) error {
-	return Sheets(p, v, Sheet{header, rows})
+	return Sheets(p, v, Sheet{Header: header, Rows: rows})
 }
 
 // Sheet is one table of a result that has several.
 type Sheet struct {
+	Title  string // "" for none
 	Header []string
 	Rows   [][]string
 }
 
-// Sheets writes a result that is one document for programs and several tables
-// for people, with a line between them.
+// Sheets writes a result that is one document for programs and one table or
+// more for people, with a line between them.
 func Sheets(p *Printer, v any, sheets ...Sheet) error {
 	switch p.Format {
 	case JSON, YAML:
@@ -137,16 +138,25 @@ func Sheets(p *Printer, v any, sheets ...Sheet) error {
 		return p.line(v)
 	}
 	for i, s := range sheets {
-		if i > 0 {
-			if _, err := fmt.Fprintln(p.Out); err != nil {
-				return fmt.Errorf("print: %w", err)
-			}
-		}
-		if err := WriteTable(p.Out, s.Header, s.Rows); err != nil {
+		if err := s.write(p.Out, i > 0); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (s *Sheet) write(out io.Writer, apart bool) error {
+	var head string
+	if apart {
+		head = "\n"
+	}
+	if s.Title != "" {
+		head += s.Title + "\n"
+	}
+	if _, err := io.WriteString(out, head); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return WriteTable(out, s.Header, s.Rows)
 }
 
 // document writes one JSON or YAML document. YAML has the names and the order
