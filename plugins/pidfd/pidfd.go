@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -19,9 +20,14 @@ type Stat struct {
 	State    byte // 'Z' is a zombie
 	Parent   int
 	Session  int
+	Forked   bool               // it has executed no program since it was forked
 	Ticks    uint64             // start time in clock ticks since boot
 	ExitCode syscall.WaitStatus // of a zombie, if the kernel lets us see it
 }
+
+// forkNoExec is PF_FORKNOEXEC of linux/sched.h: set by fork, cleared by execve(2)
+// once the program before is given up, and kept by a zombie.
+const forkNoExec = 0x40
 
 // ReadStat reads the state of a process.
 func ReadStat(pid int) (Stat, error) {
@@ -38,10 +44,25 @@ func ReadStat(pid int) (Stat, error) {
 	session, err2 := strconv.Atoi(f[3])
 	ticks, err3 := strconv.ParseUint(f[19], 10, 64)
 	code, err4 := strconv.ParseUint(f[49], 10, 32)
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	flags, err5 := strconv.ParseUint(f[6], 10, 64)
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return Stat{}, fmt.Errorf("read process %d: %w", pid, err)
 	}
-	return Stat{f[0][0], parent, session, ticks, syscall.WaitStatus(code)}, nil
+	return Stat{f[0][0], parent, session, flags&forkNoExec != 0, ticks, syscall.WaitStatus(code)}, nil
+}
+
+// tick is the unit of start times: USER_HZ is 100 on every Linux that Go runs on
+// (proc_pid_stat(5), field 22).
+const tick = 10 * time.Millisecond
+
+// Now is the present time as start times are counted, or 0 when it cannot be read.
+// What is forked from now on has no smaller one.
+func Now() uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0
+	}
+	return uint64(time.Duration(ts.Nano()) / tick)
 }
 
 // Alive tells whether the process with that pid is the one that began at ticks

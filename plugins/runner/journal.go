@@ -18,6 +18,10 @@ import (
 // JournalName is the file in DROVER_PLUGIN_DIR that outlives a killed plugin.
 const JournalName = "exits.journal"
 
+// keepsName is a file beside it: nothing is reaped that is not in the journal. It
+// is removed before that stops to be true.
+const keepsName = "keeps"
+
 // journalCompact is the size from which records of acknowledged ids are
 // dropped by rewriting the file.
 const journalCompact = 1 << 20
@@ -28,15 +32,17 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // journal records starts and exits by plain write(2): what was written
 // survives kill -9 of the plugin (not a power loss, which ends the jobs too).
 type journal struct {
-	path string
+	path  string
+	keeps string // file of the promise; "" gives none
 
 	mu   sync.Mutex // guards the fields below and the order of records
 	file *os.File
 	size int64
 }
 
-// openJournal begins a new journal; path "" keeps none (in-process tests).
-func openJournal(path string) (*journal, error) {
+// openJournal begins a new journal; path "" keeps none (in-process tests). keeps is
+// the promise of Info.
+func openJournal(path string, keeps bool) (*journal, error) {
 	j := &journal{path: path}
 	if path == "" {
 		return j, nil
@@ -46,6 +52,12 @@ func openJournal(path string) (*journal, error) {
 		return nil, fmt.Errorf("open the exit journal: %w", err)
 	}
 	j.file = f
+	if keeps {
+		j.keeps = filepath.Join(filepath.Dir(path), keepsName)
+		if err := os.WriteFile(j.keeps, nil, 0o600); err != nil {
+			return nil, errors.Join(fmt.Errorf("open the exit journal: %w", err), f.Close())
+		}
+	}
 	return j, nil
 }
 
@@ -60,7 +72,8 @@ func frameRecord(m *runnerv1.SessionResponse) ([]byte, error) {
 	return append(out, payload...), nil
 }
 
-// append writes one record with one write.
+// append writes one record with one write. After an error nothing of it is in the
+// journal, and the promise to keep is taken back.
 func (j *journal) append(m *runnerv1.SessionResponse) error {
 	if j.path == "" {
 		return nil
@@ -71,10 +84,21 @@ func (j *journal) append(m *runnerv1.SessionResponse) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	n, err := j.file.Write(rec)
-	j.size += int64(n)
-	if err != nil {
-		return fmt.Errorf("write the exit journal: %w", err)
+	if _, err := j.file.Write(rec); err != nil {
+		// What follows a torn record could not be read.
+		return fmt.Errorf("write the exit journal: %w", errors.Join(err, j.file.Truncate(j.size), j.takeBack()))
+	}
+	j.size += int64(len(rec))
+	return nil
+}
+
+// takeBack removes the promise to keep; j.mu is held. It needs no room on the disk.
+func (j *journal) takeBack() error {
+	if j.keeps == "" {
+		return nil
+	}
+	if err := os.Remove(j.keeps); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("take the promise to keep back: %w", err)
 	}
 	return nil
 }
@@ -128,6 +152,42 @@ func (j *journal) close() error {
 type Journal struct {
 	Started map[string]*runnerv1.Started // pid 0: the fork was about to happen
 	Exited  map[string]*runnerv1.Exited  // from_journal is set
+	// Keeps: the process has reaped nothing that is not in Exited (Info.Keeps).
+	Keeps bool
+}
+
+// withdrawn stands for the pid of a start that never came to a fork.
+const withdrawn = -1
+
+// Withdraw writes into the journal of a dead plugin process that starts whose fork
+// was about to happen never happened: ReadJournal knows them no more.
+func Withdraw(dir string, ids []string) error {
+	m := &runnerv1.SessionResponse{}
+	for _, id := range ids {
+		m.Started = append(m.Started, &runnerv1.Started{Id: id, Pid: withdrawn})
+	}
+	rec, err := frameRecord(m)
+	if err != nil {
+		return err
+	}
+	// What it was killed in the middle of is cut off.
+	path := filepath.Join(dir, JournalName)
+	_, whole, err := readJournal(path)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("open the exit journal: %w", err)
+	}
+	err = f.Truncate(whole)
+	if err == nil {
+		_, err = f.WriteAt(rec, whole)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write the exit journal: %w", err)
+	}
+	return nil
 }
 
 // ReadJournal reads the exit journal in a plugin's folder. A torn tail, as a
@@ -135,30 +195,47 @@ type Journal struct {
 // missing file is an empty journal.
 func ReadJournal(dir string) (Journal, error) {
 	out := Journal{Started: map[string]*runnerv1.Started{}, Exited: map[string]*runnerv1.Exited{}}
-	data, err := os.ReadFile(filepath.Join(dir, JournalName))
+	records, _, err := readJournal(filepath.Join(dir, JournalName))
+	for _, m := range records {
+		for _, s := range m.GetStarted() {
+			out.Started[s.GetId()] = s
+			if s.GetPid() == withdrawn {
+				delete(out.Started, s.GetId())
+			}
+		}
+		for _, e := range m.GetExited() {
+			e.FromJournal = true
+			out.Exited[e.GetId()] = e
+		}
+	}
+	if err == nil {
+		_, missing := os.Stat(filepath.Join(dir, keepsName))
+		out.Keeps = missing == nil
+	}
+	return out, err
+}
+
+// readJournal reads the records that are whole, and how many bytes they are.
+func readJournal(path string) (records []*runnerv1.SessionResponse, whole int64, err error) {
+	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return out, nil
+		return nil, 0, nil
 	}
 	if err != nil {
-		return out, fmt.Errorf("read the exit journal: %w", err)
+		return nil, 0, fmt.Errorf("read the exit journal: %w", err)
 	}
 	for len(data) >= 8 {
 		n := int64(binary.LittleEndian.Uint32(data))
 		if int64(len(data)) < 8+n || crc32.Checksum(data[8:8+n], castagnoli) != binary.LittleEndian.Uint32(data[4:]) {
 			break
 		}
-		var m runnerv1.SessionResponse
-		if err := proto.Unmarshal(data[8:8+n], &m); err != nil {
-			return out, fmt.Errorf("read the exit journal: %w", err)
+		m := &runnerv1.SessionResponse{}
+		if err := proto.Unmarshal(data[8:8+n], m); err != nil {
+			return records, whole, fmt.Errorf("read the exit journal: %w", err)
 		}
-		for _, s := range m.GetStarted() {
-			out.Started[s.GetId()] = s
-		}
-		for _, e := range m.GetExited() {
-			e.FromJournal = true
-			out.Exited[e.GetId()] = e
-		}
+		records = append(records, m)
+		whole += 8 + n
 		data = data[8+n:]
 	}
-	return out, nil
+	return records, whole, nil
 }

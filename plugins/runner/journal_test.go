@@ -20,7 +20,7 @@ func TestTornJournal(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, JournalName)
-	j, err := openJournal(path)
+	j, err := openJournal(path, false)
 	if err != nil {
 		t.Fatal(err)
 	}

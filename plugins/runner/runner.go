@@ -22,6 +22,12 @@ type Info struct {
 	// Canary is what a worker tries a new version with before it gets jobs; nil is
 	// an empty script, which may end as it likes.
 	Canary *Canary
+	// Keeps says that each Start makes one child of this process and nothing else,
+	// and that the child is not reaped before exited has returned. When the plugin
+	// is killed in a Start, the worker can then tell whether the job has begun: if
+	// not, it is started again, and without Keeps it is LOST. The runners of
+	// runners/process keep.
+	Keeps bool
 }
 
 // Canary is a start that ends by itself at once, with exit code 0.
@@ -76,7 +82,9 @@ type Runner interface {
 	Info() Info
 	// Start returns when the process exists, or a *StartError when it cannot.
 	// exited is called once, when the process has ended, from any goroutine
-	// and possibly before Start returns.
+	// and possibly before Start returns, also when that returns an error. Reap the
+	// process after it: until then its end is not in the exit journal, and is lost
+	// with the plugin if nobody else can read it.
 	Start(s Spec, exited func(Exit)) (Process, error)
 	// Signal signals the main process of a Start. A process that is gone is no
 	// error.

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/droverhq/drover/plugins/pidfd"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
 
@@ -67,15 +69,17 @@ type Server struct {
 
 // attempt is one Start that was not acknowledged yet.
 type attempt struct {
+	noted   *runnerv1.Started // the note in the journal that a fork comes
 	started *runnerv1.Started
 	exited  *runnerv1.Exited
-	early   *Exit  // the process ended before Start returned
-	lanes   [2]int // read ends kept open, so that no byte dies with the worker
+	early   *runnerv1.Exited // the process ended before Start returned
+	lanes   [2]int           // read ends kept open, so that no byte dies with the worker
 }
 
 // NewServer returns a server that runs until Close.
 func NewServer(r Runner, c ServerConfig) (*Server, error) {
-	j, err := openJournal(c.Journal)
+	info := r.Info()
+	j, err := openJournal(c.Journal, info.Keeps)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +90,7 @@ func NewServer(r Runner, c ServerConfig) (*Server, error) {
 		c.Stop = func() {}
 	}
 	s := &Server{
-		runner: r, info: r.Info(), journal: j, log: c.Log, idle: c.Idle, stop: sync.OnceFunc(c.Stop),
+		runner: r, info: info, journal: j, log: c.Log, idle: c.Idle, stop: sync.OnceFunc(c.Stop),
 		attempts: map[string]*attempt{}, recent: map[string]*runnerv1.Exited{}, queue: newStartQueue(),
 		watched: map[*os.File]struct{}{}, ending: make(chan struct{}),
 	}
@@ -195,9 +199,10 @@ func (s *Server) start(p *runnerv1.Start) {
 		s.finish(a, startFailed(p.GetId(), &StartError{BadRequest, err.Error()}))
 		return
 	}
-	// Before the fork: a host that finds this record after a crash knows that
-	// the process may exist; one that does not, that it never did.
-	s.record(&runnerv1.SessionResponse{Started: []*runnerv1.Started{{Id: p.GetId()}}})
+	if err := s.note(a, p.GetId()); err != nil {
+		s.finish(a, startFailed(p.GetId(), &StartError{Resource, err.Error()}))
+		return
+	}
 	process, err := s.callStart(specFromProto(p), func(e Exit) { s.exited(p.GetId(), a, e) })
 	if err != nil {
 		s.finish(a, startFailed(p.GetId(), err))
@@ -207,12 +212,28 @@ func (s *Server) start(p *runnerv1.Start) {
 		Id: p.GetId(), Pid: int64(process.PID), StartTicks: process.StartTicks, Time: timestamppb.Now(),
 	}
 	if early := s.began(a, started); early != nil {
-		s.exited(p.GetId(), a, *early)
+		s.finish(a, early)
 	}
 }
 
+// note records that a fork comes: a host that finds the record after a crash knows
+// that the process may exist; one that does not, that it never did. So without it
+// nothing is started (P2). The process will not be older than the note.
+func (s *Server) note(a *attempt, id string) error {
+	m := &runnerv1.Started{Id: id, StartTicks: pidfd.Now()}
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	if err := s.journal.append(&runnerv1.SessionResponse{Started: []*runnerv1.Started{m}}); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	a.noted = m
+	s.mu.Unlock()
+	return nil
+}
+
 // began records that a process exists; it returns an exit that came first.
-func (s *Server) began(a *attempt, m *runnerv1.Started) *Exit {
+func (s *Server) began(a *attempt, m *runnerv1.Started) *runnerv1.Exited {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	s.record(&runnerv1.SessionResponse{Started: []*runnerv1.Started{m}})
@@ -269,15 +290,9 @@ func (s *Server) callStart(spec Spec, exited func(Exit)) (p Process, err error) 
 	return s.runner.Start(spec, exited)
 }
 
-// exited records the end of a process, on disk before anybody hears of it (P6).
+// exited records the end of a process, on disk before anybody hears of it (P6) and
+// before it is reaped (P7).
 func (s *Server) exited(id string, a *attempt, e Exit) {
-	s.mu.Lock()
-	if a.started == nil { // Start has not returned yet: it will call again
-		a.early = &e
-		s.mu.Unlock()
-		return
-	}
-	s.mu.Unlock()
 	out := &runnerv1.Exited{
 		Id: id, Pid: int64(e.PID), Time: timestamppb.New(e.Time),
 		CpuMicros: uint64(e.CPU.Microseconds()), MaxRssBytes: e.MaxRSS,
@@ -290,7 +305,26 @@ func (s *Server) exited(id string, a *attempt, e Exit) {
 	default: // what does not fit would read as another code: none is told (P6)
 		s.log.Error("exit code out of range", "id", id, "code", e.Code)
 	}
-	s.finish(a, out)
+	if !s.tooEarly(a, out) {
+		s.finish(a, out)
+	}
+}
+
+// tooEarly keeps an exit that came before Start has returned: start tells it. One
+// of a start that has failed is of no use any more.
+func (s *Server) tooEarly(a *attempt, e *runnerv1.Exited) bool {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	s.mu.Lock()
+	early, failed := a.started == nil, a.exited != nil
+	if early && !failed {
+		a.early = e
+	}
+	s.mu.Unlock()
+	if early && !failed {
+		s.record(&runnerv1.SessionResponse{Exited: []*runnerv1.Exited{e}})
+	}
+	return early
 }
 
 func (s *Server) finish(a *attempt, e *runnerv1.Exited) {
@@ -400,11 +434,11 @@ func (s *Server) snapshot() []*runnerv1.SessionResponse {
 	out := make([]*runnerv1.SessionResponse, 0, len(s.attempts))
 	for _, a := range s.attempts {
 		m := &runnerv1.SessionResponse{}
-		if a.started != nil {
-			m.Started = append(m.Started, a.started)
+		if s := cmp.Or(a.started, a.noted); s != nil {
+			m.Started = append(m.Started, s)
 		}
-		if a.exited != nil {
-			m.Exited = append(m.Exited, a.exited)
+		if e := cmp.Or(a.exited, a.early); e != nil {
+			m.Exited = append(m.Exited, e)
 		}
 		out = append(out, m)
 	}

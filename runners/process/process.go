@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -55,6 +54,7 @@ func New(c Config) *Runner {
 	// What this process inherited by accident is not for jobs: they get fds 0 to
 	// 2. Kernels before 5.11 cannot say it in one call and pass it on.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+	c.Info.Keeps = true // see collect
 	r := &Runner{
 		config: c, null: -1, byPID: map[int]*proc{}, byID: map[string]*proc{}, forks: map[uint64]struct{}{},
 	}
@@ -128,8 +128,8 @@ func (r *Runner) Start(s runner.Spec, exited func(runner.Exit)) (runner.Process,
 	}
 	if err != nil {
 		// What cannot be named for ever must not run: a failed start is no process.
+		// Its end is told all the same: it had begun.
 		_ = syscall.Kill(-pid, syscall.SIGKILL)
-		exited = func(runner.Exit) {}
 	}
 	r.endFork(number, &proc{id: s.ID, pid: pid, exited: exited})
 	if err != nil {
@@ -218,18 +218,4 @@ func explain(err error, path string, s runner.Spec) error {
 	default:
 		return &runner.StartError{Reason: runner.Internal, Message: message}
 	}
-}
-
-// exitOf turns a wait status into an Exit.
-func exitOf(pid int, w syscall.WaitStatus, u *syscall.Rusage) runner.Exit {
-	e := runner.Exit{
-		PID: pid, Time: time.Now(), MaxRSS: uint64(u.Maxrss) << 10, // getrusage(2) counts KiB
-		CPU: time.Duration(u.Utime.Nano() + u.Stime.Nano()),
-	}
-	if w.Signaled() {
-		e.Signal = w.Signal()
-	} else {
-		e.Code = w.ExitStatus()
-	}
-	return e
 }

@@ -7,6 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
+	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
 )
 
@@ -101,4 +104,50 @@ func TestAStartLooksAgainWhenATrustedPlaceIsEmpty(t *testing.T) {
 		}
 		_ = os.Rename(tool, filepath.Join(second, "tool"))
 	}
+}
+
+// TestAnEndIsToldBeforeItIsReaped: P7. When the plugin is killed before the end is
+// in its journal, the zombie must still be there for the worker.
+func TestAnEndIsToldBeforeItIsReaped(t *testing.T) {
+	r := New(Config{Argv: func(s runner.Spec) ([]string, error) { return s.Args, nil }})
+	if !r.Info().Keeps {
+		t.Error("it does not say so")
+	}
+	for _, c := range []struct {
+		script string
+		want   runner.Exit
+	}{
+		{"exit 0", runner.Exit{}}, {"exit 42", runner.Exit{Code: 42}},
+		{"kill -TERM $$", runner.Exit{Signal: syscall.SIGTERM}}, {"ulimit -c 0; kill -ABRT $$", runner.Exit{Signal: syscall.SIGABRT}},
+	} {
+		type seen struct {
+			runner.Exit
+			state byte
+		}
+		told := make(chan seen, 1)
+		p, err := r.Start(runner.Spec{
+			ID: c.script, Args: []string{"sh", "-c", c.script}, Env: []string{"PATH=" + os.Getenv("PATH")},
+			Stdout: os.DevNull, Stderr: os.DevNull, Workdir: "/",
+		}, func(e runner.Exit) {
+			st, _ := pidfd.ReadStat(e.PID) // gone: no state
+			told <- seen{e, st.State}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := <-told
+		if got.state != 'Z' || got.PID != p.PID || got.Code != c.want.Code || got.Signal != c.want.Signal || got.MaxRSS == 0 || got.CPU <= 0 {
+			t.Errorf("%s: %+v of process %d in state %q", c.script, got.Exit, p.PID, got.state)
+		}
+		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			if _, err := pidfd.ReadStat(p.PID); err != nil {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatal("it is not reaped")
+			}
+		}
+	}
+	_ = r.Close()
+	goleak.VerifyNone(t) // its reaper would take the children of other tests
 }

@@ -3,16 +3,19 @@ package process
 import (
 	"errors"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/droverhq/drover/plugins/runner"
 )
 
 // reap is the one waiter for all children: jobs, and orphans of jobs that
 // came to this process because it is a subreaper.
 func (r *Runner) reap() {
 	for {
-		pid, err := peek()
+		end, err := peek()
 		switch {
 		case errors.Is(err, syscall.EINTR):
 		case err != nil: // no child: sleep until there may be one
@@ -20,27 +23,52 @@ func (r *Runner) reap() {
 				return
 			}
 		default:
-			r.collect(pid)
+			r.collect(end)
 		}
 	}
 }
 
-// peek waits for the end of any child and leaves it a zombie, so that its pid
-// stays its own until the table knows of it.
-func peek() (int, error) {
-	var info childInfo
-	if err := unix.Waitid(unix.P_ALL, 0, (*unix.Siginfo)(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOWAIT, nil); err != nil {
-		return 0, err
+// peek waits for the end of any child and tells it, but leaves a zombie: its pid
+// stays its own until the table knows of it, and its end is not lost with this
+// process before it is written down.
+func peek() (runner.Exit, error) {
+	var (
+		info  childInfo
+		usage unix.Rusage
+	)
+	if err := unix.Waitid(unix.P_ALL, 0, (*unix.Siginfo)(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOWAIT, &usage); err != nil {
+		return runner.Exit{}, err
 	}
-	return int(info.pid), nil
+	return exitOf(&info, &usage), nil
 }
 
 // childInfo is siginfo_t for SIGCHLD on 64-bit Linux, see sigaction(2); the
-// x/sys type leaves the pid out.
+// x/sys type leaves all but the code out.
 type childInfo struct {
-	_   [4]int32 // signo, errno, code, padding
-	pid int32
-	_   [108]byte
+	_      [2]int32 // signo, errno
+	code   int32
+	_      int32
+	pid    int32
+	uid    uint32
+	status int32
+	_      [100]byte
+}
+
+// cldExited is the code of a process that called exit; the others that end one are
+// signals (waitid(2)).
+const cldExited = 1
+
+func exitOf(i *childInfo, u *unix.Rusage) runner.Exit {
+	e := runner.Exit{
+		PID: int(i.pid), Time: time.Now(), MaxRSS: uint64(u.Maxrss) << 10, // getrusage(2) counts KiB
+		CPU: time.Duration(u.Utime.Nano() + u.Stime.Nano()),
+	}
+	if i.code == cldExited {
+		e.Code = int(i.status)
+	} else {
+		e.Signal = syscall.Signal(i.status)
+	}
+	return e
 }
 
 // awaitFork blocks until a process is registered; false means closed.
@@ -56,29 +84,29 @@ func (r *Runner) awaitFork() bool {
 	return len(r.byPID) > 0 || !r.closed
 }
 
-// collect reaps one zombie. A pid that the table does not know is an orphan,
-// unless it belongs to a fork that began before it was seen and has not
-// registered yet.
-func (r *Runner) collect(pid int) {
+// collect tells the end of one child, and then reaps it. A pid that the table does
+// not know is an orphan, unless it belongs to a fork that began before it was seen
+// and has not registered yet.
+func (r *Runner) collect(end runner.Exit) {
 	r.mu.Lock()
 	seen := r.fork
-	for r.byPID[pid] == nil && r.forkBefore(seen) {
+	for r.byPID[end.PID] == nil && r.forkBefore(seen) {
 		r.changed.Wait()
 	}
-	p := r.byPID[pid]
-	var (
-		status syscall.WaitStatus
-		usage  syscall.Rusage
-	)
-	// Under the lock: Signal must not see the pid after it was given back.
-	_, err := syscall.Wait4(pid, &status, syscall.WNOHANG, &usage)
-	if p != nil {
-		delete(r.byPID, pid)
-		delete(r.byID, p.id)
-	}
+	p := r.byPID[end.PID]
 	r.mu.Unlock()
-	if p != nil && err == nil {
-		p.exited(exitOf(pid, status, &usage))
+	if p != nil {
+		// P7: when this process is killed before the end is in its journal, the
+		// zombie goes to the worker, which reads the end from it.
+		p.exited(end)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// Under the lock: Signal must not see the pid after it was given back.
+	_, _ = syscall.Wait4(end.PID, nil, syscall.WNOHANG, nil) // gone: a fork that failed has reaped it
+	if p != nil {
+		delete(r.byPID, end.PID)
+		delete(r.byID, p.id)
 	}
 }
 
