@@ -101,6 +101,16 @@ func (a *adopter) holds(pid int) bool {
 	return false
 }
 
+// all lists who is waited for.
+func (a *adopter) all() (out []orphan) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, o := range a.byFD {
+		out = append(out, *o)
+	}
+	return out
+}
+
 // run waits until ctx ends.
 func (a *adopter) run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() {

@@ -16,7 +16,7 @@ import (
 
 // begun is a plugin whose process was killed when it was about to fork for "a".
 func begun(env ...string) (p *hosted, left runner.Journal) {
-	p = newHosted(&Host{config: Config{Events: func([]Event) {}}}, Manifest{})
+	p = newHosted(&Host{config: Config{Events: func([]Event) {}}, adopter: &adopter{}}, Manifest{})
 	g := newGiven()
 	g.start = &runnerv1.Start{Id: "a", Env: env}
 	p.attempts["a"] = g
@@ -62,13 +62,13 @@ func TestAForkThatIsNoJobYetIsWaitedFor(t *testing.T) {
 	cmd, stdin, _ := shell(t, `echo; read x; exec env -i "`+mark+`" sleep 1000`,
 		runner.DirVariable+"="+dir, "PATH="+os.Getenv("PATH"))
 	proc := &process{record: record{Dir: dir}, foreign: true}
-	if found, forked := look(&proc.record, map[string]unnamed{"a": {env: mark + "\x00"}}); len(found) > 0 || !forked {
-		t.Fatalf("found %v, forked %v", found, forked)
+	if v := look(&proc.record, map[string]unnamed{"a": {env: mark + "\x00"}}, nil); len(v.found) > 0 || !v.forked {
+		t.Fatalf("found %v, forked %v", v.found, v.forked)
 	}
 	if _, err := io.WriteString(stdin, "\n"); err != nil {
 		t.Fatal(err)
 	}
-	if got := p.locate(proc, left, []string{"a"}); got["a"].pid != cmd.Process.Pid {
+	if got, _ := p.locate(proc, left, []string{"a"}); got["a"].pid != cmd.Process.Pid {
 		t.Errorf("found %v, want process %d", got, cmd.Process.Pid)
 	}
 }
@@ -82,12 +82,12 @@ func TestAChildIsNotTakenForItsJob(t *testing.T) {
 	proc := &process{foreign: true}
 	cmd, stdin, child := shell(t, "setsid bash -c 'echo $$; exec sleep 1000' & read x; exit 7", env...)
 	defer func() { _ = exec.Command("kill", "-9", child).Run() }()
-	if got := p.locate(proc, left, []string{"a"}); got["a"].pid != cmd.Process.Pid {
+	if got, _ := p.locate(proc, left, []string{"a"}); got["a"].pid != cmd.Process.Pid {
 		t.Errorf("found %v, want process %d", got, cmd.Process.Pid)
 	}
 	_ = stdin.Close()
 	_ = cmd.Wait()
-	if got := p.locate(proc, left, []string{"a"}); len(got) > 0 {
+	if got, _ := p.locate(proc, left, []string{"a"}); len(got) > 0 {
 		t.Errorf("found %v of a job that has ended; its child is %s", got, child)
 	}
 }

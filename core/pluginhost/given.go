@@ -2,6 +2,7 @@ package pluginhost
 
 import (
 	"syscall"
+	"time"
 
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
@@ -10,6 +11,7 @@ import (
 type given struct {
 	start   *runnerv1.Start // nil once it is confirmed, or after a restart of the worker
 	mark    string          // DROVER_MARK=... of its environment
+	used    time.Duration   // processor time of its cgroup before the start, or unknownTime
 	stdout  string          // named pipes
 	stderr  string
 	pid     int
@@ -23,7 +25,7 @@ type given struct {
 	ended *runnerv1.Exited
 }
 
-func newGiven() *given { return &given{handle: -1} }
+func newGiven() *given { return &given{handle: -1, used: unknownTime} }
 
 // letGo closes the handle.
 func (g *given) letGo() {

@@ -59,10 +59,7 @@ func (p *hosted) adopt(id string) {
 // When it dies they become no children of this process, and whoever reaps them
 // tells nobody: the handle must be open before.
 func (p *hosted) foreign(f *runnerv1.SessionResponse) map[string]int {
-	p.mu.Lock()
-	yes := p.process != nil && p.process.foreign
-	p.mu.Unlock()
-	if !yes {
+	if !p.isForeign() {
 		return nil
 	}
 	out := make(map[string]int, len(f.GetStarted()))
@@ -111,13 +108,30 @@ func (p *hosted) died(proc *process) {
 
 // settle goes through attempts of a dead process.
 func (p *hosted) settle(proc *process, left runner.Journal, ids []string) {
+	found, never := p.locate(proc, left, ids)
+	p.withdraw(proc, left, never)
 	// Before the news: the answer to it may close the grave.
 	p.bury(proc.record, left, ids)
-	found := p.locate(proc, left, ids)
 	for _, id := range ids {
 		p.settleOne(id, left.Started[id], left.Exited[id], found)
 	}
 	p.closeGraves(nil)
+}
+
+// withdraw makes starts whose fork never happened ones that never reached the
+// process: the next one will have them (P7). That is on disk first, so that a
+// worker which is killed now does not take the note of the dead process for news.
+func (p *hosted) withdraw(proc *process, left runner.Journal, never []string) {
+	if len(never) == 0 {
+		return
+	}
+	if err := runner.Withdraw(proc.Dir, never); err != nil {
+		p.host.config.Log.Error("jobs are lost that have not begun", "runner", p.manifest.Name, "jobs", len(never), "error", err)
+		return
+	}
+	for _, id := range never {
+		delete(left.Started, id)
+	}
 }
 
 // inherit settles what a process has left that died before this worker began. The
@@ -219,6 +233,7 @@ func (p *hosted) settleOne(id string, started *runnerv1.Started, exited *runnerv
 			g.pid, g.ticks = n.pid, n.ticks
 			out = append(out, Event{Plugin: p.key(), ID: id, Started: &runnerv1.Started{Id: id, Pid: int64(n.pid), StartTicks: n.ticks}})
 		} else {
+			g.exited = true // the next death must not take it for one that never reached a plugin
 			out = append(out, Event{Plugin: p.key(), ID: id, Lost: true})
 		}
 	case g.pid == 0 && g.start != nil: // it never reached the plugin

@@ -124,12 +124,15 @@ func (p *hosted) nudge() {
 // start queues a start, unless the plugin drains: it may be gone by then, and
 // nobody would start what came too late.
 func (p *hosted) start(s *runnerv1.Start) (taken bool) {
+	g := newGiven()
+	if p.isForeign() && s.GetCgroup() != "" {
+		g.used = usedTime(s.GetCgroup())
+	}
 	p.add(func(f *runnerv1.SessionRequest) {
 		if p.draining {
 			return
 		}
 		taken = true
-		g := newGiven()
 		g.start, g.stdout, g.stderr = s, s.GetStdout(), s.GetStderr()
 		for _, kv := range s.GetEnv() {
 			if strings.HasPrefix(kv, "DROVER_MARK=") {
@@ -140,6 +143,13 @@ func (p *hosted) start(s *runnerv1.Start) (taken bool) {
 		f.Starts = append(f.Starts, s)
 	})
 	return taken
+}
+
+// isForeign tells whether its process was started by an earlier worker.
+func (p *hosted) isForeign() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.process != nil && p.process.foreign
 }
 
 // ack forgets attempts whose end is on the worker's disk.

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -175,8 +176,8 @@ func (c *checker) ended(j job.Job) {
 		if j.Reason == "" {
 			c.w.fail("P4: %s is LOST without a reason", c.label(key))
 		}
-		if t != nil && !t.host.hurt {
-			c.w.fail("P7: %s is LOST though its plugin and its host went on", c.label(key))
+		if !slices.ContainsFunc(c.w.hosts, func(h *host) bool { return h.id == j.Worker && h.hurt() }) {
+			c.w.fail("P7: %s is LOST though nothing was killed but its plugin", c.label(key))
 		}
 	}
 }

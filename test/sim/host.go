@@ -31,11 +31,15 @@ type host struct {
 	rate   rate          // of its clocks
 	awake  time.Duration // since when its worker has been up and not frozen
 
-	hurt bool // a plugin was killed or the host rebooted: results may be LOST
+	rebooted, pluginKilled, workerKilled bool // at any time
 
 	cutUp, cutDown bool
 	cuts           int
 }
+
+// hurt tells whether results may be LOST: the host was rebooted, or both its worker
+// and its plugin were killed. One of them alone costs nothing (P7).
+func (h *host) hurt() bool { return h.rebooted || h.pluginKilled && h.workerKilled }
 
 func newHost(w *World, n int) *host {
 	return &host{w: w, n: n, name: fmt.Sprintf("w%d", n+1), boot: 1, rate: w.plan.rate(n + 1), procs: map[job.Key]*process{}}
@@ -169,6 +173,7 @@ func (h *host) killWorker() {
 		return
 	}
 	h.w.log("%s: worker is killed", h.name)
+	h.workerKilled = true
 	p := h.worker
 	h.worker = nil
 	if p.session != nil {
@@ -183,7 +188,7 @@ func (h *host) killPlugin() {
 		return
 	}
 	h.w.log("%s: plugin is killed", h.name)
-	h.hurt = true
+	h.pluginKilled = true
 	p.alive = false
 	h.plugin = nil
 	h.graves = append(h.graves, p)
@@ -196,7 +201,7 @@ func (h *host) killPlugin() {
 // reboot ends everything; of the journal only what was synced is sure to stay.
 func (h *host) reboot() {
 	h.w.log("%s: reboots", h.name)
-	h.hurt = true
+	h.rebooted = true
 	h.killWorker()
 	if h.plugin != nil {
 		h.plugin.alive = false
@@ -224,7 +229,7 @@ func (w *World) inflict(f Fault) {
 	case KillWorker:
 		h.doomWorker(f)
 	case KillPlugin:
-		h.killPlugin()
+		h.doomPlugin(f)
 	case KillBoth:
 		h.killPlugin()
 		h.killWorker()
@@ -287,6 +292,23 @@ func (h *host) doomWorker(f Fault) {
 	h.w.after(f.For, func() {
 		h.killWorker()
 		h.startWorker()
+	})
+}
+
+func (h *host) doomPlugin(f Fault) {
+	p := h.plugin
+	if p == nil {
+		return
+	}
+	if f.Point == AtOnce {
+		h.killPlugin()
+		return
+	}
+	p.doom = f.Point
+	h.w.after(max(f.For, time.Second), func() {
+		if p.alive {
+			h.killPlugin()
+		}
 	})
 }
 

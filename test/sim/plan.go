@@ -77,7 +77,8 @@ type Fault struct {
 type Point uint8
 
 // The points: at once, or in the next round before its records are durable,
-// after that, or in the middle of what follows.
+// after that, or in the middle of what follows. A plugin is killed between its
+// note and the fork, after the fork, or when it has seen an exit.
 const (
 	AtOnce Point = iota
 	BeforeCommit

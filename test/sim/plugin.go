@@ -22,6 +22,8 @@ func sortedKeys[V any](m map[job.Key]V) []job.Key {
 type pluginProc struct {
 	h        *host
 	alive    bool
+	doom     Point
+	parent   *workerProc // who started it; it reaps nothing that its journal does not tell
 	attempts map[job.Key]*started
 	recent   map[job.Key]*worker.ProcessExited
 	log      map[job.Key]*logged // the exit journal
@@ -45,11 +47,20 @@ func (h *host) startPlugin() {
 		return
 	}
 	h.plugin = &pluginProc{
-		h: h, alive: true, attempts: map[job.Key]*started{}, recent: map[job.Key]*worker.ProcessExited{}, log: map[job.Key]*logged{},
+		h: h, alive: true, parent: h.worker, attempts: map[job.Key]*started{}, recent: map[job.Key]*worker.ProcessExited{}, log: map[job.Key]*logged{},
 	}
 	if h.worker != nil {
 		h.worker.pluginUp()
 	}
+}
+
+// doomed kills the plugin when it is to die at this point.
+func (p *pluginProc) doomed(point Point) bool {
+	if p.doom != point {
+		return false
+	}
+	p.h.killPlugin()
+	return true
 }
 
 // start takes one Start frame, from whichever worker it came.
@@ -77,9 +88,12 @@ func (p *pluginProc) start(key job.Key, void bool) {
 		if !p.alive {
 			return // killed between its journal and the fork
 		}
+		if p.doomed(BeforeCommit) {
+			return
+		}
 		proc := p.h.fork(key)
 		w.after(w.between(0, time.Millisecond), func() {
-			if !p.alive {
+			if !p.alive || p.doomed(AfterCommit) {
 				return // killed between the fork and its journal
 			}
 			a.pid, p.log[key].pid = proc.pid, proc.pid
@@ -100,15 +114,20 @@ func (p *pluginProc) repeat(key job.Key, a *started) {
 	}
 }
 
-// child reaps a process that has ended.
+// child tells the end of a process, and reaps it a moment later.
 func (p *pluginProc) child(proc *process) {
-	p.h.w.after(p.h.w.between(0, 2*time.Millisecond), func() {
+	w := p.h.w
+	w.after(w.between(0, 2*time.Millisecond), func() {
 		a := p.attempts[proc.key]
-		if !p.alive || !proc.zombie || a == nil || a.pid == 0 {
+		if !p.alive || !proc.zombie || a == nil || a.pid == 0 || p.doomed(AmidActs) {
 			return
 		}
-		proc.zombie, proc.reaped = false, true
 		p.ended(proc.key, a, worker.ProcessExited{Key: proc.key, PID: proc.pid, Exit: proc.result(job.Wait, p.h.instant().Wall)})
+		w.after(w.between(0, time.Millisecond), func() {
+			if p.alive {
+				proc.zombie, proc.reaped = false, true
+			}
+		})
 	})
 }
 
@@ -241,6 +260,7 @@ func (wp *workerProc) pluginDied(p *pluginProc) {
 
 // settle goes through the attempts of a dead plugin (hosted.settle).
 func (wp *workerProc) settle(p *pluginProc) {
+	wp.withdraw(p)
 	p.waiting = map[job.Key]bool{}
 	keys := sortedKeys(wp.given)
 	for _, key := range keys {
@@ -254,6 +274,19 @@ func (wp *workerProc) settle(p *pluginProc) {
 		}
 	}
 	wp.h.closeGraves()
+}
+
+// withdraw takes back notes of forks that never happened (hosted.withdraw). That is
+// proved only of a plugin whose children are the worker's now.
+func (wp *workerProc) withdraw(p *pluginProc) {
+	for _, key := range sortedKeys(wp.given) {
+		left := p.log[key]
+		unnamed := left != nil && left.pid == 0 && left.exit == nil && wp.given[key].start
+		if unnamed && p.parent == wp && wp.h.procs[key] == nil {
+			wp.h.w.result.Happened["never forked, and started again"]++
+			delete(p.log, key)
+		}
+	}
 }
 
 // closeGraves removes the journals that nobody needs any more.
@@ -276,10 +309,12 @@ func (wp *workerProc) settleOne(key job.Key, g *given, left *logged) {
 		}
 		wp.post(e)
 	case g.pid == 0 && left != nil: // the fork was about to happen
-		if proc := wp.h.procs[key]; proc != nil && proc.main && proc.parent == byWorker {
+		// One that has ended is told by its cgroup: these hosts have them.
+		if proc := wp.h.procs[key]; proc != nil && (proc.main || proc.zombie) && proc.parent == byWorker {
 			g.pid = proc.pid
 			wp.post(wp.h.confirmed(key, g.pid))
 		} else {
+			g.exited = true
 			wp.post(worker.ProcessGone{Key: key})
 		}
 	case g.pid == 0 && g.start: // it never reached the plugin: pluginUp sends it again

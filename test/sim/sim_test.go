@@ -92,7 +92,7 @@ func TestEveryPromiseUnderEveryFault(t *testing.T) {
 			t.Errorf("it never came to %q", k)
 		}
 	}
-	for _, k := range []string{"given up after a partition", "stopped in a partition"} {
+	for _, k := range []string{"given up after a partition", "stopped in a partition", "never forked, and started again"} {
 		if happened[k] == 0 {
 			t.Errorf("no job was ever %s", k)
 		}
