@@ -117,8 +117,10 @@ func TestAnEndIsToldBeforeItIsReaped(t *testing.T) {
 		script string
 		want   runner.Exit
 	}{
-		{"exit 0", runner.Exit{}}, {"exit 42", runner.Exit{Code: 42}},
-		{"kill -TERM $$", runner.Exit{Signal: syscall.SIGTERM}}, {"ulimit -c 0; kill -ABRT $$", runner.Exit{Signal: syscall.SIGABRT}},
+		{"exit 0", runner.Exit{}},
+		{"exit 42", runner.Exit{Code: 42}},
+		{"kill -TERM $$", runner.Exit{Signal: syscall.SIGTERM}},
+		{"ulimit -c 0; kill -ABRT $$", runner.Exit{Signal: syscall.SIGABRT}},
 	} {
 		type seen struct {
 			runner.Exit
