@@ -86,6 +86,27 @@ func TestRunFeelsLikeALocalCommand(t *testing.T) {
 	}
 }
 
+// TestFoldersOfAWorkerMayBeRelative to where it was started: its plugins, which run
+// in folders of their own, found nothing.
+func TestFoldersOfAWorkerMayBeRelative(t *testing.T) {
+	t.Parallel()
+	c := cluster.New(t, bin)
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	relative := func(path string) string {
+		rel, err := filepath.Rel(here, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rel
+	}
+	c.Worker("w1", relative(c.Scripts(c.Path("worker", "scripts"), scripts())), "--data", relative(c.Path("w1")), "--plugins", relative(c.Path("w1-plugins")))
+	want(t, c.Run("run", "ok.sh"), 0, "out\n", "err\n")
+	want(t, c.Run("run", "--env", "COLOUR=red", "env.py"), 0, "red []\n", "")
+}
+
 // record is a job as the command line prints it.
 type record struct {
 	JobID      string `json:"job_id"`

@@ -75,7 +75,7 @@ func Worker(ctx, now context.Context, o WorkerOptions, log *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
-	log.Info("worker is up", "address", p.server.Address(), "name", p.source.ID().Name, "cgroups", p.groups.Mode())
+	log.Info("worker is up", "address", p.server.Address(), "name", p.source.ID().Name, "cgroups", p.groups.Mode(), "version", o.Version)
 	var g lifecycle.Group
 	g.Stage(map[string]lifecycle.Runner{
 		"certificates": p.source, "output": p.output, "scripts": p.scripts, "plugins": p.host, "memory": resting(log),
@@ -135,6 +135,15 @@ func (p *parts) close() error {
 // build makes the parts in the order in which they need one another. On an
 // error the parts that exist are returned with it, to be closed.
 func build(o WorkerOptions, log *slog.Logger) (*parts, error) {
+	// Plugins and jobs have working folders of their own: what they are told must be
+	// found from there.
+	for _, dir := range []*string{&o.Data, &o.Plugins} {
+		abs, err := filepath.Abs(*dir)
+		if err != nil {
+			return nil, errs.E("start the worker", errs.Internal, "FOLDER", err)
+		}
+		*dir = abs
+	}
 	if err := dataFolder(o.Data); err != nil {
 		return nil, err
 	}
@@ -187,12 +196,8 @@ func (p *parts) buildStores(o WorkerOptions, feed *worker.Feed, boot string, log
 // dataTag tells two workers of one host apart that have the same name: those
 // of two clusters.
 func dataTag(data string) string {
-	abs, err := filepath.Abs(data)
-	if err != nil {
-		abs = data
-	}
 	h := uint32(2166136261) // FNV-1a
-	for _, b := range []byte(abs) {
+	for _, b := range []byte(data) {
 		h = (h ^ uint32(b)) * 16777619
 	}
 	return fmt.Sprintf("-%08x", h)
