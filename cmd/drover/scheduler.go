@@ -62,7 +62,7 @@ func place(e *env, system string, user ...string) string {
 
 func newScheduler(e *env) *cobra.Command {
 	var (
-		o = daemon.SchedulerOptions{Getenv: e.getenv}
+		o = daemon.SchedulerOptions{Getenv: e.getenv, Version: version}
 		d daemonFlags
 	)
 	cmd := &cobra.Command{

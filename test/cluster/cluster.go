@@ -29,16 +29,30 @@ func Build() (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "drover-bin-"); err != nil {
 		return "", fmt.Errorf("make the folder of binaries: %w", err)
 	}
+	return dir, build(dir, "", "./cmd/...")
+}
+
+// BuildVersion builds commands, such as drover and drover-runner-bash, into dir as
+// another version: other bytes, and another answer to who they are.
+func BuildVersion(dir, version string, commands ...string) error {
+	for i, c := range commands {
+		commands[i] = "./cmd/" + c
+	}
+	return build(dir, "-s -w -X main.version="+version, commands...)
+}
+
+func build(dir, ldflags string, packages ...string) error {
 	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
-		return "", fmt.Errorf("find the module: %w", err)
+		return fmt.Errorf("find the module: %w", err)
 	}
-	cmd := exec.Command("go", "build", "-tags", "grpcnotrace", "-o", dir+"/", "./cmd/...")
+	args := append([]string{"build", "-tags", "grpcnotrace", "-ldflags", ldflags, "-o", dir + "/"}, packages...)
+	cmd := exec.Command("go", args...)
 	cmd.Dir = strings.TrimSpace(string(root))
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build: %w: %s", err, out)
+		return fmt.Errorf("build: %w: %s", err, out)
 	}
-	return dir, nil
+	return nil
 }
 
 // Cluster is one scheduler with its workers, below one temporary folder.
@@ -98,7 +112,8 @@ func (c *Cluster) Issue(name string, role certs.Role) string {
 	return dir
 }
 
-// StartScheduler starts the scheduler on an address, as after a kill.
+// StartScheduler starts the scheduler on an address, as after a kill. On the address
+// that it had, commands may be running.
 func (c *Cluster) StartScheduler(listen string, flags ...string) {
 	c.T.Helper()
 	data := c.Path("scheduler")
@@ -109,8 +124,11 @@ func (c *Cluster) StartScheduler(listen string, flags ...string) {
 	c.Scheduler = c.start("scheduler", data, args)
 	c.Eventually("the scheduler's address", func() bool {
 		b, err := os.ReadFile(filepath.Join(data, "address"))
-		c.Address = strings.TrimSpace(string(b))
-		return err == nil && c.Address != ""
+		address := strings.TrimSpace(string(b))
+		if err == nil && address != "" && address != c.Address {
+			c.Address = address
+		}
+		return err == nil && address != ""
 	})
 }
 

@@ -42,6 +42,7 @@ type SchedulerOptions struct {
 	// over.
 	Takeover time.Duration
 	Getenv   func(string) string // for the password of the store
+	Version  string              // of this program, for the log
 }
 
 // addressFile in the data folder tells where the scheduler listens, for
@@ -144,7 +145,7 @@ func (d *schedulerDaemon) act(ctx context.Context, c scheduler.Config, may func(
 	if err := d.tellAddress(); err != nil {
 		return err
 	}
-	d.log.Info("scheduler is up", "address", d.port.Address(), "term", s.Term(), "cluster", d.source.ID().Cluster)
+	d.log.Info("scheduler is up", "address", d.port.Address(), "term", s.Term(), "cluster", d.source.ID().Cluster, "version", d.Version)
 	// Who has lost its lease does not end calls in good order: it ends them.
 	defer context.AfterFunc(ctx, func() {
 		if errors.Is(context.Cause(ctx), standby.ErrLost) {
