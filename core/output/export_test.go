@@ -1,6 +1,8 @@
 package output
 
 import (
+	"context"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/core/job"
@@ -53,4 +55,14 @@ func (s *Store) Leaving(key job.Key) bool {
 	defer s.mu.Unlock()
 	a := s.attempts[key]
 	return a != nil && a.streams[0].rest != nil
+}
+
+// Retain makes a pass of retention.
+func (s *Store) Retain(ctx context.Context) { s.retain(ctx) }
+
+// Total is how many bytes count against the quota.
+func (s *Store) Total() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.total
 }

@@ -65,7 +65,10 @@ func (s *Store) Finish(ctx context.Context, key job.Key) (stdout, stderr job.Str
 	s.detach(a)
 	for i, st := range a.streams {
 		st.sha256, st.sealed, st.hash = sums[i].SHA256, true, nil
-		st.private = nil
+		if st.private != nil { // it did not come to its end
+			s.unref(st.private)
+			st.private = nil
+		}
 		st.notify()
 	}
 	s.reclaim()
@@ -185,7 +188,7 @@ func (s *Store) drop(a *attempt) {
 	delete(s.attempts, a.key)
 	for _, st := range a.streams {
 		for _, e := range st.extents {
-			s.unref(e.seg)
+			s.letGoOf(e)
 		}
 		st.extents = nil
 		st.notify()

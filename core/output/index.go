@@ -28,9 +28,12 @@ type segment struct {
 	idxSize int64
 	dirty   bool         // moved to in this life of the worker; guarded by Store.mu
 	refs    int          // streams and current uses; guarded by Store.mu
+	marks   int          // those of refs that need the index only; guarded by Store.mu
+	spent   bool         // its bytes were given back, the index is kept; guarded by Store.mu
 	graves  []*segment   // which say that attempts in this one were removed; guarded by Store.mu
 	readers atomic.Int32 // reads under way, which keep the files open
-	dead    atomic.Bool
+	empty   atomic.Bool  // the file of the bytes is gone
+	dead    atomic.Bool  // both are
 }
 
 // Kinds of index entries.
@@ -39,10 +42,13 @@ const (
 	kindEnd     = 2 // a stream is sealed
 	kindRemoved = 3 // an attempt was removed
 	kindSize    = 4 // how far the segment reached when the worker left
+	kindGiven   = 5 // the bytes of an attempt were given back
+	kindSpent   = 6 // all bytes of the segment were: the last entry of its index
 )
 
 // entrySize is fixed: time 8, job 16, attempt 4, stream 1, kind 1, check 2,
-// stream offset or size 8, segment offset (of an end: the policy) 8, sum 32.
+// stream offset or size 8, segment offset 8 (of an end: policy and age, of given
+// bytes: the reason), sum 32.
 const entrySize = 80
 
 type entry struct {
@@ -90,9 +96,14 @@ func decodeEntry(b []byte) (e entry, ok bool) {
 	if c := binary.LittleEndian.Uint16(b[30:]); c != 0 && c != check(b) {
 		return e, false
 	}
+	if e.kind == kindEnd && binary.LittleEndian.Uint16(b[30:]) == 0 {
+		e.segOff &= 1<<endShift - 1 // whoever wrote no check wrote no age
+	}
 	switch e.kind {
-	case kindRemoved:
+	case kindRemoved, kindSpent:
 		return e, true
+	case kindGiven:
+		return e, e.segOff > 0 && e.segOff < uint64(lastReason)
 	case kindSize:
 		return e, e.segOff < maxOffset
 	case kindMove, kindEnd:
@@ -135,13 +146,33 @@ func (seg *segment) close() {
 	_ = seg.index.Close()
 }
 
-// unref lets go of a segment; the last one removes its files. s.mu is held.
+// mark holds a segment for what its index says: a small output that was given
+// back must not keep the bytes of others. s.mu is held.
+func (seg *segment) mark() {
+	seg.refs++
+	seg.marks++
+}
+
+// unmark lets go of a mark; s.mu is held.
+func (s *Store) unmark(seg *segment) {
+	seg.marks--
+	s.unref(seg)
+}
+
+// unref lets go of a segment. Without bytes that anybody needs the mover removes
+// those, with the last reference both files go. s.mu is held.
 func (s *Store) unref(seg *segment) {
-	if seg.refs--; seg.refs > 0 {
+	seg.refs--
+	if seg.refs > 0 {
+		if seg.refs == seg.marks && !seg.spent {
+			s.spend(seg)
+		}
 		return
 	}
 	delete(s.segments, seg.number)
-	s.total -= int64(seg.size)
+	if !seg.spent {
+		s.total -= int64(seg.size)
+	}
 	// In this order: bytes without an index are nobody's (recover removes them),
 	// an index without bytes would be a loss.
 	_ = os.Remove(seg.path + ".idx")
@@ -151,15 +182,19 @@ func (s *Store) unref(seg *segment) {
 		seg.close()
 	}
 	for _, g := range seg.graves {
-		s.unref(g)
+		s.unmark(g)
 	}
 	seg.graves = nil
 }
 
 // release ends a read; the last reader of a removed segment closes it.
 func (seg *segment) release() {
-	if seg.readers.Add(-1) == 0 && seg.dead.Load() {
+	switch {
+	case seg.readers.Add(-1) > 0:
+	case seg.dead.Load():
 		seg.close()
+	case seg.empty.Load():
+		_ = seg.data.Close()
 	}
 }
 
@@ -195,11 +230,11 @@ func (s *Store) writeEnds(a *attempt, sealed []*stream, sums [2]job.Stream) erro
 	if len(sealed) == 0 {
 		return nil
 	}
-	now := s.config.Now()
+	now, ended := s.config.Now(), s.age.now()
 	entries := make([]entry, 0, 2)
 	for _, st := range sealed {
 		sum := sums[st.id-1]
-		e := entry{time: now, key: a.key, stream: st.id, kind: kindEnd, off: sum.Size, segOff: uint64(a.opts.Policy)}
+		e := entry{time: now, key: a.key, stream: st.id, kind: kindEnd, off: sum.Size, segOff: packEnd(a.opts.Policy, ended)}
 		// All zeros stand for no sum.
 		if _, err := hex.Decode(e.sum[:], []byte(sum.SHA256)); err != nil {
 			return fmt.Errorf("seal a stream: %w", err)
@@ -219,9 +254,10 @@ func (s *Store) writeEnds(a *attempt, sealed []*stream, sums [2]job.Stream) erro
 	}
 	for _, st := range sealed {
 		// The entry must live as long as the stream: an extent without bytes.
-		seg.refs++
+		seg.mark()
 		st.extents = append(st.extents, extent{seg: seg, off: sums[st.id-1].Size})
 	}
+	a.ended = ended
 	a.note(seg)
 	return nil
 }
@@ -250,13 +286,30 @@ func (s *Store) writeRemoved(a *attempt) error {
 	return err
 }
 
-// bury keeps the segment that says that an attempt was removed for as long as
-// one lives that speaks of it: the attempt would come back with a restart.
+// writeGiven records that the bytes of an attempt were given back.
+func (s *Store) writeGiven(a *attempt) error {
+	seg, err := s.holdShared()
+	if err != nil {
+		return err
+	}
+	err = s.announce(seg, entry{time: s.config.Now(), key: a.key, kind: kindGiven, segOff: uint64(a.given)})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		s.bury(a, seg)
+	}
+	s.unref(seg)
+	return err
+}
+
+// bury keeps the segment that says that an attempt was removed, or its bytes given
+// back, for as long as one lives that speaks of it: it would come back with a
+// restart. s.mu is held.
 func (s *Store) bury(a *attempt, grave *segment) {
 	for _, seg := range a.noted {
 		if seg != grave && !seg.dead.Load() {
 			seg.graves = append(seg.graves, grave)
-			grave.refs++
+			grave.mark()
 		}
 	}
 }

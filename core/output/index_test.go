@@ -27,6 +27,8 @@ func entries() []entry {
 		{time: at, key: a, stream: Stderr, kind: kindEnd},
 		{time: at, kind: kindRemoved, key: b},
 		{time: at, kind: kindSize, segOff: 170},
+		{time: at, kind: kindGiven, key: a, segOff: uint64(byAge)},
+		{time: at, kind: kindSpent},
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"syscall"
 	"time"
 
@@ -32,12 +33,18 @@ func (s *Store) Run(ctx context.Context) error {
 			<-woken // or it would write to whatever has the number of s.wake then
 		}
 	}()
+	var retaining sync.WaitGroup
+	defer retaining.Wait()
+	until, cancel := context.WithCancel(ctx)
+	defer cancel()
+	retaining.Go(func() { s.retainLoop(until) })
 	events := make([]unix.EpollEvent, 256)
 	ready := map[*stream]bool{} // value: the other side hung up
 	for {
 		if err := s.wait(ctx, events, ready); err != nil {
 			return err
 		}
+		s.giveBack()
 		last := ctx.Err() != nil
 		if last {
 			s.everything(ready)
@@ -242,6 +249,9 @@ func (s *Store) moveOnce(fd int, st *stream) error {
 
 // add appends a range, joined to the one before where it continues it.
 func (st *stream) add(e extent) {
+	if e.length == 0 {
+		return
+	}
 	st.size = max(st.size, e.off+e.length)
 	if n := len(st.extents); n > 0 {
 		last := &st.extents[n-1]

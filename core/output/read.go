@@ -192,7 +192,7 @@ func (st *stream) gap(from, to uint64) *Gap {
 			to = min(to, l.from)
 		}
 	}
-	return &Gap{To: to, Reason: "RETENTION"}
+	return &Gap{To: to, Reason: st.owner.given.String()}
 }
 
 // lookup is at for callers without the lock; a found segment is held for reading.

@@ -22,8 +22,15 @@ type recovery struct {
 	s       *Store
 	crashed bool                 // the host may have: it has booted since
 	removed map[job.Key]*segment // the segment that says so
+	given   map[job.Key]gift     // the same of bytes that were given back
 	newest  map[*stream]*piece   // a stream's newest move, whose end is still open
 	ends    map[*stream][]extent // entries of sealed streams: no bytes, at their size
+}
+
+// gift is an entry that says that the bytes of an attempt were given back.
+type gift struct {
+	said *segment
+	why  reason
 }
 
 // piece is a move as its index entry announces it. How much was moved follows
@@ -41,7 +48,7 @@ type piece struct {
 // recover rebuilds the memory from the indexes.
 func (s *Store) recover() error {
 	r := &recovery{
-		s: s, removed: map[job.Key]*segment{}, newest: map[*stream]*piece{}, ends: map[*stream][]extent{},
+		s: s, removed: map[job.Key]*segment{}, given: map[job.Key]gift{}, newest: map[*stream]*piece{}, ends: map[*stream][]extent{},
 	}
 	mark := filepath.Join(s.config.Dir, "boot")
 	if last, err := os.ReadFile(mark); err == nil {
@@ -67,9 +74,15 @@ func (s *Store) recover() error {
 			s.drop(a)
 		}
 	}
-	for _, a := range s.attempts {
+	for key, a := range s.attempts {
 		if a.finished = a.streams[0].sealed && a.streams[1].sealed; a.finished {
 			close(a.drained)
+			s.age.reach(a.ended)
+		}
+		if g, ok := r.given[key]; ok && a.finished {
+			a.given = g.why
+			s.bury(a, g.said)
+			s.empty(a)
 		}
 	}
 	for _, seg := range s.segments {
@@ -113,6 +126,7 @@ func (r *recovery) segment(path string) error {
 		return err
 	}
 	// The bytes may be gone with a crash of the host; what is known of them is not.
+	raw = raw[:len(raw)/entrySize*entrySize]
 	data, err := os.OpenFile(path+".seg", os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
@@ -125,15 +139,30 @@ func (r *recovery) segment(path string) error {
 	if err != nil {
 		return errors.Join(err, data.Close(), index.Close())
 	}
-	raw = raw[:len(raw)/entrySize*entrySize]
 	seg := &segment{
 		number: number, data: data, index: index, path: path, size: uint64(info.Size()), idxSize: int64(len(raw)), refs: 1,
+		spent: spent(raw),
+	}
+	if seg.spent {
+		seg.size = 0
+		if err := data.Truncate(0); err != nil {
+			return errors.Join(err, data.Close(), index.Close())
+		}
 	}
 	s.segments[number] = seg
 	s.number = max(s.number, number)
-	s.total += info.Size()
+	s.total += int64(seg.size)
 	r.replay(seg, raw)
 	return nil
+}
+
+// spent tells whether an index says that the bytes of its segment were given back.
+func spent(raw []byte) bool {
+	if len(raw) < entrySize {
+		return false
+	}
+	e, ok := decodeEntry(raw[len(raw)-entrySize:])
+	return ok && e.kind == kindSpent
 }
 
 // replay turns index entries back into extents: a move reaches to the next
@@ -154,6 +183,9 @@ func (r *recovery) replay(seg *segment, raw []byte) {
 			}
 		case e.kind == kindRemoved:
 			r.removed[e.key] = seg
+		case e.kind == kindGiven:
+			r.given[e.key] = gift{seg, reason(e.segOff)}
+		case e.kind == kindSpent:
 		case e.kind == kindEnd:
 			r.end(seg, &e)
 		case e.kind == kindSize:
@@ -206,14 +238,15 @@ func (r *recovery) move(seg *segment, e *entry) *piece {
 func (r *recovery) end(seg *segment, e *entry) {
 	a := r.s.recovered(e.key)
 	a.note(seg)
-	a.opts.Policy = job.OutputPolicy(e.segOff)
+	policy, ended := unpackEnd(e.segOff)
+	a.opts.Policy, a.ended = policy, max(a.ended, ended)
 	st := a.streams[e.stream-1]
 	st.sealed, st.sha256 = true, ""
 	if e.sum != [32]byte{} {
 		st.sha256 = hex.EncodeToString(e.sum[:])
 	}
 	r.ends[st] = append(r.ends[st], extent{seg: seg, off: e.off})
-	seg.refs++
+	seg.mark()
 }
 
 // settle ends a stream's newest piece where the stream goes on.
@@ -231,6 +264,10 @@ func (r *recovery) settle(st *stream, next uint64) {
 
 // keep makes a piece readable, as far as its bytes are there and its own.
 func (r *recovery) keep(p *piece) {
+	if p.seg.spent { // given back on purpose
+		p.st.size = max(p.st.size, p.off+p.length)
+		return
+	}
 	have := min(p.length, max(p.seg.size, p.segOff)-p.segOff)
 	if !p.sure {
 		have = 0
@@ -242,7 +279,7 @@ func (r *recovery) keep(p *piece) {
 		// An extent without bytes holds the entry, so that the next life of the
 		// worker knows of the loss too.
 		p.st.extents = append(p.st.extents, extent{seg: p.seg, off: p.off + have})
-		p.seg.refs++
+		p.seg.mark()
 		p.st.lost = append(p.st.lost, span{p.off + have, p.off + p.length})
 		p.st.size = max(p.st.size, p.off+p.length)
 	}
@@ -255,7 +292,10 @@ func (r *recovery) settleAll() {
 		r.settle(st, size)
 		for i := range st.extents {
 			e := &st.extents[i]
-			e.length = min(e.length, max(size, e.off)-e.off)
+			had := e.length
+			if e.length = min(e.length, max(size, e.off)-e.off); had > 0 && e.length == 0 {
+				e.seg.marks++
+			}
 		}
 		st.size = size
 		st.extents = append(st.extents, ends...)

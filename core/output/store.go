@@ -55,6 +55,11 @@ type Config struct {
 	// Exceeded is called once per stream with policy Fail that passes its limit.
 	// It must not block.
 	Exceeded func(job.Key, StreamID)
+	// Retention says how long the bytes of ended attempts are kept.
+	Retention Retention
+	// Uptime is a clock that nobody sets: how long the host has been up, sleep
+	// included. nil: CLOCK_BOOTTIME.
+	Uptime func() time.Duration
 
 	sizes sizes                   // seam for tests; zero: defaultSizes
 	fault func(step string) error // seam for faults of the disk; nil: none
@@ -83,6 +88,10 @@ type Store struct {
 	blocked  map[*stream]string // streams that wait for room, and why
 	since    map[string]time.Time
 	closed   bool
+	given    []*attempt // of which the index does not say yet that they were given back
+	spent    []*segment // whose bytes the mover is to remove
+
+	age *ageClock
 
 	idxMu sync.Mutex // guards appends to index files
 }
@@ -95,8 +104,12 @@ type attempt struct {
 	drained  chan struct{}
 	over     bool // no process of it can open a pipe any more: a hung up one is at its end
 	finished bool
-	lane     *lane      // nil when no process can write any more
-	noted    []*segment // shared ones that speak of it
+	lane     *lane // nil when no process can write any more
+	acked    bool  // the scheduler knows the end (Settled)
+	failed   bool
+	ended    time.Duration // by Store.age; 0: an earlier version ended it
+	given    reason        // why its bytes were given back; 0: they were not
+	noted    []*segment    // shared ones that speak of it
 }
 
 // stream is one of its two streams.
@@ -190,6 +203,9 @@ func Open(c Config) (*Store, error) {
 	if err := unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, s.wake, &event); err != nil {
 		return nil, errs.E("open the output store", errs.Internal, "OUTPUT", err)
 	}
+	if s.age, err = openAge(filepath.Join(c.Dir, "age"), c.Boot, c.Uptime); err != nil {
+		return nil, errs.E("open the output store", errs.Internal, "OUTPUT", err)
+	}
 	if err := s.recover(); err != nil {
 		return nil, errs.E("recover the output store", errs.Internal, "OUTPUT", errors.Join(err, s.Close()))
 	}
@@ -224,11 +240,12 @@ func (s *Store) Close() error {
 		}
 	}
 	for _, seg := range s.segments {
-		if seg.dirty {
+		if seg.dirty && !seg.spent {
 			s.announceSize(seg)
 		}
 		seg.close()
 	}
+	s.saveAge()
 	return errors.Join(unix.Close(s.epoll), unix.Close(s.wake))
 }
 

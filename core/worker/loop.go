@@ -192,6 +192,7 @@ func (w *Worker) perform(ctx context.Context, e Effect) {
 	case Record:
 	case Publish:
 		w.board.publish(e)
+		w.settled(e)
 	case Announce:
 		w.board.announce(e.Report)
 	case Unpublish:
@@ -200,6 +201,16 @@ func (w *Worker) perform(ctx context.Context, e Effect) {
 		w.tickets.answer(e.Ticket, answer{e.Report, e.Err})
 	default:
 		w.act(ctx, e)
+	}
+}
+
+// settled tells the output of an ended attempt who knows of the end.
+func (w *Worker) settled(e Publish) {
+	switch r := e.Report; r.State {
+	case job.Succeeded, job.Stopped:
+		w.cfg.Output.Settled(r.Key, e.Acked, false)
+	case job.Failed, job.Lost, job.Rejected:
+		w.cfg.Output.Settled(r.Key, e.Acked, true)
 	}
 }
 

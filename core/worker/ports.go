@@ -45,6 +45,9 @@ type Meter interface {
 
 // Archive keeps finished output until it is removed.
 type Archive interface {
+	// Settled tells how an attempt ended and whether the scheduler knows it: before
+	// that, its bytes are not given back.
+	Settled(key job.Key, acked, failed bool)
 	Remove(job.Key) error
 	Keys() []job.Key
 	Conditions() []job.Condition

@@ -197,6 +197,43 @@ func TestWhatIsNotAcknowledgedIsSentAgain(t *testing.T) {
 	})
 }
 
+// TestOutputIsToldWhoKnowsOfTheEnd: before the scheduler has acknowledged an end, no
+// rule may take the bytes; another life of the worker tells it again.
+func TestOutputIsToldWhoKnowsOfTheEnd(t *testing.T) {
+	lives(t, func(t *testing.T, w *world, next func(...option) *bench) {
+		told := func(n byte, acked, failed bool) {
+			t.Helper()
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if x := w.outputs[testKey(n)]; x.acked != acked || x.failed != failed {
+				t.Errorf("attempt %d: acked %v, failed %v", n, x.acked, x.failed)
+			}
+		}
+		b := next()
+		p := b.connect(1)
+		p.down <- Down{Starts: []job.StartOrder{order(1, "run=1s"), order(2, "run=1s", "code=3")}}
+		time.Sleep(2 * time.Second)
+		told(1, false, false)
+		told(2, false, true)
+		p.down <- Down{Acks: []job.Key{testKey(2)}}
+		synctest.Wait()
+		told(1, false, false)
+		told(2, true, true)
+		p.close(t)
+		w.mu.Lock()
+		w.outputs[testKey(2)].acked = false // memory, which does not outlive the worker
+		w.mu.Unlock()
+		b.crash()
+		b = next()
+		b.wait(2, job.Failed)
+		synctest.Wait()
+		told(1, false, false)
+		told(2, true, true)
+		b.clean()
+		b.crash()
+	})
+}
+
 func TestASlowSchedulerMissesNoLastState(t *testing.T) {
 	story(t, func(t *testing.T, b *bench) {
 		stall := make(chan struct{})

@@ -84,6 +84,8 @@ type fakeIO struct {
 	size     uint64
 	last     time.Time
 	resumed  bool
+	acked    bool // Settled: what was told last
+	failed   bool
 }
 
 func newWorld() *world {
@@ -411,6 +413,14 @@ func (o worldOutput) LastWrite(k job.Key) time.Time {
 		return x.last
 	}
 	return time.Time{}
+}
+
+func (o worldOutput) Settled(k job.Key, acked, failed bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if x := o.outputs[k]; x != nil {
+		x.acked, x.failed = acked, failed
+	}
 }
 
 func (o worldOutput) Remove(k job.Key) error {

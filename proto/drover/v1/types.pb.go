@@ -1873,7 +1873,7 @@ type OutputGap struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// First offset after the gap.
 	To uint64 `protobuf:"varint,1,opt,name=to,proto3" json:"to,omitempty"`
-	// Why: RETENTION, QUOTA, DISK_FULL, WORKER_LOST.
+	// Why: RETENTION, RETENTION_AGE, RETENTION_COUNT, RETENTION_QUOTA, DAMAGED.
 	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

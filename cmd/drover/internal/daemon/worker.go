@@ -39,6 +39,7 @@ type WorkerOptions struct {
 	Data         string
 	Certs        string
 	OutputQuota  int64
+	Retention    output.Retention
 	Cgroups      string        // "", v1 or none
 	DrainTimeout time.Duration // at SIGTERM; negative waits for ever
 	PluginIdle   time.Duration
@@ -135,6 +136,9 @@ func (p *parts) close() error {
 // build makes the parts in the order in which they need one another. On an
 // error the parts that exist are returned with it, to be closed.
 func build(o WorkerOptions, log *slog.Logger) (*parts, error) {
+	if err := o.Retention.Validate(); err != nil {
+		return nil, err
+	}
 	// Plugins and jobs have working folders of their own: what they are told must be
 	// found from there.
 	for _, dir := range []*string{&o.Data, &o.Plugins} {
@@ -175,7 +179,7 @@ func build(o WorkerOptions, log *slog.Logger) (*parts, error) {
 
 func (p *parts) buildStores(o WorkerOptions, feed *worker.Feed, boot string, log *slog.Logger) (err error) {
 	if p.output, err = output.Open(output.Config{
-		Dir: filepath.Join(o.Data, "output"), Quota: o.OutputQuota, Log: log,
+		Dir: filepath.Join(o.Data, "output"), Quota: o.OutputQuota, Retention: o.Retention, Log: log,
 		Exceeded: func(k job.Key, _ output.StreamID) { feed.OutputExceeded(k) },
 	}); err != nil {
 		return err

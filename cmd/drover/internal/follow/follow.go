@@ -61,7 +61,16 @@ const Undeclared = "UNDECLARED"
 
 // String says what is missing for people.
 func (m Missing) String() string {
-	return fmt.Sprintf("%s: bytes %d to %d are missing: %s", Name(m.Stream), m.From, m.To, m.Reason)
+	text := fmt.Sprintf("%s: bytes %d to %d are missing: %s", Name(m.Stream), m.From, m.To, m.Reason)
+	switch m.Reason {
+	case "RETENTION_AGE":
+		text += " (its worker does not keep the output of ended jobs for longer)"
+	case "RETENTION_COUNT":
+		text += " (its worker keeps the output of so many ended jobs, and newer ones have come)"
+	case "RETENTION_QUOTA":
+		text += " (the quota of its worker was used up)"
+	}
+	return text
 }
 
 // Name returns stdout or stderr.
