@@ -154,28 +154,6 @@ func TestAKilledPluginCostsNoJob(t *testing.T) {
 	again.finish()
 }
 
-// TestWorkerAndPluginKilledTogether: P4, P6. True code or LOST, never invented.
-func TestWorkerAndPluginKilledTogether(t *testing.T) {
-	t.Parallel()
-	c, w := faulty(t)
-	j := startCounting(c, "a")
-	pids := plugins(c, w, "bash")
-	w.Kill()
-	for _, pid := range pids {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-	}
-	w.Start()
-	if err := os.WriteFile(j.gate, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var last record
-	c.Eventually("the job ends", func() bool { last = status(t, c, j.id); return last.State == "FAILED" || last.State == "LOST" })
-	if r := c.Run("wait", j.id); last.State == "FAILED" && r.Code != 42 || last.State == "LOST" && r.Code != 125 {
-		t.Errorf("%s with exit code %d", last.State, r.Code)
-	}
-	startCounting(c, "b").finish()
-}
-
 // TestAFrozenScheduler: stopped for longer than the lease, it comes back and
 // nobody has lost anything.
 func TestAFrozenScheduler(t *testing.T) {
