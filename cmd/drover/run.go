@@ -127,12 +127,13 @@ const (
 	submitTimeout = 10 * time.Second // of one call
 	submitFor     = time.Minute      // of all calls
 	standbyFor    = 5 * time.Second  // of all calls to a scheduler that stands by
+	submitSilent  = time.Second      // until it is told what is waited for
 )
 
 // submit sends a request until it is answered. P1: the request id makes that
 // safe. A scheduler that was never reached is given up at once.
 func (e *env) submit(ctx context.Context, c *client.Client, q *droverv1.StartJobRequest) (string, error) {
-	begin, wait := e.now(), 50*time.Millisecond
+	begin, wait, told := e.now(), 50*time.Millisecond, false
 	for {
 		one, cancel := context.WithTimeout(ctx, submitTimeout)
 		answer, err := c.StartJob(one, q)
@@ -144,8 +145,14 @@ func (e *env) submit(ctx context.Context, c *client.Client, q *droverv1.StartJob
 		if errs.ReasonOf(why) == standby.ReasonStandby { // it may be about to take over
 			limit = standbyFor
 		}
-		if !follow.Transient(err) || !c.Reached() || e.now().Sub(begin) > limit {
+		spent := e.now().Sub(begin)
+		if !follow.Transient(err) || !c.Reached() || spent > limit {
 			return "", hinted(why)
+		}
+		if !told && spent > submitSilent {
+			told = true
+			problem.Print(e.stderr, hinted(why))
+			fmt.Fprintf(e.stderr, "drover: trying again for %v\n", limit)
 		}
 		if err := pause(ctx, wait); err != nil {
 			return "", err

@@ -394,6 +394,44 @@ func (c *Cluster) finish(cmd *exec.Cmd) Result {
 	return Result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
+// RunUntil runs a drover command line, and interrupts it, as Ctrl-C does, once it has
+// said something to stderr.
+func (c *Cluster) RunUntil(said string, args ...string) Result {
+	c.T.Helper()
+	path := filepath.Join(c.T.TempDir(), "stderr")
+	stderr, err := os.Create(path)
+	if err != nil {
+		c.T.Fatal(err)
+	}
+	defer stderr.Close()
+	var stdout bytes.Buffer
+	cmd := c.Command(context.Background(), args...)
+	cmd.Stdout, cmd.Stderr = &stdout, stderr
+	if err := cmd.Start(); err != nil {
+		c.T.Fatal(err)
+	}
+	text := func() string {
+		b, _ := os.ReadFile(path)
+		return string(b)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // its code is in the state
+	}()
+	c.Eventually("it says "+said, func() bool {
+		select {
+		case <-ended:
+			return true
+		default:
+			return strings.Contains(text(), said)
+		}
+	})
+	_ = cmd.Process.Signal(syscall.SIGINT) // fails when it has ended
+	<-ended
+	return Result{stdout.String(), text(), cmd.ProcessState.ExitCode()}
+}
+
 // Must runs a command line that succeeds, and returns what it printed.
 func (c *Cluster) Must(args ...string) string {
 	c.T.Helper()

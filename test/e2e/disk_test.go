@@ -77,7 +77,7 @@ func TestTheDiskOfTheSchedulerIsFull(t *testing.T) {
 	before := c.Must("run", "-d", "ok.sh")
 	c.Must("wait", before)
 	free := fill(t, disk)
-	r := c.Run("run", "-d", "ok.sh")
+	r := c.RunUntil("trying again", "run", "-d", "ok.sh")
 	if r.Code == 0 || !strings.Contains(r.Stderr, "are kept for jobs that were accepted") || !strings.Contains(r.Stderr, "hint: make room") {
 		t.Errorf("a submit on a full disk: exit %d, %s", r.Code, r.Stderr)
 	}

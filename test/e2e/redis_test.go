@@ -81,7 +81,7 @@ func TestASchedulerThatWasReplacedEnds(t *testing.T) {
 		_, err := os.Stat(filepath.Join(c.Path("second"), "address"))
 		return err == nil
 	})
-	if r := c.Run("run", "-d", "ok.sh"); r.Code == 0 {
+	if r := c.RunUntil("trying again", "run", "-d", "ok.sh"); r.Code == 0 || r.Stdout != "" {
 		t.Errorf("the older one accepted %s", r.Stdout)
 	}
 	c.Eventually("the older one ends", func() bool {
