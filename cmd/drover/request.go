@@ -71,7 +71,7 @@ func (r *request) register(e *env, cmd *cobra.Command) {
 	f.StringVarP(&r.user, "user", "u", "", "user to run as, when the worker's policy allows it")
 	f.Int32Var(&r.priority, "priority", 0, "place in the queue, -100 to 100; higher goes first")
 	f.Uint32Var(&r.retries, "retries", 0, "further attempts at the most")
-	f.StringSliceVar(&r.retryOn, "retry-on", nil, "when to try again: `lost,failure` or exit codes (default lost,failure)")
+	f.StringSliceVar(&r.retryOn, "retry-on", nil, "when to try again: `lost,failure` or exit codes; lost is also rejected (default lost,failure)")
 	f.Var(&r.backoff, "retry-backoff", "wait before the first retry, doubled each time (default 1s)")
 	f.StringVar(&r.requestID, "request-id", "", "makes the request idempotent: the same `id` gives the same job")
 	f.StringVar(&r.name, "name", "", "name of the job for people")

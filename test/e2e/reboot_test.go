@@ -254,6 +254,7 @@ func TestP4TheHostIsRebooted(t *testing.T) {
 	}
 	before.ended42()
 	under.lost(job.ReasonReboot, 1<<16)
+	why(c, story{JobID: under.id}, "LOST", "REBOOT", "drover rerun")
 	again.grows("the second attempt writes")
 	again.open()
 	again.ended42()
