@@ -535,3 +535,28 @@ func TestBothStreamsInTheOrderOfWriting(t *testing.T) {
 		t.Errorf("%d ends", ends)
 	}
 }
+
+// TestMemoryThatAReaderIsGivenIsNotTouchedAgain: who reads into memory of their
+// own may keep it, and pass it on while the reader goes on.
+func TestMemoryThatAReaderIsGivenIsNotTouchedAgain(t *testing.T) {
+	t.Parallel()
+	w := open(t, output.Config{})
+	key := w.run("yes 0123456789abcde | head -c 1600000") // more than one piece
+	data := bytes.Repeat([]byte("0123456789abcde\n"), 100_000)
+	r, err := w.Read(key, output.Stdout, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var lent [][]byte
+	r.Into(func(n int) []byte {
+		lent = append(lent, make([]byte, n))
+		return lent[len(lent)-1]
+	})
+	for err == nil {
+		_, err = r.Next(t.Context(), true)
+	}
+	if got := bytes.Join(lent, nil); !errors.Is(err, io.EOF) || len(lent) < 2 || !bytes.Equal(got, data) {
+		t.Errorf("%d pieces hold %d of %d bytes (%v)", len(lent), len(got), len(data), err)
+	}
+}

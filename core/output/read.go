@@ -20,7 +20,7 @@ type Chunk struct {
 	Stream StreamID
 	Offset uint64
 	Time   time.Time
-	Data   []byte // valid until the next call of Next
+	Data   []byte // valid until the next call of Next; for ever with Into
 	Gap    *Gap
 	End    *job.Stream
 }
@@ -36,7 +36,8 @@ type Gap struct {
 type Reader struct {
 	store   *Store
 	cursors []*cursor
-	buf     []byte
+	memory  func(int) []byte
+	buf     []byte // what memory gave last, if it is the reader's own
 }
 
 type cursor struct {
@@ -54,7 +55,7 @@ func (s *Store) Read(key job.Key, id StreamID, from uint64) (*Reader, error) {
 	if id != Stdout && id != Stderr {
 		return nil, errs.Field("read output", "stream", "STREAM", "%d is neither 1 nor 2", id)
 	}
-	return &Reader{store: s, cursors: []*cursor{{st: a.streams[id-1], off: from}}}, nil
+	return newReader(s, &cursor{st: a.streams[id-1], off: from}), nil
 }
 
 // ReadBoth begins at absolute offsets of both streams.
@@ -63,10 +64,26 @@ func (s *Store) ReadBoth(key job.Key, from [2]uint64) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{store: s, cursors: []*cursor{
-		{st: a.streams[0], off: from[0]}, {st: a.streams[1], off: from[1]},
-	}}, nil
+	return newReader(s, &cursor{st: a.streams[0], off: from[0]}, &cursor{st: a.streams[1], off: from[1]}), nil
 }
+
+func newReader(s *Store, cursors ...*cursor) *Reader {
+	r := &Reader{store: s, cursors: cursors}
+	r.memory = r.own
+	return r
+}
+
+// own is memory that is used again by the next piece.
+func (r *Reader) own(n int) []byte {
+	if len(r.buf) < n {
+		r.buf = make([]byte, max(n, 4<<10))
+	}
+	return r.buf[:n]
+}
+
+// Into lets the reader ask for the memory of each piece that has data, with its
+// size in bytes. The reader does not touch it again after Next has returned it.
+func (r *Reader) Into(memory func(bytes int) []byte) { r.memory = memory }
 
 func (s *Store) find(key job.Key) (*attempt, error) {
 	s.mu.Lock()
@@ -220,22 +237,17 @@ func (r *Reader) fetch(c *cursor, f *found) (Chunk, error) {
 		return out, nil
 	}
 	defer f.ext.seg.release()
-	if r.buf == nil {
-		r.buf = make([]byte, min(chunkBytes, max(f.ext.length, 4<<10)))
-	}
-	if want := min(chunkBytes, f.ext.length); uint64(len(r.buf)) < want {
-		r.buf = make([]byte, want)
-	}
 	skip := c.off - f.ext.off
-	n := min(f.ext.length-skip, uint64(len(r.buf)))
-	if _, err := f.ext.seg.data.ReadAt(r.buf[:n], int64(f.ext.segOff+skip)); err != nil {
+	n := min(f.ext.length-skip, chunkBytes)
+	data := r.memory(int(n))
+	if _, err := f.ext.seg.data.ReadAt(data, int64(f.ext.segOff+skip)); err != nil {
 		if errors.Is(err, io.EOF) {
 			// Somebody cut the file. An end of file would pass for the stream's.
 			err = fmt.Errorf("%s is cut off: %w", f.ext.seg.path, io.ErrUnexpectedEOF)
 		}
 		return Chunk{}, errs.E("read output", errs.Internal, "OUTPUT", err)
 	}
-	out.Data = r.buf[:n]
+	out.Data = data
 	c.off += n
 	return out, nil
 }

@@ -2,7 +2,10 @@ package rpc
 
 import (
 	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
+
+	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
 // frame is a message that is not parsed: its bytes pass from one stream to
@@ -11,12 +14,15 @@ type frame struct {
 	data mem.BufferSlice
 }
 
-// frameCodec hands frames through unparsed and every other message to the codec
-// below. It keeps the name of that codec, so that the other side
-// sees plain protobuf.
+// frameCodec hands frames through without copying them, reads output with one
+// copy, and hands every other message to the codec below. It keeps the name of
+// that codec, so that the other side sees plain protobuf.
 type frameCodec struct {
 	encoding.CodecV2
 }
+
+// Codec is what both sides of drover's connections encode messages with.
+func Codec() encoding.CodecV2 { return frameCodec{encoding.GetCodecV2(proto.Name)} }
 
 // Marshal implements encoding.CodecV2.
 func (c frameCodec) Marshal(v any) (mem.BufferSlice, error) {
@@ -29,11 +35,17 @@ func (c frameCodec) Marshal(v any) (mem.BufferSlice, error) {
 
 // Unmarshal implements encoding.CodecV2.
 func (c frameCodec) Unmarshal(data mem.BufferSlice, v any) error {
-	if f, ok := v.(*frame); ok {
-		// A copy of its own: buffers that gRPC takes back and gives out again were
-		// still waiting to be sent when readers were slow.
-		f.data = mem.BufferSlice{mem.SliceBuffer(data.Materialize())}
+	switch m := v.(type) {
+	case *frame:
+		// The buffers belong to the frame until release, and to each connection that
+		// it is sent on until they are written, however slow that is.
+		data.Ref()
+		m.data = data
 		return nil
+	case *droverv1.StreamOutputResponse:
+		if unmarshalOutput(data, m) {
+			return nil
+		}
 	}
 	return c.CodecV2.Unmarshal(data, v)
 }

@@ -135,6 +135,11 @@ func (c *Connector) forward(ctx context.Context, id job.WorkerID, address, name 
 	if err := from.CloseSend(); err != nil {
 		return err
 	}
+	return pass(from, to)
+}
+
+// pass sends on what comes until there is no more.
+func pass(from grpc.ClientStream, to grpc.ServerStream) error {
 	for {
 		var f frame
 		if err := from.RecvMsg(&f); err != nil {

@@ -13,8 +13,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -77,7 +75,7 @@ func (p *Port) newServer(c ServerConfig) *Server {
 	gate := gate{c.May}
 	s := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(c.TLS)),
-		grpc.ForceServerCodecV2(frameCodec{encoding.GetCodecV2(proto.Name)}),
+		grpc.ForceServerCodecV2(Codec()),
 		grpc.ChainUnaryInterceptor(guard.Unary, gate.unary, statusUnary),
 		grpc.ChainStreamInterceptor(guard.Stream, gate.stream, statusStream),
 		grpc.UnknownServiceHandler(gate.unknown),
@@ -184,7 +182,7 @@ func Dial(address string, tlsConfig *tls.Config) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)),
 		grpc.WithDefaultCallOptions(
-			grpc.ForceCodecV2(frameCodec{encoding.GetCodecV2(proto.Name)}),
+			grpc.ForceCodecV2(Codec()),
 			grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage),
 		),
 		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window),

@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
@@ -19,6 +20,7 @@ type WorkerServer struct {
 	droverv1.UnimplementedWorkerServiceServer
 	worker *worker.Worker
 	output *output.Store
+	loans  loans // for output that is on its way
 }
 
 // NewWorkerServer returns the service.
@@ -88,6 +90,8 @@ func (s *WorkerServer) StreamOutput(r *droverv1.WorkerServiceStreamOutputRequest
 	}
 	defer reader.Close()
 	since := timeOf(r.GetSince())
+	memory := loan{from: &s.loans}
+	reader.Into(memory.take)
 	for {
 		c, err := reader.Next(ctx, r.GetFollow())
 		if errors.Is(err, io.EOF) {
@@ -96,13 +100,25 @@ func (s *WorkerServer) StreamOutput(r *droverv1.WorkerServiceStreamOutputRequest
 		if err != nil {
 			return err
 		}
+		data := memory.buffer()
 		if c.Data != nil && c.Time.Before(since) {
+			data.Free()
 			continue
 		}
-		if err := stream.Send(&droverv1.WorkerServiceStreamOutputResponse{Chunk: chunkToProto(&c)}); err != nil {
+		if err := sendChunk(stream, &c, data); err != nil {
 			return err
 		}
 	}
+}
+
+// sendChunk sends a piece of output; data is its memory.
+func sendChunk(stream grpc.ServerStream, c *output.Chunk, data mem.Buffer) error {
+	f, err := chunkFrame(c, data)
+	if err != nil {
+		return err
+	}
+	defer f.release()
+	return stream.SendMsg(f)
 }
 
 func (s *WorkerServer) open(key job.Key, r *droverv1.WorkerServiceStreamOutputRequest) (*output.Reader, error) {
