@@ -12,7 +12,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -74,7 +73,7 @@ func (p *Port) newServer(c ServerConfig) *Server {
 	guard := &auth.Guard{Table: c.Table, Revocations: c.Revocations, Status: ToStatus}
 	gate := gate{c.May}
 	s := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(c.TLS)),
+		grpc.Creds(Credentials(c.TLS)),
 		grpc.ForceServerCodecV2(Codec()),
 		grpc.ChainUnaryInterceptor(guard.Unary, gate.unary, statusUnary),
 		grpc.ChainStreamInterceptor(guard.Stream, gate.stream, statusStream),
@@ -82,7 +81,7 @@ func (p *Port) newServer(c ServerConfig) *Server {
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
-		grpc.ReadBufferSize(readBuffer),
+		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(writeBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingEvery, Timeout: pingAnswer}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
@@ -180,13 +179,13 @@ func statusStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, n
 // Dial makes a lazy connection over mutual TLS.
 func Dial(address string, tlsConfig *tls.Config) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+address,
-		grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)),
+		grpc.WithTransportCredentials(Credentials(tlsConfig)),
 		grpc.WithDefaultCallOptions(
 			grpc.ForceCodecV2(Codec()),
 			grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage),
 		),
 		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window),
-		grpc.WithReadBufferSize(readBuffer),
+		grpc.WithReadBufferSize(readBuffer), grpc.WithWriteBufferSize(writeBuffer),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingAnswer, PermitWithoutStream: true}),
 		grpc.WithConnectParams(quickConnect()),
 	)

@@ -93,7 +93,7 @@ func connect(list string, config *tls.Config, reason func(error) string, version
 func dial(address string, config *tls.Config, w *transport, version string) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient(
 		"passthrough:///"+address,
-		grpc.WithTransportCredentials(&watched{credentials.NewTLS(config), w}),
+		grpc.WithTransportCredentials(&watched{rpc.Credentials(config), w}),
 		grpc.WithContextDialer(w.dial),
 		grpc.WithUserAgent("drover/"+version),
 		grpc.WithDisableServiceConfig(),
