@@ -14,9 +14,20 @@ import (
 // it sees a revocation within 5 s; copies of it work in any certificate folder.
 func (ca *CA) RevokedFile() string { return ca.file("revoked") }
 
+// UnknownError is a word that means no certificate of the CA. It is a fs.ErrNotExist.
+type UnknownError struct{ NameOrSerial string }
+
+// Error implements error.
+func (e *UnknownError) Error() string {
+	return fmt.Sprintf("no certificate has the name or serial %q", e.NameOrSerial)
+}
+
+// Is implements the test of errors.Is.
+func (e *UnknownError) Is(target error) bool { return target == fs.ErrNotExist }
+
 // Revoke revokes the certificate of a serial, or every one of a name ("w1"),
 // of a role and name ("worker/w1") or of a whole identity, and returns their
-// serials. It is idempotent. Nothing found is fs.ErrNotExist.
+// serials. It is idempotent. Nothing found is an *UnknownError.
 func (ca *CA) Revoke(nameOrSerial string) ([]string, error) {
 	unlock, err := lockFolder(ca.dir)
 	if err != nil {
@@ -39,7 +50,7 @@ func (ca *CA) Revoke(nameOrSerial string) ([]string, error) {
 		}
 	}
 	if len(serials) == 0 {
-		return nil, fmt.Errorf("revoke: no certificate has the name or serial %q; list them with \"drover certs ls\": %w", nameOrSerial, fs.ErrNotExist)
+		return nil, fmt.Errorf("revoke: %w", &UnknownError{nameOrSerial})
 	}
 	if lines.Len() == 0 {
 		return serials, nil

@@ -350,6 +350,10 @@ func newCertsRevoke(e *env) *cobra.Command {
 				return err
 			}
 			serials, err := ca.Revoke(args[0])
+			if unknown := (*certs.UnknownError)(nil); errors.As(err, &unknown) {
+				return errs.E("revoke", errs.NotFound, "CERTIFICATE_UNKNOWN", unknown).
+					WithHint("\"drover certs ls --ca %s\" lists those that this CA has issued", filepath.Dir(ca.RevokedFile()))
+			}
 			if err != nil {
 				return certError("revoke", err)
 			}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/droverhq/drover/cmd/drover/internal/config"
 	"github.com/droverhq/drover/cmd/drover/internal/problem"
 	"github.com/droverhq/drover/cmd/drover/internal/render"
 	"github.com/droverhq/drover/core/errs"
@@ -111,6 +112,9 @@ func verb(cmd *cobra.Command) string {
 func flagError(cmd *cobra.Command, err error) error {
 	if errors.Is(err, pflag.ErrHelp) {
 		return err
+	}
+	if bad := (*pflag.InvalidValueError)(nil); errors.As(err, &bad) {
+		err = fmt.Errorf("--%s: %w", bad.GetFlag().Name, config.Mistake(bad.GetFlag(), bad.GetValue(), bad.Unwrap()))
 	}
 	return errs.E(strings.TrimSpace("read flags of "+cmd.CommandPath()), errs.Invalid, "USAGE", err).
 		WithHint("see \"%s --help\"", cmd.CommandPath())

@@ -76,7 +76,8 @@ func yamlError(name string, err error) error {
 		key := at.GetToken().Value
 		text = fmt.Sprintf("unknown key %q, did you mean %q?", key, nearest(key, policyKeys()))
 	}
-	return fmt.Errorf("%s:%d: %s", name, at.GetToken().Position.Line, text)
+	p := at.GetToken().Position
+	return fmt.Errorf("%s:%d:%d: %s", name, p.Line, p.Column, text)
 }
 
 func policyKeys() []string {

@@ -48,7 +48,8 @@ func LoadContexts(file string) (Contexts, error) {
 	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
 		var at yaml.Error
 		if errors.As(err, &at) && at.GetToken() != nil {
-			err = fmt.Errorf("%s:%d: %s", file, at.GetToken().Position.Line, at.GetMessage())
+			p := at.GetToken().Position
+			err = fmt.Errorf("%s:%d:%d: %s", file, p.Line, p.Column, at.GetMessage())
 		} else {
 			err = fmt.Errorf("%s: %w", file, err)
 		}

@@ -106,7 +106,7 @@ func TestResolveSaysWhatIsWrongWithTheContexts(t *testing.T) {
 	}{
 		{"unknown flag", client.Flags{Context: "x"}, nil, two, `there is no context "x"`, problem.NotFound},
 		{"unknown in environment", client.Flags{}, map[string]string{"DROVER_CONTEXT": "y"}, two, `there is no context "y"`, problem.NotFound},
-		{"unknown key", client.Flags{}, nil, "current: a\ncontext: {}\n", "config.yaml:2: ", problem.Usage},
+		{"unknown key", client.Flags{}, nil, "current: a\ncontext: {}\n", "config.yaml:2:1: ", problem.Usage},
 		{"no YAML", client.Flags{}, nil, "current: [", "config.yaml", problem.Usage},
 	}
 	for _, c := range cases {

@@ -3,12 +3,15 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
+	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/spf13/pflag"
@@ -63,7 +66,7 @@ func (l *Loader) fill(f *pflag.Flag, file string, values map[string]value) (stri
 	name := l.Prefix + "_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 	if text, ok := l.Lookup(name); ok {
 		if err := f.Value.Set(text); err != nil {
-			return "", errs.Field("read environment", name, "CONFIG_VALUE", "%q: %w", text, err)
+			return "", errs.Field("read environment", name, "CONFIG_VALUE", "%w", Mistake(f, text, err))
 		}
 		return "environment " + name, nil
 	}
@@ -74,10 +77,39 @@ func (l *Loader) fill(f *pflag.Flag, file string, values map[string]value) (stri
 	at := fmt.Sprintf("%s:%d", file, v.line)
 	for _, text := range v.texts {
 		if err := f.Value.Set(text); err != nil {
-			return "", errs.Field("read "+at, key(f.Name), "CONFIG_VALUE", "%q: %w", text, err)
+			return "", errs.Field("read "+at, key(f.Name), "CONFIG_VALUE", "%w", Mistake(f, text, err))
 		}
 	}
 	return at, nil
+}
+
+// Mistake says what is wanted of a flag that does not take a text. The errors of the
+// standard library say which function of it did not like it; others are kept.
+func Mistake(f *pflag.Flag, text string, err error) error {
+	wanted := ""
+	switch f.Value.Type() {
+	case "int", "int64", "int32":
+		wanted = "a whole number"
+	case "uint", "uint64", "uint32":
+		wanted = "a whole number from 0 on"
+	case "float64":
+		wanted = "a number"
+	case "bool":
+		wanted = "true or false"
+	case "duration":
+		wanted = "a duration such as 30s, 1m30s or 2h"
+	}
+	outOfRange := errors.Is(err, strconv.ErrRange)
+	switch raw := errors.Is(err, strconv.ErrSyntax) || strings.HasPrefix(err.Error(), "time: "); {
+	case strings.Contains(err.Error(), strconv.Quote(text)) && !raw && !outOfRange:
+		return err
+	case wanted == "" || !raw && !outOfRange:
+		return fmt.Errorf("%q: %w", text, err)
+	case outOfRange:
+		return fmt.Errorf("%q is too large or too small for %s", text, wanted)
+	default:
+		return fmt.Errorf("%q is not %s", text, wanted)
+	}
 }
 
 // value is what the file says for one key.
@@ -97,7 +129,7 @@ func (l *Loader) parse(fs *pflag.FlagSet, file string) (map[string]value, error)
 	}
 	doc, err := parser.ParseBytes(data, 0)
 	if err != nil {
-		return nil, errs.E("read configuration "+file, errs.Invalid, "CONFIG_SYNTAX", err)
+		return nil, malformed(file, err)
 	}
 	var known []string
 	fs.VisitAll(func(f *pflag.Flag) {
@@ -126,6 +158,17 @@ func (l *Loader) parse(fs *pflag.FlagSet, file string) (map[string]value, error)
 		}
 	}
 	return values, nil
+}
+
+// malformed says in one line where and what: FILE:LINE:COLUMN, as editors read it.
+func malformed(file string, err error) error {
+	var at yaml.Error
+	if !errors.As(err, &at) || at.GetToken() == nil {
+		return errs.E("read configuration "+file, errs.Invalid, "CONFIG_SYNTAX", err)
+	}
+	p := at.GetToken().Position
+	return errs.E(fmt.Sprintf("read %s:%d:%d", file, p.Line, p.Column), errs.Invalid, "CONFIG_SYNTAX", errors.New(at.GetMessage())).
+		WithHint("the file is a list of \"key: value\" lines in YAML")
 }
 
 func unknownKey(file string, line int, name string, known []string) error {

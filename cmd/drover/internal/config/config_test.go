@@ -82,9 +82,10 @@ func TestMistakesNameFileLineAndKey(t *testing.T) {
 	t.Parallel()
 	cases := []struct{ name, file, want, hint string }{
 		{"unknown key", "slots: 1\nlisten_: x\n", "read w.yaml:2: listen_", `did you mean "listen"?`},
-		{"bad value", "\nslots: many\n", "read w.yaml:2: slots", ""},
+		{"bad value", "\nslots: many\n", `read w.yaml:2: slots: "many" is not a whole number`, ""},
+		{"too large", "slots: 99999999999999999999\n", `w.yaml:1: slots: "99999999999999999999" is too large or too small for a whole number`, ""},
 		{"not a mapping", "- a\n- b\n", "read w.yaml:1", ""},
-		{"syntax", "slots: [1\n", "w.yaml", ""},
+		{"syntax", "slots: 3\nscripts: [a\n", "read w.yaml:2:10: sequence end token ']' not found", "YAML"},
 		{"missing file", "", "read configuration", ""},
 	}
 	for _, c := range cases {
@@ -110,7 +111,7 @@ func TestBadEnvironmentNamesTheVariable(t *testing.T) {
 	t.Parallel()
 	f, _ := flags(t)
 	_, err := loader(map[string]string{"DROVER_WORKER_SLOTS": "x"}, "").Load(f, "")
-	if err == nil || !strings.Contains(err.Error(), "DROVER_WORKER_SLOTS") {
+	if err == nil || !strings.HasSuffix(err.Error(), `DROVER_WORKER_SLOTS: "x" is not a whole number`) {
 		t.Errorf("got %v", err)
 	}
 }
