@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/droverhq/drover/plugins/failpoint"
 )
 
 func encodeCert(der []byte) []byte {
@@ -37,9 +39,11 @@ func writeFile(path string, data []byte, mode os.FileMode) error {
 	if err := errors.Join(errWrite, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
+	failpoint.At(failpoint.CertsFileBefore)
 	if err := os.Rename(f.Name(), path); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
+	failpoint.At(failpoint.CertsFileAfter)
 	return syncFolder(filepath.Dir(path))
 }
 

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/droverhq/drover/plugins/failpoint"
 )
 
 // current names the folder of the present pair; tls.crt and tls.key lead
@@ -165,9 +167,11 @@ func relink(dir, target, name string) error {
 	if err := os.Symlink(target, fresh); err != nil {
 		return fmt.Errorf("make a link: %w", err)
 	}
+	failpoint.At(failpoint.CertsLinkBefore)
 	if err := os.Rename(fresh, path); err != nil {
 		return fmt.Errorf("put a link in place: %w", err)
 	}
+	failpoint.At(failpoint.CertsLinkAfter)
 	return syncFolder(dir)
 }
 

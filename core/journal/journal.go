@@ -22,6 +22,7 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/failpoint"
 )
 
 // Reasons of the errors of this package.
@@ -95,7 +96,7 @@ func Open(c Config) (*Journal, *State, error) {
 		j.log = slog.Default()
 	}
 	if j.compact == 0 {
-		j.compact = defaultCompact
+		j.compact = failpoint.Sooner[int64](defaultCompact, 1<<10)
 	}
 	if j.open == nil {
 		j.open = openFile
@@ -187,7 +188,7 @@ func (j *Journal) Append(records ...Record) error {
 			return errs.E("append to journal", errs.Internal, ReasonWrite, fmt.Errorf("sync a raised term or epoch: %w", err))
 		}
 	}
-	if j.dead > j.compact && j.dead > j.size-j.dead {
+	if j.dead > j.compact && j.dead > failpoint.Sooner(j.size-j.dead, 0) {
 		// A rewrite that goes wrong leaves the old file in use and whole.
 		if err := j.rewrite(); err != nil {
 			j.log.Warn("journal not compacted", "path", j.path, "error", err)
@@ -287,6 +288,7 @@ func (j *Journal) rewrite() error {
 		err = f.Sync()
 	}
 	if err == nil {
+		failpoint.At(failpoint.WorkerCompactBefore)
 		err = os.Rename(next, j.path)
 	}
 	if err != nil {
@@ -298,6 +300,7 @@ func (j *Journal) rewrite() error {
 	if err := j.f.Close(); err != nil {
 		j.log.Warn("old journal not closed", "path", j.path, "error", err)
 	}
+	failpoint.At(failpoint.WorkerCompactAfter)
 	j.f, j.index, j.size, j.reserved, j.dead = f, live, size, size, 0
 	j.torn, j.unsynced = false, false
 	return nil

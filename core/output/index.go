@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/failpoint"
 )
 
 // A segment is two files: NUMBER.seg holds bytes, NUMBER.idx says whose they
@@ -126,6 +127,7 @@ func (s *Store) newSegment(private bool) (*segment, error) {
 	if err := s.config.fault("segment"); err != nil {
 		return nil, fmt.Errorf("make a segment: %w", err)
 	}
+	failpoint.At(failpoint.WorkerSegmentBefore)
 	var err error
 	if seg.data, err = os.OpenFile(seg.path+".seg", os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600); err != nil {
 		return nil, fmt.Errorf("make a segment: %w", err)
@@ -135,6 +137,7 @@ func (s *Store) newSegment(private bool) (*segment, error) {
 		_ = os.Remove(seg.path + ".seg")
 		return nil, fmt.Errorf("make a segment: %w", err)
 	}
+	failpoint.At(failpoint.WorkerSegmentAfter)
 	s.mu.Lock()
 	s.segments[seg.number] = seg
 	s.mu.Unlock()
@@ -245,7 +248,9 @@ func (s *Store) writeEnds(a *attempt, sealed []*stream, sums [2]job.Stream) erro
 	if err != nil {
 		return err
 	}
+	failpoint.At(failpoint.WorkerEndBefore)
 	err = s.announce(seg, entries...)
+	failpoint.At(failpoint.WorkerEndAfter)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.unref(seg)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/failpoint"
 )
 
 // Pace of the mover.
@@ -221,6 +222,7 @@ func (s *Store) moveOnce(fd int, st *stream) error {
 	if err := s.announce(seg, e); err != nil {
 		return err
 	}
+	failpoint.At(failpoint.WorkerMoveBefore)
 	at := int64(seg.size)
 	if err := s.config.fault("move"); err != nil {
 		return err
@@ -229,6 +231,7 @@ func (s *Store) moveOnce(fd int, st *stream) error {
 	if err != nil {
 		return err
 	}
+	failpoint.At(failpoint.WorkerMoveAfter)
 	s.mu.Lock()
 	seg.size += uint64(n)
 	seg.dirty = true

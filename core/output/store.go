@@ -18,6 +18,7 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/failpoint"
 )
 
 // StreamID names one of the two streams of an attempt.
@@ -42,7 +43,7 @@ const (
 type sizes struct{ shared, private, chunk, move uint64 }
 
 func defaultSizes() sizes {
-	return sizes{shared: 64 << 20, private: 256 << 10, chunk: 8 << 20, move: maxMove}
+	return sizes{shared: 64 << 20, private: failpoint.Sooner[uint64](256<<10, 16<<10), chunk: 8 << 20, move: maxMove}
 }
 
 // Config configures a Store.

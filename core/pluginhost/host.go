@@ -311,6 +311,7 @@ func (h *Host) takeOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	h.sweep(records)
 	for _, r := range records {
 		proc, err := h.reattach(ctx, r)
 		if err != nil {

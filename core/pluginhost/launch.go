@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
 
+	"github.com/droverhq/drover/plugins/failpoint"
 	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
@@ -79,6 +81,9 @@ func (h *Host) launch(ctx context.Context, m Manifest, trial bool) (*process, er
 		if v, ok := os.LookupEnv(k); ok {
 			cmd.Env = append(cmd.Env, k+"="+v)
 		}
+	}
+	if failpoint.Enabled {
+		cmd.Env = append(cmd.Env, failpoint.Variable+"="+os.Getenv(failpoint.Variable))
 	}
 	// A session of its own: signals to the worker's terminal are not the plugin's.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -268,9 +273,11 @@ func (h *Host) save(r *record) error {
 	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
 		return fmt.Errorf("write the plugin record: %w", err)
 	}
+	failpoint.At(failpoint.WorkerRecordBefore)
 	if err := os.Rename(path+".new", path); err != nil {
 		return fmt.Errorf("write the plugin record: %w", err)
 	}
+	failpoint.At(failpoint.WorkerRecordAfter)
 	return nil
 }
 
@@ -278,6 +285,26 @@ func (h *Host) save(r *record) error {
 func (h *Host) forget(r *record) {
 	_ = os.Remove(h.recordFile(r))
 	_ = os.RemoveAll(r.Dir)
+}
+
+// sweep ends plugin processes that an earlier worker had started when it was killed
+// before it could write them down, and removes what is left of such ones and of
+// those that it was forgetting: none of them has a job (P17).
+func (h *Host) sweep(records []record) {
+	dirs, err := filepath.Glob(filepath.Join(h.config.State, "run", "*"))
+	if err != nil {
+		return // unreachable: the pattern is good
+	}
+	for _, dir := range dirs {
+		if slices.ContainsFunc(records, func(r record) bool { return r.Dir == dir }) {
+			continue
+		}
+		if pid, _, ok := withMark(runner.DirVariable + "=" + dir); ok {
+			h.config.Log.Info("plugin without a record is ended", "pid", pid)
+			_ = syscall.Kill(-pid, syscall.SIGKILL)
+		}
+		_ = os.RemoveAll(dir)
+	}
 }
 
 // records reads what earlier workers left.

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/droverhq/drover/plugins/failpoint"
 	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
@@ -125,10 +126,12 @@ func (p *hosted) withdraw(proc *process, left runner.Journal, never []string) {
 	if len(never) == 0 {
 		return
 	}
+	failpoint.At(failpoint.WorkerWithdrawBefore)
 	if err := runner.Withdraw(proc.Dir, never); err != nil {
 		p.host.config.Log.Error("jobs are lost that have not begun", "runner", p.manifest.Name, "jobs", len(never), "error", err)
 		return
 	}
+	failpoint.At(failpoint.WorkerWithdrawAfter)
 	for _, id := range never {
 		delete(left.Started, id)
 	}

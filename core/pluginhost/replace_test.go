@@ -12,6 +12,7 @@ import (
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/pluginhost"
+	"github.com/droverhq/drover/plugins/pidfd"
 )
 
 // fragile builds a version of the bash runner whose canary goes as mode says.
@@ -270,4 +271,38 @@ func TestAPluginThatKeepsDyingIsUnhealthy(t *testing.T) {
 	}
 	w.awaitState("bash", "ready")
 	w.Ack(id)
+}
+
+// TestAPluginWithoutARecordIsEnded: a worker was killed after it had started a plugin
+// process and before it had written that down. The process was nobody's, and lived
+// until it had been idle for long enough (P17).
+func TestAPluginWithoutARecordIsEnded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "bash")
+	w.awaitState("bash", "ready")
+	old := w.pluginPID("bash")
+	w.close()
+	files, err := filepath.Glob(filepath.Join(w.state, "plugins", "*.json"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("records %v, %v", files, err)
+	}
+	if err := os.Remove(files[0]); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	w.awaitState("bash", "ready")
+	if now := w.pluginPID("bash"); now == old {
+		t.Fatal("it was attached")
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		if st, err := pidfd.ReadStat(old); err != nil || st.State == 'Z' {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("it lives")
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(w.state, "run", "*")); len(left) != 1 {
+		t.Errorf("folders of plugin processes: %v", left)
+	}
 }

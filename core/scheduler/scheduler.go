@@ -15,6 +15,7 @@ import (
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/registry"
 	"github.com/droverhq/drover/core/store"
+	"github.com/droverhq/drover/plugins/failpoint"
 )
 
 // Bounds of the loop's inbox (P16): submits are refused before heartbeats,
@@ -85,6 +86,7 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 			return nil, errs.E(op, errs.Internal, "STORE", err)
 		}
 	}
+	failpoint.At(failpoint.SchedulerTermRaised)
 	c.Store = store.Fence(c.Store, term) // P3: nothing is written after a newer life began
 	s := &Scheduler{
 		config: c, records: records{c.Store}, hub: newHub(), term: term,
@@ -97,6 +99,7 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 	if err := s.load(ctx); err != nil {
 		return nil, errs.E(op, errs.Internal, "STORE", err)
 	}
+	failpoint.At(failpoint.SchedulerLoaded)
 	return s, nil
 }
 
@@ -212,13 +215,18 @@ func (s *Scheduler) turn(ctx context.Context, round []Event) error {
 		return err
 	}
 	if len(batch.Ops) > 0 {
+		failpoint.At(failpoint.SchedulerCommitBefore)
 		if err := s.config.Store.Apply(ctx, &batch); err != nil {
 			return commitError(err)
 		}
+		failpoint.At(failpoint.SchedulerCommitAfter)
 	}
 	s.retain.changed(effects)
 	s.hub.publish(effects)
 	s.act(effects)
+	if len(batch.Ops) > 0 {
+		failpoint.At(failpoint.SchedulerActAfter)
+	}
 	return nil
 }
 

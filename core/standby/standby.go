@@ -11,6 +11,7 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/store"
+	"github.com/droverhq/drover/plugins/failpoint"
 )
 
 // ErrLost is in every error of a lease that is lost: another scheduler has it,
@@ -66,6 +67,7 @@ func Run(ctx context.Context, c Config) error {
 		case err != nil:
 			return err
 		}
+		failpoint.At(failpoint.StandbyLeaseTaken)
 		began := time.Now()
 		err = Hold(ctx, l, c.Policy, func(ctx context.Context) error { return c.Act(ctx, l) })
 		if !errors.Is(err, ErrLost) || ctx.Err() != nil {
@@ -118,6 +120,9 @@ func keep(ctx context.Context, l Lease, p Policy) error {
 			return lose(errors.New("this scheduler was not awake to renew it"))
 		}
 		err := renew(ctx, l, p)
+		if err == nil {
+			failpoint.At(failpoint.StandbyLeaseRenewed)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil //nolint:nilerr // it was told to end

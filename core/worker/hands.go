@@ -10,6 +10,7 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/failpoint"
 )
 
 const (
@@ -85,6 +86,7 @@ func (h *hands) prepareOne(ctx context.Context, e Prepare) Prepared {
 	}
 	plain := !p.intent.Folder && p.group.Dir() != "" && e.Spec.Limits == (job.Limits{})
 	h.set(&holding{key: e.Key, group: p.group, pin: p.pin, folder: p.intent.Folder, oom: p.oom, plain: plain, start: p})
+	failpoint.At(failpoint.WorkerPrepared)
 	return Prepared{Key: e.Key, Intent: p.intent}
 }
 
@@ -117,6 +119,7 @@ func (h *hands) hand(x *holding, e StartProcess) {
 	if err := h.runners.Start(p.runner, l); err != nil {
 		h.post(LaunchRefused{Key: e.Key, Err: err, Again: true})
 	}
+	failpoint.At(failpoint.WorkerStartHanded)
 }
 
 // underway notes that the process exists: it has opened the lanes.
@@ -259,7 +262,9 @@ func (h *hands) sealed(ctx context.Context, x *holding, oom bool) Finished {
 func (h *hands) stopGroup(ctx context.Context, e StopGroup) {
 	h.do(ctx, e.Key, true, func(ctx context.Context, x *holding) {
 		x.killed()
+		failpoint.At(failpoint.WorkerStopBefore)
 		proof, err := x.group.Stop(ctx, e.StopRequest)
+		failpoint.At(failpoint.WorkerStopAfter)
 		if ctx.Err() != nil {
 			// A harder stop waits behind this one and will have the proof.
 			x.termed = max(x.termed, proof.Termed)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/failpoint"
 )
 
 // identity is the id that a scheduler gave this worker, kept in a file with the
@@ -75,9 +76,11 @@ func (x *identity) set(id job.WorkerID) error {
 	if err := os.WriteFile(next, append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write worker identity: %w", err)
 	}
+	failpoint.At(failpoint.WorkerIdentityBefore)
 	if err := os.Rename(next, x.file); err != nil {
 		return fmt.Errorf("write worker identity: %w", err)
 	}
+	failpoint.At(failpoint.WorkerIdentityAfter)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.id = id

@@ -8,6 +8,7 @@ import (
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/journal"
+	"github.com/droverhq/drover/plugins/failpoint"
 )
 
 // Waits of the loop when the journal refuses a batch.
@@ -33,6 +34,7 @@ func (w *Worker) resume(ctx context.Context) error {
 		return errs.E("take over attempts", errs.Canceled, "", ctx.Err())
 	}
 	w.dropStrayOutput()
+	failpoint.At(failpoint.WorkerRestored)
 	if len(alive) > 0 {
 		w.log.Info("attempts are taken over", "attempts", len(alive))
 	}
@@ -145,6 +147,9 @@ func (w *Worker) carryOut(ctx context.Context, effects []Effect) bool {
 	if len(acks) > 0 {
 		w.cfg.Runners.Ack(acks...)
 	}
+	if len(records) > 0 {
+		failpoint.At(failpoint.WorkerActAfter)
+	}
 	return true
 }
 
@@ -155,6 +160,9 @@ func (w *Worker) commit(ctx context.Context, records []journal.Record) bool {
 		return true
 	}
 	failing := false
+	if failpoint.Enabled {
+		about(records)
+	}
 	for pause := journalPause; ; pause = min(2*pause, journalLongest) {
 		err := w.cfg.Journal.Append(records...)
 		if err == nil {
@@ -172,6 +180,9 @@ func (w *Worker) commit(ctx context.Context, records []journal.Record) bool {
 			again.Stop()
 			return false
 		}
+	}
+	if failpoint.Enabled {
+		noted(records)
 	}
 	if failing {
 		w.log.Info("journal takes records again")

@@ -8,6 +8,7 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/failpoint"
 )
 
 // Waits of the membership loop.
@@ -96,6 +97,7 @@ func (w *Worker) register(ctx context.Context) (time.Duration, bool) {
 			Commands: w.cfg.Policy.Commands, Uploads: w.cfg.Policy.Uploads, InstanceID: w.instance, Lapses: lapses,
 		})
 		if err == nil {
+			failpoint.At(failpoint.WorkerRegistered)
 			err = w.identity.set(got.WorkerID)
 		}
 		switch {

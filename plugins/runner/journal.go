@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/droverhq/drover/plugins/failpoint"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
 
@@ -107,7 +108,7 @@ func (j *journal) takeBack() error {
 func (j *journal) full() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.size > journalCompact
+	return j.size > failpoint.Sooner[int64](journalCompact, 256)
 }
 
 // rewrite replaces the journal by what still matters.
@@ -131,9 +132,11 @@ func (j *journal) rewrite(live []*runnerv1.SessionResponse) error {
 	if _, err := f.Write(data); err != nil {
 		return errors.Join(fmt.Errorf("compact the exit journal: %w", err), f.Close())
 	}
+	failpoint.At(failpoint.PluginCompactBefore)
 	if err := os.Rename(next, j.path); err != nil {
 		return errors.Join(fmt.Errorf("compact the exit journal: %w", err), f.Close())
 	}
+	failpoint.At(failpoint.PluginCompactAfter)
 	j.mu.Lock()
 	old := j.file
 	j.file, j.size = f, int64(len(data))

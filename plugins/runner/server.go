@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/droverhq/drover/plugins/failpoint"
 	"github.com/droverhq/drover/plugins/pidfd"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
@@ -199,15 +200,18 @@ func (s *Server) start(p *runnerv1.Start) {
 		s.finish(a, startFailed(p.GetId(), &StartError{BadRequest, err.Error()}))
 		return
 	}
+	failpoint.At(failpoint.PluginStartBefore)
 	if err := s.note(a, p.GetId()); err != nil {
 		s.finish(a, startFailed(p.GetId(), &StartError{Resource, err.Error()}))
 		return
 	}
+	failpoint.At(failpoint.PluginForkBefore)
 	process, err := s.callStart(specFromProto(p), func(e Exit) { s.exited(p.GetId(), a, e) })
 	if err != nil {
 		s.finish(a, startFailed(p.GetId(), err))
 		return
 	}
+	failpoint.At(failpoint.PluginForkAfter)
 	started := &runnerv1.Started{
 		Id: p.GetId(), Pid: int64(process.PID), StartTicks: process.StartTicks, Time: timestamppb.Now(),
 	}
@@ -237,6 +241,7 @@ func (s *Server) began(a *attempt, m *runnerv1.Started) *runnerv1.Exited {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	s.record(&runnerv1.SessionResponse{Started: []*runnerv1.Started{m}})
+	failpoint.At(failpoint.PluginStartAfter)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a.started = m
@@ -330,7 +335,9 @@ func (s *Server) tooEarly(a *attempt, e *runnerv1.Exited) bool {
 func (s *Server) finish(a *attempt, e *runnerv1.Exited) {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
+	failpoint.At(failpoint.PluginExitBefore)
 	s.record(&runnerv1.SessionResponse{Exited: []*runnerv1.Exited{e}})
+	failpoint.At(failpoint.PluginExitAfter)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if a.started != nil {
@@ -386,6 +393,7 @@ func (a *attempt) closeLanes() {
 
 // ack forgets attempts whose end is on the worker's disk.
 func (s *Server) ack(ids []string) {
+	failpoint.At(failpoint.PluginAckBefore)
 	s.mu.Lock()
 	var gone []*attempt
 	for _, id := range ids {
@@ -409,6 +417,7 @@ func (s *Server) ack(ids []string) {
 	for _, a := range gone {
 		a.closeLanes()
 	}
+	failpoint.At(failpoint.PluginAckAfter)
 	if s.journal.full() {
 		s.compact()
 	}

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/droverhq/drover/plugins/failpoint"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
 
@@ -175,9 +176,11 @@ func (o *outbox) send(stream grpc.ServerStreamingServer[runnerv1.SessionResponse
 		if last = len(frame.GetStarted()) + len(frame.GetExited()); last == 0 && !frame.GetSynced() {
 			continue
 		}
+		failpoint.At(failpoint.PluginSendBefore)
 		if err := stream.Send(frame); err != nil {
 			return // Recv in Session sees the same break
 		}
+		failpoint.At(failpoint.PluginSendAfter)
 	}
 }
 

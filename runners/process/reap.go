@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/droverhq/drover/plugins/failpoint"
 	"github.com/droverhq/drover/plugins/runner"
 )
 
@@ -100,10 +101,12 @@ func (r *Runner) collect(end runner.Exit) {
 		// zombie goes to the worker, which reads the end from it.
 		p.exited(end)
 	}
+	failpoint.At(failpoint.PluginReapBefore)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	// Under the lock: Signal must not see the pid after it was given back.
 	_, _ = syscall.Wait4(end.PID, nil, syscall.WNOHANG, nil) // gone: a fork that failed has reaped it
+	failpoint.At(failpoint.PluginReapAfter)
 	if p != nil {
 		delete(r.byPID, end.PID)
 		delete(r.byID, p.id)

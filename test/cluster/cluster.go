@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,12 +26,13 @@ import (
 const Patience = 60 * time.Second
 
 // Build builds drover and the runner plugins into a folder of its own and
-// returns it. Call it once, from TestMain.
-func Build() (dir string, err error) {
+// returns it, with further build tags if any are wanted. Call it once, from
+// TestMain.
+func Build(tags ...string) (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "drover-bin-"); err != nil {
 		return "", fmt.Errorf("make the folder of binaries: %w", err)
 	}
-	return dir, build(dir, "", "./cmd/...")
+	return dir, build(dir, "", tags, "./cmd/...")
 }
 
 // BuildVersion builds commands, such as drover and drover-runner-bash, into dir as
@@ -38,15 +41,15 @@ func BuildVersion(dir, version string, commands ...string) error {
 	for i, c := range commands {
 		commands[i] = "./cmd/" + c
 	}
-	return build(dir, "-s -w -X main.version="+version, commands...)
+	return build(dir, "-s -w -X main.version="+version, nil, commands...)
 }
 
-func build(dir, ldflags string, packages ...string) error {
+func build(dir, ldflags string, tags []string, packages ...string) error {
 	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return fmt.Errorf("find the module: %w", err)
 	}
-	args := append([]string{"build", "-tags", "grpcnotrace", "-ldflags", ldflags, "-o", dir + "/"}, packages...)
+	args := append([]string{"build", "-tags", strings.Join(append(tags, "grpcnotrace"), ","), "-ldflags", ldflags, "-o", dir + "/"}, packages...)
 	cmd := exec.Command("go", args...)
 	cmd.Dir = strings.TrimSpace(string(root))
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -64,6 +67,8 @@ type Cluster struct {
 	Address   string // of all schedulers
 	Scheduler *Daemon
 
+	env     []string   // of the daemons, besides one's own
+	revive  bool       // daemons that SIGKILL ends are started again
 	standby []*Daemon  // further schedulers
 	mu      sync.Mutex // guards workers and links
 	workers []*Daemon
@@ -77,6 +82,7 @@ type Daemon struct {
 	Data string
 	Log  string
 	args []string
+	env  []string
 	cmd  *exec.Cmd
 	done chan struct{}
 }
@@ -85,15 +91,43 @@ type Daemon struct {
 // Everything ends with the test, and it is an error if anything is left over.
 func New(t testing.TB, bin string, flags ...string) *Cluster {
 	t.Helper()
-	c := &Cluster{T: t, Bin: bin, Dir: t.TempDir()}
+	return start(t, &Cluster{T: t, Bin: bin, Dir: t.TempDir()}, "127.0.0.1:0", flags)
+}
+
+// NewRevived is New for daemons that die by themselves at points of their code:
+// one that SIGKILL has ended is started again at once, where it was. env is
+// added to the environment of the daemons.
+func NewRevived(t testing.TB, bin string, env []string, flags ...string) *Cluster {
+	t.Helper()
+	return start(t, &Cluster{T: t, Bin: bin, Dir: t.TempDir(), env: env, revive: true}, fixedAddress(t), flags)
+}
+
+// fixedAddress is free now, and not one that the kernel gives to others meanwhile:
+// those begin at 32768 (ip(7), ip_local_port_range).
+func fixedAddress(t testing.TB) string {
+	t.Helper()
+	for range 100 {
+		free, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.N(12000)))
+		if err != nil {
+			continue // taken: another
+		}
+		defer free.Close()
+		return free.Addr().String()
+	}
+	t.Fatal("no free address")
+	return ""
+}
+
+func start(t testing.TB, c *Cluster, listen string, flags []string) *Cluster {
+	t.Helper()
 	var err error
 	if c.CA, err = certs.Init(c.Path("ca"), "test"); err != nil {
 		t.Fatal(err)
 	}
 	c.Issue("scheduler", certs.RoleScheduler)
 	c.Issue("admin", certs.RoleAdmin)
-	c.StartScheduler("127.0.0.1:0", flags...)
 	t.Cleanup(c.stop)
+	c.StartScheduler(listen, flags...)
 	return c
 }
 
@@ -215,7 +249,11 @@ func (c *Cluster) AwaitReady(name string) {
 
 func (c *Cluster) start(name, data string, args []string) *Daemon {
 	c.T.Helper()
-	d := &Daemon{T: c.T, Name: name, Data: data, Log: c.Path(name + ".log"), args: append([]string{filepath.Join(c.Bin, "drover")}, args...)}
+	args = append([]string{filepath.Join(c.Bin, "drover")}, args...)
+	if c.revive {
+		args = append([]string{"bash", "-c", reviver, "reviver"}, args...)
+	}
+	d := &Daemon{T: c.T, Name: name, Data: data, Log: c.Path(name + ".log"), args: args, env: c.env}
 	d.Start()
 	return d
 }
@@ -237,6 +275,15 @@ func (d *Daemon) Reboot(bootID string) {
 	d.Start()
 }
 
+// reviver runs a command again for as long as SIGKILL ends it (137), and passes
+// SIGTERM on. A trap interrupts wait, so it waits until the command is gone.
+const reviver = `trap 'kill -TERM $child' TERM
+while :; do
+  "$@" & child=$!
+  while :; do wait $child; code=$?; kill -0 $child 2>/dev/null || break; done
+  [ $code = 137 ] || exit $code
+done`
+
 // Start starts the process (again).
 func (d *Daemon) Start() {
 	d.T.Helper()
@@ -247,6 +294,7 @@ func (d *Daemon) Start() {
 	defer log.Close()
 	d.cmd = exec.Command(d.args[0], d.args[1:]...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.cmd.Env = append(os.Environ(), d.env...)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := d.cmd.Start(); err != nil {
 		d.T.Fatal(err)
@@ -321,7 +369,10 @@ func (c *Cluster) stop() {
 	for _, w := range c.workers {
 		w.Terminate()
 	}
-	schedulers := append([]*Daemon{c.Scheduler}, c.standby...)
+	schedulers := c.standby
+	if c.Scheduler != nil { // it was started at all
+		schedulers = append([]*Daemon{c.Scheduler}, schedulers...)
+	}
 	for _, s := range schedulers {
 		s.Terminate()
 	}

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/droverhq/drover/plugins/failpoint"
 	"github.com/droverhq/drover/test/cluster"
 )
 
@@ -178,4 +180,23 @@ func TestAFrozenWorker(t *testing.T) {
 	w.Signal(syscall.SIGCONT)
 	c.Eventually("it is reachable", func() bool { return status(t, c, j.id).Reachable })
 	j.finish()
+}
+
+// TestPointsAreCompiledAway: the places at which test/failpoint kills cost an
+// ordinary build nothing, not even a name.
+func TestPointsAreCompiledAway(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"drover", "drover-runner-bash"} {
+		program, err := os.ReadFile(filepath.Join(bin, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, word := range []string{
+			failpoint.Variable, string(failpoint.WorkerIntentAfter), string(failpoint.PluginForkBefore), string(failpoint.SchedulerCommitAfter), "failpoint.At",
+		} {
+			if bytes.Contains(program, []byte(word)) {
+				t.Errorf("%s holds %q", name, word)
+			}
+		}
+	}
 }
