@@ -158,7 +158,8 @@ func look(r *record, want map[string]unnamed, known map[named]bool) view {
 	fork := []byte(runner.DirVariable + "=" + r.Dir)
 	self := os.Getpid()
 	for _, pid := range everybody() {
-		env, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+		// Of a zombie there is none, which newer kernels call an error.
+		env, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
 		if r.Dir != "" && pid != r.PID && holds(env, fork) {
 			v.forked = true
 			continue
@@ -167,7 +168,7 @@ func look(r *record, want map[string]unnamed, known map[named]bool) view {
 		if gone != nil {
 			continue // its parent has reaped it, and that is not this process
 		}
-		if id, ok := owner(pid, self, env, want); ok && err == nil {
+		if id, ok := owner(pid, self, env, want); ok {
 			v.belongs(id, named{pid, st.Ticks}, st.Session == pid)
 			continue
 		}

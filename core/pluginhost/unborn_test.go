@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -113,6 +114,10 @@ func TestACgroupTellsWhetherAStartWasForked(t *testing.T) { //nolint:paralleltes
 	defer g.Release()
 	if g.Dir() == "" {
 		t.Skip("no cgroup v2 is writable here")
+	}
+	_, told := forked{script: "(exec setsid bash -c '" + `echo $$ > "$GROUP/cgroup.procs"; ` + strings.ReplaceAll(outlived, "$$", "$PPID") + "exit 7') & sleep 0.1", cgroup: g.Dir()}.settle(t)
+	if len(told) != 2 || told[0].Started == nil || told[1].Exited.GetExitCode() != 7 {
+		t.Errorf("of a job that had ended was told %+v", told)
 	}
 	const enter = `(echo $BASHPID > "$GROUP/cgroup.procs"; `
 	for name, c := range map[string]struct {
