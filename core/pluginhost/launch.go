@@ -91,7 +91,7 @@ func (h *Host) launch(ctx context.Context, m Manifest, trial bool) (*process, er
 	// go-plugin waits for the pipes of a plugin that fails to start, and a child
 	// of it may hold them open for ever. And it knows no context.
 	end := func() {
-		if pid, _, ok := withMark(runner.DirVariable + "=" + dir); ok {
+		if pid, ok := withMark(runner.DirVariable + "=" + dir); ok {
 			_ = syscall.Kill(-pid, syscall.SIGKILL)
 		}
 	}
@@ -299,7 +299,7 @@ func (h *Host) sweep(records []record) {
 		if slices.ContainsFunc(records, func(r record) bool { return r.Dir == dir }) {
 			continue
 		}
-		if pid, _, ok := withMark(runner.DirVariable + "=" + dir); ok {
+		if pid, ok := withMark(runner.DirVariable + "=" + dir); ok {
 			h.config.Log.Info("plugin without a record is ended", "pid", pid)
 			_ = syscall.Kill(-pid, syscall.SIGKILL)
 		}

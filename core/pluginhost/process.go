@@ -95,9 +95,9 @@ func children() []int {
 // leads a session; a child of its own has the variable, too. Children of this
 // process come first, then all: the orphans of a plugin that an earlier worker
 // started have gone elsewhere.
-func withMark(mark string) (pid int, ticks uint64, ok bool) {
+func withMark(mark string) (pid int, ok bool) {
 	if mark == "" {
-		return 0, 0, false
+		return 0, false
 	}
 	for _, list := range []func() []int{children, everybody} {
 		for _, c := range list() {
@@ -105,11 +105,11 @@ func withMark(mark string) (pid int, ticks uint64, ok bool) {
 				continue
 			}
 			if st, err := pidfd.ReadStat(c); err == nil && st.Session == c {
-				return c, st.Ticks, true
+				return c, true
 			}
 		}
 	}
-	return 0, 0, false
+	return 0, false
 }
 
 func hasVariable(pid int, variable string) bool {

@@ -111,7 +111,7 @@ func fixedAddress(t testing.TB) string {
 		if err != nil {
 			continue // taken: another
 		}
-		defer free.Close()
+		defer func() { _ = free.Close() }()
 		return free.Addr().String()
 	}
 	t.Fatal("no free address")
