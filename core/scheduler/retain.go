@@ -23,7 +23,8 @@ type Retention struct {
 
 // How the records are looked through: in steps, so that nobody waits for one.
 const (
-	retainEvery = time.Minute           // between two passes
+	retainEvery = time.Minute           // between two passes, at the most
+	retainOften = time.Second           // at the least, with limits of seconds
 	retainPause = 50 * time.Millisecond // between two steps
 	retainStep  = 1000                  // records looked at in one step, and removed at the most
 	countEvery  = time.Hour             // the count drifts a little when jobs end while it is taken
@@ -63,6 +64,15 @@ func (r *Retention) shortest() time.Duration {
 		return max(r.For, r.FailedFor)
 	}
 	return min(r.For, r.FailedFor)
+}
+
+// every is how long a record may stay after its time: a quarter of it, and a
+// minute at the most.
+func (r *Retention) every() time.Duration {
+	if d := r.shortest(); d > 0 {
+		return min(max(d/4, retainOften), retainEvery)
+	}
+	return retainEvery
 }
 
 // removes tells whether a record goes now; over tells that there are more than
@@ -119,7 +129,8 @@ func (r *retainer) run(ctx context.Context) {
 		return
 	}
 	trouble := false
-	timer := time.NewTimer(retainEvery)
+	every := r.rules.every()
+	timer := time.NewTimer(every)
 	defer timer.Stop()
 	for {
 		select {
@@ -134,7 +145,7 @@ func (r *retainer) run(ctx context.Context) {
 		trouble = err != nil
 		pause := retainPause
 		if r.next == nil || err != nil {
-			pause = retainEvery
+			pause = every
 		}
 		timer.Reset(pause)
 	}

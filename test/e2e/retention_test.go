@@ -5,8 +5,65 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/droverhq/drover/core/store/redis/redistest"
 	"github.com/droverhq/drover/test/cluster"
 )
+
+// TestRecordsGoByAgeNumberAndOutcome: with each engine. What goes is gone for every
+// question, its output too; failures stay longer, what runs stays, and a scheduler
+// that is killed, or another one, goes on with it.
+func TestRecordsGoByAgeNumberAndOutcome(t *testing.T) {
+	t.Parallel()
+	for name, engine := range map[string]func(t *testing.T) []string{
+		"embedded": func(*testing.T) []string { return nil },
+		"redis":    func(t *testing.T) []string { return []string{"--store", redistest.Start(t).URL()} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			recordsGo(t, append(engine(t), "--keep-jobs-for", "3s", "--keep-failed-for", "1h", "--keep-jobs", "2", "--keep-requests-for", "1s"))
+		})
+	}
+}
+
+func recordsGo(t *testing.T, flags []string) {
+	c := cluster.New(t, bin, flags...)
+	c.Worker("w1", c.Scripts(c.Path("worker", "scripts"), scripts()), "--slots", "8")
+	running := c.Must("run", "-d", "sleep.sh")
+	c.Eventually("it runs", func() bool { return status(t, c, running).State == "RUNNING" })
+	good := c.Must("run", "-d", "ok.sh")
+	c.Run("wait", good)
+	gone := func(why, id string) {
+		t.Helper()
+		c.Eventually(why, func() bool { return c.Run("status", id).Code == 3 })
+		if r := c.Run("logs", id); r.Code != 3 {
+			t.Errorf("%s: logs answers %+v", why, r)
+		}
+		if list := c.Must("jobs", "-q"); strings.Contains(list, id) {
+			t.Errorf("%s: it is listed:\n%s", why, list)
+		}
+	}
+	gone("a success goes by its age", good)
+	var bad []string
+	for range 3 {
+		id := c.Must("run", "-d", "seven.sh")
+		c.Run("wait", id)
+		bad = append(bad, id)
+	}
+	c.Scheduler.Kill()
+	c.StartScheduler(c.Address, flags...)
+	c.AwaitReady("w1")
+	gone("the oldest of too many goes, after a kill too", bad[0])
+	for _, id := range bad[1:] {
+		if s := status(t, c, id).State; s != "FAILED" {
+			t.Errorf("a failure that is kept is %s", s)
+		}
+	}
+	if s := status(t, c, running).State; s != "RUNNING" {
+		t.Errorf("what runs is %s", s)
+	}
+	c.Must("stop", running)
+	want(t, c.Run("run", "ok.sh"), 0, "out\n", "err\n")
+}
 
 // TestOutputGoesByAgeAndNumber: the worker gives back what its flags say, logs says
 // what is missing and why, and the record, sizes and sums stay, over a restart too.
