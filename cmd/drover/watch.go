@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/droverhq/drover/cmd/drover/internal/client"
 	"github.com/droverhq/drover/cmd/drover/internal/follow"
+	"github.com/droverhq/drover/cmd/drover/internal/problem"
 	"github.com/droverhq/drover/cmd/drover/internal/render"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
@@ -139,7 +141,11 @@ func (e *env) watch(ctx context.Context, c *client.Client, again func() error, f
 			return c.Explain("watch", err)
 		}
 		fmt.Fprintf(e.stderr, "drover: %v; trying again\n", strings.TrimSpace(fmt.Sprint(c.Explain("watch", err))))
-		for wait := 100 * time.Millisecond; ; wait = min(wait*2, 2*time.Second) {
+		first := 100 * time.Millisecond
+		if later, ok := problem.ComeAgain(err); ok {
+			first = later/2 + rand.N(later) // not together with the others
+		}
+		for wait := first; ; wait = min(wait*2, 2*time.Second) {
 			if err := pause(ctx, wait); err != nil {
 				return err
 			}

@@ -25,8 +25,10 @@ import (
 const (
 	maxMessage = 8 << 20 // bytes; a request has 2 MiB at the most
 	maxStreams = 16384
-	window     = 4 << 20
-	stopGrace  = 2 * time.Second
+	window     = 4 << 20 // of a connection
+	// What a reader that stands still makes us hold: the other side sends no more.
+	streamWindow = 1 << 20
+	stopGrace    = 2 * time.Second
 	// A connection whose other side is silent, though nothing was reset, is given
 	// up after pingEvery + pingAnswer; gRPC makes that 10 s + 5 s at the side that
 	// dials.
@@ -72,15 +74,16 @@ func NewServer(address string, tlsConfig *tls.Config, table auth.Table, revocati
 func (p *Port) newServer(c ServerConfig) *Server {
 	guard := &auth.Guard{Table: c.Table, Revocations: c.Revocations, Status: ToStatus}
 	gate := gate{c.May}
+	crowds := newCrowds()
 	s := grpc.NewServer(
 		grpc.Creds(Credentials(c.TLS)),
 		grpc.ForceServerCodecV2(Codec()),
-		grpc.ChainUnaryInterceptor(guard.Unary, gate.unary, statusUnary),
-		grpc.ChainStreamInterceptor(guard.Stream, gate.stream, statusStream),
+		grpc.ChainUnaryInterceptor(guard.Unary, gate.unary, crowds.unary, statusUnary),
+		grpc.ChainStreamInterceptor(guard.Stream, gate.stream, crowds.stream, statusStream),
 		grpc.UnknownServiceHandler(gate.unknown),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
+		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(window),
 		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(writeBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingEvery, Timeout: pingAnswer}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
@@ -184,7 +187,7 @@ func Dial(address string, tlsConfig *tls.Config) (*grpc.ClientConn, error) {
 			grpc.ForceCodecV2(Codec()),
 			grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage),
 		),
-		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window),
+		grpc.WithInitialWindowSize(streamWindow), grpc.WithInitialConnWindowSize(window),
 		grpc.WithReadBufferSize(readBuffer), grpc.WithWriteBufferSize(writeBuffer),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingAnswer, PermitWithoutStream: true}),
 		grpc.WithConnectParams(quickConnect()),

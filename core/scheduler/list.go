@@ -39,12 +39,11 @@ type JobQuery struct {
 // Jobs returns one page of jobs, newest first, and the token of the next.
 func (s *Scheduler) Jobs(ctx context.Context, by Caller, q JobQuery) ([]job.Job, string, error) {
 	const op = "list jobs"
-	select {
-	case s.lists <- struct{}{}:
-		defer func() { <-s.lists }()
-	default:
-		return nil, "", overloaded(op, "too many lists are being read")
+	leave, err := s.turnToList(ctx, op)
+	if err != nil {
+		return nil, "", err
 	}
+	defer leave()
 	r := store.Prefix([]byte{prefixJob})
 	r.Reverse = true
 	if q.PageToken != "" {
@@ -83,6 +82,29 @@ func (s *Scheduler) Jobs(ctx context.Context, by Caller, q JobQuery) ([]job.Job,
 		}
 	}
 	return out, "", nil
+}
+
+// turnToList waits until a list may be read, unless too many wait. Lists take
+// much of a processor: as many at once as there are, or heartbeats would wait (P16).
+func (s *Scheduler) turnToList(ctx context.Context, op string) (leave func(), err error) {
+	select {
+	case s.lists <- struct{}{}:
+	default:
+		return nil, overloaded(op, "too many lists are being read")
+	}
+	leave = func() { <-s.listing; <-s.lists }
+	select {
+	case s.listing <- struct{}{}:
+		return leave, nil
+	default:
+	}
+	select {
+	case s.listing <- struct{}{}:
+		return leave, nil
+	case <-ctx.Done():
+		<-s.lists
+		return nil, errs.E(op, errs.Canceled, "", ctx.Err())
+	}
 }
 
 // submitTime reads the milliseconds of a UUIDv7 (RFC 9562, 5.7).

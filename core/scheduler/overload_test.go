@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"testing"
+	"testing/synctest"
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
@@ -26,6 +27,21 @@ func TestP16ListsAndWatchersAreBounded(t *testing.T) {
 		}
 		for range maxLists - 1 {
 			<-w.s.lists
+		}
+		for range cap(w.s.listing) {
+			w.s.listing <- struct{}{}
+		}
+		done := make(chan error, 1)
+		go func() { done <- list() }()
+		synctest.Wait()
+		if len(done) > 0 || len(w.s.lists) != 1 {
+			t.Errorf("%d lists wait for a processor, want 1", len(w.s.lists))
+		}
+		for range cap(w.s.listing) {
+			<-w.s.listing
+		}
+		if err := <-done; err != nil || len(w.s.lists) != 0 {
+			t.Errorf("the list that waited: %v, %d are counted", err, len(w.s.lists))
 		}
 		var all []*watcher
 		for range maxWatchers {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
@@ -24,7 +25,7 @@ const (
 	inboxUrgent = 4096
 	inboxNormal = 4096
 	maxRound    = 1024 // events per commit, each of several submits counted
-	maxLists    = 32   // lists of jobs that are read at once: each may look at many records
+	maxLists    = 32   // lists of jobs that are read or wait: each may look at many records
 )
 
 // Defaults of Config.
@@ -57,7 +58,8 @@ type Scheduler struct {
 	urgent  chan Event
 	normal  chan Event
 	bulks   chan struct{} // one for each StartJobs that waits
-	lists   chan struct{} // one for each list that is being read
+	lists   chan struct{} // one for each list that is being read, or waits
+	listing chan struct{} // one for each that is being read
 	links   *links
 	retain  *retainer
 
@@ -91,7 +93,8 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 	s := &Scheduler{
 		config: c, records: records{c.Store}, hub: newHub(), term: term,
 		urgent: make(chan Event, inboxUrgent), normal: make(chan Event, inboxNormal),
-		bulks: make(chan struct{}, bulksAtOnce), lists: make(chan struct{}, maxLists), waiting: map[uint64]chan Result{},
+		bulks: make(chan struct{}, bulksAtOnce), lists: make(chan struct{}, maxLists), listing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		waiting: map[uint64]chan Result{},
 	}
 	s.machine = NewMachine(s.term, c.Lease)
 	s.links = newLinks(c.Connector, s.term, c.Log, s.deliver)

@@ -5,10 +5,9 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+
+	"github.com/droverhq/drover/cmd/drover/internal/problem"
 )
 
 // How often a call is made again that a loaded scheduler has put off, and how
@@ -24,7 +23,7 @@ const (
 func comeAgain(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	for try := 0; ; try++ {
 		err := call(ctx, method, req, reply, conn, opts...)
-		wait, ok := retryDelay(err)
+		wait, ok := problem.ComeAgain(err)
 		if !ok || try == overloadTries {
 			return err
 		}
@@ -37,18 +36,4 @@ func comeAgain(ctx context.Context, method string, req, reply any, conn *grpc.Cl
 			return err
 		}
 	}
-}
-
-// retryDelay reads when to come again.
-func retryDelay(err error) (time.Duration, bool) {
-	st, ok := status.FromError(err)
-	if !ok || st.Code() != codes.ResourceExhausted {
-		return 0, false
-	}
-	for _, d := range st.Details() {
-		if r, ok := d.(*errdetails.RetryInfo); ok && r.GetRetryDelay().AsDuration() > 0 {
-			return r.GetRetryDelay().AsDuration(), true
-		}
-	}
-	return 0, false
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"time"
 
 	"google.golang.org/grpc"
@@ -140,6 +141,10 @@ func Run(ctx context.Context, c Config) (Summary, error) {
 			lost = true
 			r.Notice(err)
 		}
+		if later, ok := problem.ComeAgain(err); ok {
+			// Those who were put off together must not come back together.
+			wait = max(wait, later/2+rand.N(later))
+		}
 		if !sleep(ctx, wait) {
 			return r.sum, fmt.Errorf("read output: %w", context.Cause(ctx))
 		}
@@ -152,7 +157,13 @@ var errOpenEnd = errors.New("the output ended before its job")
 
 // mayRetry tells whether connecting again can help.
 func (r *reader) mayRetry(err error) bool {
-	if !r.came && !r.Eager || time.Since(r.progress) > r.Patience {
+	if time.Since(r.progress) > r.Patience {
+		return false
+	}
+	if _, putOff := problem.ComeAgain(err); putOff {
+		return true // P16
+	}
+	if !r.came && !r.Eager {
 		return false
 	}
 	if errors.Is(err, errOpenEnd) {

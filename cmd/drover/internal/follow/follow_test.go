@@ -11,9 +11,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 
@@ -103,6 +105,30 @@ func read(t *testing.T, s *server, change func(*follow.Config)) (*memory, follow
 	}
 	sum, err := follow.Run(t.Context(), c)
 	return m, sum, err
+}
+
+// TestP16WhoIsPutOffComesAgain: also when nothing has come yet, not before it was told
+// to, and not for ever.
+func TestP16WhoIsPutOffComesAgain(t *testing.T) {
+	t.Parallel()
+	st, err := status.New(codes.ResourceExhausted, "1024 reads of output are open already").WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{connections: []connection{
+			{err: st.Err()}, {err: st.Err()}, {chunks: []*droverv1.OutputChunk{data(stdout, 0, "abc"), end(stdout, 3), end(stderr, 0)}},
+		}}
+		began := time.Now()
+		m, _, err := read(t, s, nil)
+		if waited := time.Since(began); err != nil || m.text[stdout] != "abc" || waited < time.Second || waited > 4*time.Second {
+			t.Errorf("%q, %v after %v", m.text, err, waited)
+		}
+		s = &server{connections: []connection{{err: st.Err()}}}
+		if _, _, err = read(t, s, nil); status.Code(err) != codes.ResourceExhausted || len(s.requests) > 60 {
+			t.Errorf("%v after %d requests in a minute", err, len(s.requests))
+		}
+	})
 }
 
 // TestReadGoesOnAtTheSameByte: P7: `logs -f` resumes at its offset.
