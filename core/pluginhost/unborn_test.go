@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,6 +25,7 @@ type forked struct {
 	reaps   bool   // it may have reaped what its journal does not tell
 	foreign bool   // an earlier worker started it
 	cgroup  string
+	ends    bool // all that is in the cgroup ends before it is settled
 }
 
 // outlived begins a child that goes on when the plugin is gone, so that it is not
@@ -58,6 +60,14 @@ func (f forked) settle(t *testing.T) (again bool, told []Event) {
 	session := cmd.Process.Pid
 	proc := &process{record: record{Dir: dir, PID: session}, foreign: f.foreign}
 	_ = cmd.Wait()
+	for end := time.Now().Add(time.Minute); f.ends; time.Sleep(time.Millisecond) {
+		if _, err := cgroup.Past(f.cgroup); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("it does not end")
+		}
+	}
 	defer func() {
 		for _, pid := range children() {
 			if st, err := pidfd.ReadStat(pid); err == nil && (st.Session == session || hasVariable(pid, "DROVER_MARK=unborn")) {
@@ -115,7 +125,7 @@ func TestACgroupTellsWhetherAStartWasForked(t *testing.T) { //nolint:paralleltes
 	if g.Dir() == "" {
 		t.Skip("no cgroup v2 is writable here")
 	}
-	_, told := forked{script: "(exec setsid bash -c '" + `echo $$ > "$GROUP/cgroup.procs"; ` + strings.ReplaceAll(outlived, "$$", "$PPID") + "exit 7') & sleep 0.1", cgroup: g.Dir()}.settle(t)
+	_, told := forked{script: "(exec setsid bash -c '" + `echo $$ > "$GROUP/cgroup.procs"; ` + strings.ReplaceAll(outlived, "$$", "$PPID") + "exit 7') & until grep -q . \"$GROUP/cgroup.procs\"; do sleep 0.01; done", cgroup: g.Dir(), ends: true}.settle(t)
 	if len(told) != 2 || told[0].Started == nil || told[1].Exited.GetExitCode() != 7 {
 		t.Errorf("of a job that had ended was told %+v", told)
 	}
@@ -126,9 +136,9 @@ func TestACgroupTellsWhetherAStartWasForked(t *testing.T) { //nolint:paralleltes
 	}{
 		"nobody was in it":                   {forked{foreign: true}, true},
 		"a child that is in another":         {forked{script: "(exec env -i A=1 sleep 1000) &"}, true},
-		"a zombie was in it":                 {forked{script: enter + outlived + "exec true) & sleep 0.1"}, false},
+		"a zombie was in it":                 {forked{script: enter + outlived + "exec true) & until grep -q . \"$GROUP/cgroup.procs\"; do sleep 0.01; done"}, false},
 		"a job was in it, and was reaped":    {forked{script: enter + "exec true) & wait", foreign: true}, false},
-		"a job is in it, without any traces": {forked{script: enter + "exec env -i A=1 sleep 1000) & sleep 0.1"}, false},
+		"a job is in it, without any traces": {forked{script: enter + "exec env -i A=1 sleep 1000) & until grep -q . \"$GROUP/cgroup.procs\"; do sleep 0.01; done"}, false},
 	} {
 		t.Run(name, func(t *testing.T) { //nolint:paralleltest // as above
 			c.cgroup = g.Dir()

