@@ -95,10 +95,10 @@ func (p part) run(ctx context.Context, e *env, o *output) error {
 	ctx, stop := e.untilSignal(ctx)
 	defer stop()
 	got, err := p.measure(ctx, e)
-	if err != nil {
-		return err
+	if got.document != nil { // also of a measurement that was not completed
+		err = errors.Join(err, render.Sheets(printer, got.document, got.sheets...))
 	}
-	return render.Sheets(printer, got.document, got.sheets...)
+	return err
 }
 
 func (b *benchFlags) part(measure func(context.Context, *env) (figures, error)) part {

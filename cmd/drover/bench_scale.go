@@ -83,6 +83,8 @@ func (s *scaleFlags) check() error {
 // spareFiles are what a daemon has open beside its connections.
 const spareFiles = 200
 
+// measure takes one size after the other. When one fails, the figures of those
+// before it are kept.
 func (s *scaleFlags) measure(ctx context.Context, e *env) (f figures, err error) {
 	s.plan.Clients = 64
 	s.plan.Log = func(format string, args ...any) { fmt.Fprintf(e.stderr, format+"\n", args...) }
@@ -93,22 +95,27 @@ func (s *scaleFlags) measure(ctx context.Context, e *env) (f figures, err error)
 	for _, n := range s.workers {
 		plan := s.plan
 		plan.Workers = n
-		got, err := scaleOnce(ctx, plan)
-		if err != nil {
-			return f, err
+		var got measure.Scale
+		if got, err = scaleOnce(ctx, plan); err != nil {
+			break
 		}
 		out.Results = append(out.Results, got)
 		rows = append(rows, scaleRow(&got))
 	}
-	if s.svg != "" {
-		if err := os.WriteFile(s.svg, plot.Growth(scaleCurves(out.Results)), 0o644); err != nil { //nolint:gosec // a picture for everybody
-			return f, fmt.Errorf("write the plot: %w", err)
-		}
+	if len(rows) == 0 {
+		return f, err
 	}
-	return table(out, []string{
+	f = table(out, []string{
 		"WORKERS", "JOIN s", "CORES", "PSS", "us/BEAT", "OFFLINE", "QUEUED", "SUBMIT ms: P50", "P99", "IDLE P99",
 		"LIST ms", "WATCH ms", "RECONNECT s", "JOBS", "JOBS/S", "us/JOB", "WRONG",
-	}, rows), nil
+	}, rows)
+	if s.svg == "" {
+		return f, err
+	}
+	if errWrite := os.WriteFile(s.svg, plot.Growth(scaleCurves(out.Results)), 0o644); errWrite != nil { //nolint:gosec // a picture for everybody
+		err = errors.Join(err, fmt.Errorf("write the plot: %w", errWrite))
+	}
+	return f, err
 }
 
 func scaleRow(r *measure.Scale) []string {
@@ -121,15 +128,24 @@ func scaleRow(r *measure.Scale) []string {
 	}
 }
 
+// scaleCurves are what grows with the workers, and what one of them and one job
+// cost.
 func scaleCurves(all []measure.Scale) []plot.Curve {
 	curves := []plot.Curve{
-		{Title: "scheduler, silent: processors"},
+		{Title: "scheduler, silent: cores busy"},
 		{Title: "scheduler, silent: memory, MiB"},
+		{Title: "per worker: memory of the scheduler, KiB"},
+		{Title: "per heartbeat: scheduler's CPU time, us"},
+		{Title: "per job: scheduler's CPU time, us"},
+		{Title: "jobs per second, all workers"},
 		{Title: "submit with a full queue: p99, ms"},
 		{Title: "all workers back after kill -9, s"},
 	}
 	for _, r := range all {
-		for i, y := range []float64{r.Cores, float64(r.PSS) / (1 << 20), r.SubmitQueued.P99 / 1000, r.ReconnectS} {
+		for i, y := range []float64{
+			r.Cores, float64(r.PSS) / (1 << 20), float64(r.PSS) / (1 << 10) / float64(r.Workers), r.BeatCPU,
+			r.JobCPU, r.JobsPerS, r.SubmitQueued.P99 / 1000, r.ReconnectS,
+		} {
 			curves[i].Points = append(curves[i].Points, plot.Point{X: float64(r.Workers), Y: y})
 		}
 	}

@@ -13,7 +13,7 @@ import (
 
 // writeBuffer is how much gRPC gathers before it writes, in bytes. It holds the
 // memory only while there is something to write.
-const writeBuffer = 128 << 10
+const writeBuffer = 64 << 10
 
 // Sizes of what passes below TLS.
 const (
