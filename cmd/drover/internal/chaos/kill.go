@@ -17,6 +17,7 @@ import (
 // Pauses between what came back and the next kill, the least and what chance
 // adds: a daemon that is back looks after what the killed one has left.
 const (
+	longestDelay  = 10 * time.Second // of a heartbeat, for a worker that got its old port again
 	restLeast     = 200 * time.Millisecond
 	restWorker    = 800 * time.Millisecond
 	restScheduler = 3 * time.Second
@@ -69,10 +70,13 @@ func (r *run) kill(ctx context.Context, name string, down time.Duration) error {
 	if err != nil {
 		return err
 	}
+	before, err := r.address(ctx, name, role)
+	if err != nil {
+		return err
+	}
 	if err := victim.Kill(); err != nil {
 		return err
 	}
-	killed := time.Now()
 	r.count(func(l *Ledger) {
 		l.Killed[role]++
 		l.MinUnderWay = min(l.MinUnderWay, r.under)
@@ -93,12 +97,29 @@ func (r *run) kill(ctx context.Context, name string, down time.Duration) error {
 			return err == nil, err
 		})
 	}
+	revived := time.Now()
 	return until(ctx, "wait for the worker "+name, func() (bool, error) {
 		got, err := r.api.GetWorker(ctx, &droverv1.GetWorkerRequest{WorkerId: name})
-		// A lease that was renewed after the kill is the new process's.
-		renewed := got.GetWorker().GetLeaseExpires().AsTime().Add(-scheduler.DefaultLease)
-		return err == nil && renewed.After(killed) && got.GetWorker().GetState() == droverv1.WorkerState_WORKER_STATE_ONLINE, err
+		w := got.GetWorker()
+		// A busy scheduler may hear a heartbeat of the dead process late: a lease that
+		// was renewed after the kill proves nothing. The new one listens elsewhere.
+		renewed := w.GetLeaseExpires().AsTime().Add(-scheduler.DefaultLease)
+		fresh := w.GetAddress() != before || renewed.After(revived.Add(longestDelay))
+		return err == nil && fresh && w.GetState() == droverv1.WorkerState_WORKER_STATE_ONLINE, err
 	})
+}
+
+// address is where a worker listens; "" for other roles.
+func (r *run) address(ctx context.Context, name, role string) (at string, err error) {
+	if role != "worker" {
+		return "", nil
+	}
+	err = until(ctx, "ask for the worker "+name, func() (bool, error) {
+		got, err := r.api.GetWorker(ctx, &droverv1.GetWorkerRequest{WorkerId: name})
+		at = got.GetWorker().GetAddress()
+		return err == nil, err
+	})
+	return at, err
 }
 
 // find waits for a daemon to live.
