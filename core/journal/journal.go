@@ -111,7 +111,7 @@ func Open(c Config) (*Journal, *State, error) {
 	j.lock = lock
 	state, err := j.load()
 	if err != nil {
-		lock.Close()
+		_ = letGo(lock) // that of the journal is the error to tell
 		return nil, nil, err
 	}
 	return j, state, nil
@@ -152,6 +152,12 @@ func takeLock(path string) (*os.File, error) {
 		}
 	}
 	return f, nil
+}
+
+// letGo gives the lock back at once: without that, a process that is just being
+// forked would keep it until it executes its program.
+func letGo(lock *os.File) error {
+	return errors.Join(unix.Flock(int(lock.Fd()), unix.LOCK_UN), lock.Close())
 }
 
 // Append writes the records as one write(2): either all of them are in the
@@ -269,7 +275,7 @@ func (j *Journal) Size() (total, dead int64) {
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return errors.Join(j.f.Close(), j.lock.Close())
+	return errors.Join(j.f.Close(), letGo(j.lock))
 }
 
 // rewrite copies the live frames into Path.new and renames it over Path.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
@@ -270,6 +271,22 @@ func TestSecondProcessIsRefusedClearly(t *testing.T) {
 	}
 	j, _ = reopen(t, j)
 	j.Close()
+}
+
+// TestAForkDoesNotKeepTheLock: until it executes its program, a child has every
+// descriptor of its parent. A duplicate shares the lock in the same way.
+func TestAForkDoesNotKeepTheLock(t *testing.T) {
+	t.Parallel()
+	j, _ := openAt(t, filepath.Join(t.TempDir(), "journal"))
+	child, err := unix.Dup(int(j.lock.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(child)
+	j, _ = reopen(t, j)
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestCompactionKeepsTheLiveAndDropsTheDead(t *testing.T) {
