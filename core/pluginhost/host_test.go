@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	for _, name := range []string{"bash", "binary"} {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "drover-runner-"+name), "../../cmd/drover-runner-"+name)
+		cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", filepath.Join(dir, "drover-runner-"+name), "../../cmd/drover-runner-"+name)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			panic(fmt.Sprintf("%v: %s", err, out))
 		}
@@ -855,7 +855,7 @@ func TestANewVersionTakesOverUnderJobs(t *testing.T) {
 	w.startScript("old", "read x < "+gate+"; exit 4")
 	w.awaitStart("old")
 	next := filepath.Join(t.TempDir(), "drover-runner-bash")
-	cmd := exec.Command("go", "build", "-ldflags", "-X main.version=2.0.0", "-o", next, "../../cmd/drover-runner-bash")
+	cmd := exec.Command("go", "build", "-ldflags", "-s -w -X main.version=2.0.0", "-o", next, "../../cmd/drover-runner-bash")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

@@ -24,7 +24,7 @@ func fragile(t *testing.T, version, mode string) string {
 func buildPlugin(t *testing.T, source, flags string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "drover-runner-bash")
-	if out, err := exec.Command("go", "build", "-ldflags", flags, "-o", file, source).CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-ldflags", "-s -w "+flags, "-o", file, source).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	return file

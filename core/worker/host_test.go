@@ -41,7 +41,7 @@ var plugins = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	for _, name := range []string{"bash", "binary"} {
-		build := exec.Command("go", "build", "-o", filepath.Join(dir, "drover-runner-"+name), "github.com/droverhq/drover/cmd/drover-runner-"+name)
+		build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", filepath.Join(dir, "drover-runner-"+name), "github.com/droverhq/drover/cmd/drover-runner-"+name)
 		if out, err := build.CombinedOutput(); err != nil {
 			return dir, fmt.Errorf("build plugin %s: %w\n%s", name, err, out)
 		}

@@ -25,6 +25,13 @@ import (
 // Patience is how long a condition may take to come true on a loaded machine.
 const Patience = 60 * time.Second
 
+// Pauses between two looks at a condition. Most looks are a drover of their own, and
+// cost the processes that are waited for the processor.
+const (
+	firstPause   = 10 * time.Millisecond
+	longestPause = 200 * time.Millisecond
+)
+
 // Build builds drover and the runner plugins into a folder of its own and
 // returns it, with further build tags if any are wanted. Call it once, from
 // TestMain.
@@ -32,7 +39,7 @@ func Build(tags ...string) (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "drover-bin-"); err != nil {
 		return "", fmt.Errorf("make the folder of binaries: %w", err)
 	}
-	return dir, build(dir, "", tags, "./cmd/...")
+	return dir, build(dir, "-s -w", tags, "./cmd/...")
 }
 
 // BuildVersion builds commands, such as drover and drover-runner-bash, into dir as
@@ -496,12 +503,12 @@ func (c *Cluster) Must(args ...string) string {
 // Eventually waits for a condition that other processes make true.
 func (c *Cluster) Eventually(what string, cond func() bool) {
 	c.T.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(Patience); time.Now().Before(end); <-tick.C {
+	pause := firstPause
+	for end := time.Now().Add(Patience); time.Now().Before(end); pause = min(2*pause, longestPause) {
 		if cond() {
 			return
 		}
+		time.Sleep(pause)
 	}
 	c.T.Fatalf("never came true: %s", what)
 }
