@@ -77,6 +77,10 @@ func (r *run) kill(ctx context.Context, name string, down time.Duration) error {
 	if err := victim.Kill(); err != nil {
 		return err
 	}
+	// Until it is gone it would not be missed, and nobody would start it again.
+	if err := until(ctx, "wait for the end of "+name, func() (bool, error) { return !victim.Alive(), nil }); err != nil {
+		return err
+	}
 	r.count(func(l *Ledger) {
 		l.Killed[role]++
 		l.MinUnderWay = min(l.MinUnderWay, r.under)
