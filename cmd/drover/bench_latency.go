@@ -32,16 +32,7 @@ type latencies struct {
 }
 
 func (b *benchFlags) latency(ctx context.Context, e *env) (f figures, err error) {
-	err = b.onCluster(ctx, func(t *testbed) (err error) {
-		ssh, err := b.ssh(ctx, t.dir)
-		if err != nil {
-			return err
-		}
-		if ssh != nil {
-			defer func() { err = errors.Join(err, ssh.Close()) }()
-		} else {
-			fmt.Fprintln(e.stderr, "Without --peer ssh, nothing is compared with ssh.")
-		}
+	err = b.besideSSH(ctx, e, func(t *testbed, ssh *peers.SSH) (err error) {
 		runs, err := latencyRuns(t, ssh)
 		if err != nil {
 			return err

@@ -56,15 +56,19 @@ func closePeers(all []peers.Peer) error {
 	return err
 }
 
-// ssh starts the one peer that has something to say to a stream or a single
-// command; nil when it was not asked for.
-func (b *benchFlags) ssh(ctx context.Context, dir string) (*peers.SSH, error) {
-	if !slices.Contains(b.peers, "ssh") {
-		return nil, nil
-	}
-	p, err := startPeer(ctx, "ssh", dir)
-	if err != nil {
-		return nil, err
-	}
-	return p.(*peers.SSH), nil
+// besideSSH measures on a cluster and, when it was asked for, beside the one peer
+// that has something to say to a stream or a single command; ssh is nil otherwise.
+func (b *benchFlags) besideSSH(ctx context.Context, e *env, run func(t *testbed, ssh *peers.SSH) error) error {
+	return b.onCluster(ctx, func(t *testbed) (err error) {
+		if !slices.Contains(b.peers, "ssh") {
+			fmt.Fprintln(e.stderr, "Without --peer ssh, nothing is compared with ssh.")
+			return run(t, nil)
+		}
+		p, err := startPeer(ctx, "ssh", t.dir)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, p.Close()) }()
+		return run(t, p.(*peers.SSH))
+	})
 }

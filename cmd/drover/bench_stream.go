@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -77,16 +76,7 @@ func (s *streamFlags) check() error {
 }
 
 func (s *streamFlags) measure(ctx context.Context, e *env) (f figures, err error) {
-	err = s.onCluster(ctx, func(t *testbed) (err error) {
-		ssh, err := s.ssh(ctx, t.dir)
-		if err != nil {
-			return err
-		}
-		if ssh != nil {
-			defer func() { err = errors.Join(err, ssh.Close()) }()
-		} else {
-			fmt.Fprintln(e.stderr, "Without --peer ssh, nothing is compared with ssh.")
-		}
+	err = s.besideSSH(ctx, e, func(t *testbed, ssh *peers.SSH) (err error) {
 		var out streamed
 		if out.Transfers, err = s.transfers(ctx, e, t, ssh); err != nil {
 			return err
