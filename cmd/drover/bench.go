@@ -244,7 +244,7 @@ func (b *benchFlags) onCluster(ctx context.Context, f func(*testbed) error) (err
 	if t.workloads, err = measure.Workloads(t.scripts, "line.sh"); err != nil {
 		return err
 	}
-	cluster, err := openDev(&devFlags{Options: dev.Options{Dir: filepath.Join(dir, "cluster"), Workers: 1, Scripts: t.scripts}})
+	cluster, err := openDev(&devFlags{Options: dev.Options{Dir: filepath.Join(dir, "cluster"), Scratch: true, Workers: 1, Scripts: t.scripts}})
 	if err != nil {
 		return err
 	}

@@ -59,7 +59,7 @@ func (m *memoryFlags) measure(ctx context.Context, e *env) (f figures, err error
 	if err := os.Mkdir(scripts, 0o755); err != nil {
 		return f, fmt.Errorf("make a folder to measure in: %w", err)
 	}
-	cluster, err := openDev(&devFlags{Options: dev.Options{Dir: filepath.Join(dir, "cluster"), Workers: 1, Scripts: scripts, Slots: m.jobs}})
+	cluster, err := openDev(&devFlags{Options: dev.Options{Dir: filepath.Join(dir, "cluster"), Scratch: true, Workers: 1, Scripts: scripts, Slots: m.jobs}})
 	if err != nil {
 		return f, err
 	}

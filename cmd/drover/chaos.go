@@ -97,7 +97,7 @@ func (c *chaosFlags) attack(ctx context.Context, e *env, dir string) (ledger cha
 	if err != nil {
 		return ledger, err
 	}
-	cluster, err := openDev(&devFlags{Options: dev.Options{Dir: filepath.Join(dir, "cluster"), Workers: c.Workers, Scripts: scripts}})
+	cluster, err := openDev(&devFlags{Options: dev.Options{Dir: filepath.Join(dir, "cluster"), Scratch: true, Workers: c.Workers, Scripts: scripts}})
 	if err != nil {
 		return ledger, err
 	}

@@ -31,6 +31,7 @@ type Options struct {
 	Scripts string // script folder; "" is the examples folder beside the binary
 	Binary  string // the drover binary
 	Slots   int    // of each worker; 0: 256
+	Scratch bool   // it goes away soon: leave the well-known port to others
 }
 
 // Cluster is the cluster of one data folder. It is used by one goroutine.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -154,20 +155,34 @@ func TestADaemonThatDiesIsShownWithItsLog(t *testing.T) {
 	}
 }
 
-// TestAnotherPortWhenTheWellKnownOneIsTaken, also when it was taken a moment ago.
-func TestAnotherPortWhenTheWellKnownOneIsTaken(t *testing.T) {
+// TestAClusterThatGoesAwayLeavesTheWellKnownPort: a run of chaos lost it to another
+// cluster while its scheduler was dead.
+func TestAClusterThatGoesAwayLeavesTheWellKnownPort(t *testing.T) {
 	t.Parallel()
-	if l, err := net.Listen("tcp", DefaultAddress); err == nil {
-		defer l.Close()
-	} // else somebody else has it, which is the case that is wanted
 	text := `while [ "$1" != --listen ]; do shift; done
-[ "$2" = ` + DefaultAddress + ` ] && exit 1
+listen=$2
 while [ "$1" != --data ]; do shift; done
-echo 127.0.0.1:4711 >"$2/address.new"; mv "$2/address.new" "$2/address"; exec sleep 1000
+echo "$listen" >"$2/address.new"; mv "$2/address.new" "$2/address"; exec sleep 1000
 `
-	c := open(t, Options{Binary: script(t, text)})
+	c := open(t, Options{Binary: script(t, text), Scratch: true})
+	first := startAndKill(t, c)
+	_, port, err := net.SplitHostPort(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < spareFrom || n >= spareTo {
+		t.Errorf("port %s may be taken while the scheduler is away", port)
+	}
+	if again := startAndKill(t, c); again != first {
+		t.Errorf("it was on %s, and then on %s", first, again)
+	}
+}
+
+// startAndKill returns where a scheduler listened.
+func startAndKill(t *testing.T, c *Cluster) string {
+	t.Helper()
 	for _, d := range []string{"logs", "scheduler"} {
-		if err := os.Mkdir(c.path(d), 0o700); err != nil {
+		if err := os.MkdirAll(c.path(d), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -181,7 +196,22 @@ echo 127.0.0.1:4711 >"$2/address.new"; mv "$2/address.new" "$2/address"; exec sl
 		t.Fatal(err)
 	}
 	<-ch.done
-	if c.Address != "127.0.0.1:4711" {
-		t.Errorf("address %q", c.Address)
+	return c.Address
+}
+
+// TestAnotherPortWhenTheWellKnownOneIsTaken, also when it was taken a moment ago.
+func TestAnotherPortWhenTheWellKnownOneIsTaken(t *testing.T) {
+	t.Parallel()
+	if l, err := net.Listen("tcp", DefaultAddress); err == nil {
+		defer l.Close()
+	} // else somebody else has it, which is the case that is wanted
+	text := `while [ "$1" != --listen ]; do shift; done
+[ "$2" = ` + DefaultAddress + ` ] && exit 1
+while [ "$1" != --data ]; do shift; done
+echo 127.0.0.1:4711 >"$2/address.new"; mv "$2/address.new" "$2/address"; exec sleep 1000
+`
+	c := open(t, Options{Binary: script(t, text)})
+	if at := startAndKill(t, c); at != "127.0.0.1:4711" {
+		t.Errorf("address %q", at)
 	}
 }

@@ -129,6 +129,13 @@ func (c *Cluster) startScheduler(ctx context.Context) (*child, error) {
 	if c.Address != "" {
 		return c.listenOn(ctx, c.Address)
 	}
+	if c.opts.Scratch {
+		address, err := spareAddress()
+		if err != nil {
+			return nil, err
+		}
+		return c.listenOn(ctx, address)
+	}
 	ch, err := c.listenOn(ctx, DefaultAddress)
 	if errors.Is(err, errDied) && !free(DefaultAddress) {
 		// Another cluster of this machine has the well-known port: any does.
