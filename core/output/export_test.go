@@ -2,6 +2,7 @@ package output
 
 import (
 	"context"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -66,3 +67,12 @@ func (s *Store) Total() int64 {
 	defer s.mu.Unlock()
 	return s.total
 }
+
+// WithPace returns c in which so many followers gather for a time.
+func (c Config) WithPace(pace func(followers int) time.Duration) Config {
+	c.pace = pace
+	return c
+}
+
+// GatherTime is the pace of a store that is not told another.
+var GatherTime = gatherTime

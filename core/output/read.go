@@ -38,11 +38,14 @@ type Reader struct {
 	cursors []*cursor
 	memory  func(int) []byte
 	buf     []byte // what memory gave last, if it is the reader's own
+	small   bool   // the last piece was: there may soon be more
+	timer   *time.Timer
 }
 
 type cursor struct {
 	st    *stream
 	off   uint64
+	round uint64 // up to where nothing more is gathered
 	ended bool
 }
 
@@ -70,7 +73,17 @@ func (s *Store) ReadBoth(key job.Key, from [2]uint64) (*Reader, error) {
 func newReader(s *Store, cursors ...*cursor) *Reader {
 	r := &Reader{store: s, cursors: cursors}
 	r.memory = r.own
+	r.count(1)
 	return r
+}
+
+// count adds the reader to those of its streams.
+func (r *Reader) count(n int) {
+	r.store.mu.Lock()
+	defer r.store.mu.Unlock()
+	for _, c := range r.cursors {
+		c.st.readers += n
+	}
 }
 
 // own is memory that is used again by the next piece.
@@ -98,6 +111,9 @@ func (s *Store) find(key job.Key) (*attempt, error) {
 // Next returns the next piece. When there is none yet it waits if follow is
 // set, else it returns io.EOF. After the last END it returns io.EOF.
 func (r *Reader) Next(ctx context.Context, follow bool) (Chunk, error) {
+	if r.small && follow {
+		r.gather(ctx)
+	}
 	for {
 		if err := ctx.Err(); err != nil {
 			return Chunk{}, err
@@ -226,6 +242,7 @@ func (s *Store) lookup(st *stream, off uint64) (extent, *Gap, bool) {
 // fetch turns what pick saw into a chunk; it reads without the lock.
 func (r *Reader) fetch(c *cursor, f *found) (Chunk, error) {
 	out := Chunk{Stream: c.st.id, Offset: c.off, Time: f.ext.time}
+	r.small = false
 	switch {
 	case f.end != nil:
 		c.ended = true
@@ -249,8 +266,14 @@ func (r *Reader) fetch(c *cursor, f *found) (Chunk, error) {
 	}
 	out.Data = data
 	c.off += n
+	r.small = n < gathered
 	return out, nil
 }
 
 // Close ends the reader.
-func (r *Reader) Close() { r.buf = nil }
+func (r *Reader) Close() {
+	if r.buf = nil; len(r.cursors) > 0 {
+		r.count(-1)
+		r.cursors = nil
+	}
+}

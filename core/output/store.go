@@ -64,6 +64,7 @@ type Config struct {
 
 	sizes sizes                   // seam for tests; zero: defaultSizes
 	fault func(step string) error // seam for faults of the disk; nil: none
+	pace  func(int) time.Duration // seam for tests; nil: gatherTime
 }
 
 // Store keeps the output of all attempts of a worker. Its methods may be
@@ -73,6 +74,7 @@ type Store struct {
 	quota  int64
 	epoll  int
 	wake   int // eventfd
+	began  time.Time
 
 	mu       sync.Mutex // guards the fields below; never held during I/O on segments
 	attempts map[job.Key]*attempt
@@ -132,6 +134,9 @@ type stream struct {
 	sha256    string
 	hash      *hasher
 	changed   chan struct{} // made when somebody waits, closed when something changes
+	readers   int           // that are open
+	plenty    chan struct{} // made when somebody gathers, closed at enough bytes or the end
+	enough    uint64
 }
 
 // span is a range of a stream.
@@ -173,6 +178,9 @@ func Open(c Config) (*Store, error) {
 	if c.sizes == (sizes{}) {
 		c.sizes = defaultSizes()
 	}
+	if c.pace == nil {
+		c.pace = gatherTime
+	}
 	if c.Boot == "" {
 		// Without one, every boot is the same: nothing is known of crashes.
 		id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -188,7 +196,7 @@ func Open(c Config) (*Store, error) {
 	}
 	s := &Store{
 		config: c, attempts: map[job.Key]*attempt{}, byToken: map[int32]*stream{}, segments: map[uint64]*segment{},
-		blocked: map[*stream]string{}, since: map[string]time.Time{},
+		blocked: map[*stream]string{}, since: map[string]time.Time{}, began: time.Now(),
 	}
 	var err error
 	if s.quota, err = quota(c); err != nil {
@@ -404,6 +412,10 @@ func (st *stream) notify() {
 	if st.changed != nil {
 		close(st.changed)
 		st.changed = nil
+	}
+	if st.plenty != nil && (st.owner.finished || st.size >= st.enough) {
+		close(st.plenty)
+		st.plenty = nil
 	}
 }
 
