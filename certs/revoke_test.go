@@ -1,6 +1,8 @@
 package certs_test
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io/fs"
 	"strings"
@@ -37,5 +39,29 @@ func TestRevocationTakesEffect(t *testing.T) {
 		if c.Revoked != (c.ID.Name == "alice") {
 			t.Errorf("%s: revoked %v", c.ID, c.Revoked)
 		}
+	}
+}
+
+// TestARevocationCatchesAHandshakeThatIsUnderWay: what its chain was verified with
+// does not hold any more when it ends.
+func TestARevocationCatchesAHandshakeThatIsUnderWay(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t)
+	sched, admin := pair(t, ca, certs.RoleScheduler, "s1"), pair(t, ca, certs.RoleAdmin, "alice")
+	config, err := sched.ServerConfig().GetConfigForClient(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain := []*x509.Certificate{admin.Leaf()}
+	verified := tls.ConnectionState{PeerCertificates: chain, VerifiedChains: [][]*x509.Certificate{chain}}
+	if err := config.VerifyConnection(verified); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ca.Revoke("alice"); err != nil {
+		t.Fatal(err)
+	}
+	sched.Reload()
+	if err := config.VerifyConnection(verified); err == nil || !strings.Contains(err.Error(), "revoked") {
+		t.Errorf("got %v", err)
 	}
 }

@@ -32,16 +32,20 @@ func (s *Source) forClient() *tls.Config {
 		SessionTicketsDisabled: true,
 		NextProtos:             []string{"h2"},
 		Certificates:           []tls.Certificate{*m.pair.cert},
-		// The chain is verified twice. Here, because only so the client is told
-		// "expired certificate" or "unknown certificate authority" rather than
-		// "bad certificate"; in VerifyConnection, because that always runs.
+		// The chain is verified here, because only so the client is told "expired
+		// certificate" or "unknown certificate authority" rather than "bad
+		// certificate". In VerifyConnection it is verified again only when that has
+		// not happened, or with what the Source does not hold any more.
 		ClientAuth: tls.VerifyClientCertIfGiven,
 		ClientCAs:  m.trust.pool,
-		VerifyConnection: func(cs tls.ConnectionState) error {
-			if len(cs.PeerCertificates) == 0 {
-				return nil
+		VerifyConnection: func(cs tls.ConnectionState) (err error) {
+			switch {
+			case len(cs.PeerCertificates) == 0:
+			case len(cs.VerifiedChains) > 0 && s.material() == m:
+				_, err = m.admit(cs.PeerCertificates, x509.ExtKeyUsageClientAuth)
+			default:
+				_, err = s.verify(cs.PeerCertificates, x509.ExtKeyUsageClientAuth)
 			}
-			_, err := s.verify(cs.PeerCertificates, x509.ExtKeyUsageClientAuth)
 			return err
 		},
 	}
@@ -106,7 +110,15 @@ func refuse(err error, format string, args ...any) error {
 // verify checks chain, validity, usage, revocation and identity of a peer.
 func (s *Source) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage) (ID, error) {
 	m := s.material()
-	id, err := checkChain(chain, m.trust.pool, usage)
+	if err := checkChain(chain, m.trust.pool, usage); err != nil {
+		return ID{}, err
+	}
+	return m.admit(chain, usage)
+}
+
+// admit checks all but chain and validity.
+func (m *material) admit(chain []*x509.Certificate, usage x509.ExtKeyUsage) (ID, error) {
+	id, err := checkLeaf(chain[0], usage)
 	if err != nil {
 		return ID{}, err
 	}
@@ -121,17 +133,21 @@ func (s *Source) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage) (ID, 
 	return id, nil
 }
 
-// checkChain verifies a chain up to a root and the leaf's own form.
-func checkChain(chain []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage) (ID, error) {
-	leaf := chain[0]
-	id, errIdentity := Identify(leaf)
-	if _, err := leaf.Verify(x509.VerifyOptions{
+// checkChain verifies a chain up to a root.
+func checkChain(chain []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage) error {
+	if _, err := chain[0].Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: poolOf(chain[1:]), KeyUsages: []x509.ExtKeyUsage{usage},
 	}); err != nil {
-		return ID{}, refuse(err, "%s", reason(leaf, err))
+		return refuse(err, "%s", reason(chain[0], err))
 	}
-	if errIdentity != nil {
-		return ID{}, refuse(errIdentity, "%v", errIdentity)
+	return nil
+}
+
+// checkLeaf verifies the leaf's own form.
+func checkLeaf(leaf *x509.Certificate, usage x509.ExtKeyUsage) (ID, error) {
+	id, err := Identify(leaf)
+	if err != nil {
+		return ID{}, refuse(err, "%v", err)
 	}
 	// x509 lets a leaf without any usage, or with "any", pass for all of them.
 	if !slices.Contains(leaf.ExtKeyUsage, usage) {
@@ -201,7 +217,10 @@ func JoinConfig(pin string) *tls.Config {
 func pinned(chain []*x509.Certificate, pin string) (ID, error) {
 	for _, c := range chain[1:] {
 		if c.IsCA && pinOf(c) == pin {
-			return checkChain(chain, poolOf([]*x509.Certificate{c}), x509.ExtKeyUsageServerAuth)
+			if err := checkChain(chain, poolOf([]*x509.Certificate{c}), x509.ExtKeyUsageServerAuth); err != nil {
+				return ID{}, err
+			}
+			return checkLeaf(chain[0], x509.ExtKeyUsageServerAuth)
 		}
 	}
 	return ID{}, refuse(ErrToken, "the server's CA is not the one that the token names; is the address right, and the token of this cluster?")

@@ -25,17 +25,25 @@ const (
 // makes a system call for each record of 16 KiB, in both directions, and each
 // may wake the other side; here many records pass with one call.
 func Credentials(config *tls.Config) credentials.TransportCredentials {
-	return &cabled{credentials.NewTLS(config), &sync.Pool{}}
+	return NewHandshakes().Credentials(config)
 }
 
 // cabled puts a cable between TLS and the connection.
 type cabled struct {
 	credentials.TransportCredentials
-	buffers *sync.Pool // of *[]byte with cableBytes
+	buffers    *sync.Pool // of *[]byte with cableBytes
+	handshakes *Handshakes
 }
 
 // ClientHandshake implements credentials.TransportCredentials.
 func (c *cabled) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	leave, err := c.handshakes.begin(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer leave()
+	ctx, cancel := context.WithTimeout(ctx, handshakePatience)
+	defer cancel()
 	w := &cable{Conn: raw, buffers: c.buffers}
 	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, w)
 	if err != nil {
@@ -46,6 +54,11 @@ func (c *cabled) ClientHandshake(ctx context.Context, authority string, raw net.
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (c *cabled) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	leave, err := c.handshakes.admit(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer leave()
 	w := &cable{Conn: raw, buffers: c.buffers}
 	conn, info, err := c.TransportCredentials.ServerHandshake(w)
 	if err != nil {
@@ -56,7 +69,7 @@ func (c *cabled) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 
 // Clone implements credentials.TransportCredentials.
 func (c *cabled) Clone() credentials.TransportCredentials {
-	return &cabled{c.TransportCredentials.Clone(), c.buffers}
+	return &cabled{c.TransportCredentials.Clone(), c.buffers, c.handshakes}
 }
 
 var _ syscall.Conn = (*secured)(nil)

@@ -17,7 +17,8 @@ import (
 // Connector dials workers for a scheduler: one connection per worker carries
 // the session and all reads of output. It may be used concurrently.
 type Connector struct {
-	source *certs.Source
+	source     *certs.Source
+	handshakes *Handshakes
 
 	mu     sync.Mutex // guards byID and closed
 	byID   map[job.WorkerID]*workerConn
@@ -31,7 +32,7 @@ type workerConn struct {
 
 // NewConnector returns a connector that shows the scheduler's certificate.
 func NewConnector(source *certs.Source) *Connector {
-	return &Connector{source: source, byID: map[job.WorkerID]*workerConn{}}
+	return &Connector{source: source, handshakes: NewHandshakes(), byID: map[job.WorkerID]*workerConn{}}
 }
 
 // Close closes every connection.
@@ -61,7 +62,7 @@ func (c *Connector) conn(id job.WorkerID, address, name string) (*grpc.ClientCon
 		_ = w.conn.Close()
 		delete(c.byID, id)
 	}
-	conn, err := Dial(address, c.source.ClientConfig(certs.RoleWorker, name))
+	conn, err := c.handshakes.Dial(address, c.source.ClientConfig(certs.RoleWorker, name))
 	if err != nil {
 		return nil, err
 	}

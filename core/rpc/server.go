@@ -32,21 +32,21 @@ const (
 	// A connection whose other side is silent, though nothing was reset, is given
 	// up after pingEvery + pingAnswer; gRPC makes that 10 s + 5 s at the side that
 	// dials.
-	pingEvery      = 5 * time.Second
-	pingAnswer     = 5 * time.Second
-	connectTimeout = 5 * time.Second
+	pingEvery  = 5 * time.Second
+	pingAnswer = 5 * time.Second
 	// A scheduler has two connections to each worker, most of them silent: what
-	// a connection holds while it is silent is what many workers cost. Payloads
-	// larger than the read buffer are not copied through it, and the write
-	// buffer is held only while there is something to write.
-	readBuffer = 4 << 10
+	// a connection holds while it is silent is what many workers cost. TLS has a
+	// buffer of what it has decrypted, so that gRPC needs none to read from; the
+	// write buffer is held only while there is something to write.
+	readBuffer = 0
 )
 
 // Server is a gRPC server over mutual TLS whose every call is authorized.
 type Server struct {
-	grpc   *grpc.Server
-	listen net.Listener
-	health *health.Server
+	grpc       *grpc.Server
+	listen     net.Listener
+	health     *health.Server
+	handshakes *Handshakes
 }
 
 // ServerConfig says whom a server serves.
@@ -75,8 +75,9 @@ func (p *Port) newServer(c ServerConfig) *Server {
 	guard := &auth.Guard{Table: c.Table, Revocations: c.Revocations, Status: ToStatus}
 	gate := gate{c.May}
 	crowds := newCrowds()
+	handshakes := NewHandshakes()
 	s := grpc.NewServer(
-		grpc.Creds(Credentials(c.TLS)),
+		grpc.Creds(handshakes.Credentials(c.TLS)),
 		grpc.ForceServerCodecV2(Codec()),
 		grpc.ChainUnaryInterceptor(guard.Unary, gate.unary, crowds.unary, statusUnary),
 		grpc.ChainStreamInterceptor(guard.Stream, gate.stream, crowds.stream, statusStream),
@@ -88,7 +89,7 @@ func (p *Port) newServer(c ServerConfig) *Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingEvery, Timeout: pingAnswer}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
-	return &Server{grpc: s, listen: p.share()}
+	return &Server{grpc: s, listen: p.share(), handshakes: handshakes}
 }
 
 // Serving makes a server for as long as it runs; the port stays. Register
@@ -157,6 +158,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.health != nil {
 		s.health.Shutdown()
 	}
+	s.handshakes.Close()
 	force := time.AfterFunc(stopGrace, s.grpc.Stop)
 	s.grpc.GracefulStop()
 	force.Stop()
@@ -167,7 +169,10 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 // Cut ends every call and connection at once. Run returns when ctx ends.
-func (s *Server) Cut() { s.grpc.Stop() }
+func (s *Server) Cut() {
+	s.handshakes.Close()
+	s.grpc.Stop()
+}
 
 // statusUnary is the one place where errors of unary calls become statuses.
 func statusUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
@@ -181,8 +186,14 @@ func statusStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, n
 
 // Dial makes a lazy connection over mutual TLS.
 func Dial(address string, tlsConfig *tls.Config) (*grpc.ClientConn, error) {
+	return NewHandshakes().Dial(address, tlsConfig)
+}
+
+// Dial is the function Dial with these bounds.
+func (h *Handshakes) Dial(address string, tlsConfig *tls.Config) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+address,
-		grpc.WithTransportCredentials(Credentials(tlsConfig)),
+		grpc.WithTransportCredentials(h.Credentials(tlsConfig)),
+		grpc.WithContextDialer(reach),
 		grpc.WithDefaultCallOptions(
 			grpc.ForceCodecV2(Codec()),
 			grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage),

@@ -1,0 +1,216 @@
+package rpc
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/credentials"
+)
+
+// Bounds of handshakes.
+const (
+	// handshakesPerCore are under way at once: enough to keep a core busy while
+	// most of them wait for the other side.
+	handshakesPerCore = 16
+	// handshakeTurn is how long one counts as under way. A peer that lets others
+	// wait for longer does not hold them up: its handshake goes on beside them.
+	handshakeTurn = time.Second
+	// handshakeQueue is how long a connection waits for its turn. Who dialled has
+	// given up before.
+	handshakeQueue = 2 * handshakePatience
+	// handshakePatience is how long who dials waits for the handshake. It may be
+	// one of thousands that come back to a scheduler at once; a host that is gone
+	// is found out by TCP before.
+	handshakePatience = 30 * time.Second
+)
+
+// Handshakes lets a few TLS handshakes go on at once, of those that wait the
+// newest first. All that are under way share the processors: when thousands are,
+// none of them ends before its other side gives up, and the work of all is lost.
+// Whoever came last has the most patience left, and is more likely a person. It
+// may be used concurrently.
+type Handshakes struct {
+	turn time.Duration
+
+	mu      sync.Mutex // guards the fields below
+	free    int
+	waiting []*place // the newest last; some have gone away
+	callers map[net.Conn]struct{}
+	closed  bool
+}
+
+// place is one in the line.
+type place struct {
+	came chan struct{} // closed when it is its turn, or nobody's any more
+	gone bool          // guarded by Handshakes.mu
+}
+
+var errHandshakesClosed = errors.New("this server takes no connections any more")
+
+// NewHandshakes is for all connections of one kind in a process.
+func NewHandshakes() *Handshakes { return newHandshakes(handshakesPerCore * runtime.GOMAXPROCS(0)) }
+
+func newHandshakes(most int) *Handshakes {
+	return &Handshakes{turn: handshakeTurn, free: most, callers: map[net.Conn]struct{}{}}
+}
+
+// Credentials is the function Credentials with these bounds.
+func (h *Handshakes) Credentials(config *tls.Config) credentials.TransportCredentials {
+	return &cabled{credentials.NewTLS(config), &sync.Pool{}, h}
+}
+
+// Close hangs up on callers whose handshake has not ended, and on all that come:
+// they would hold up the end of the server.
+func (h *Handshakes) Close() {
+	h.mu.Lock()
+	callers, waiting := h.callers, h.waiting
+	h.closed, h.callers, h.waiting = true, nil, nil
+	h.mu.Unlock()
+	for c := range callers {
+		_ = c.Close()
+	}
+	for _, t := range waiting {
+		close(t.came)
+	}
+}
+
+// begin waits until a handshake may go on. leave is to be called at its end.
+func (h *Handshakes) begin(ctx context.Context) (leave func(), err error) {
+	t := &place{came: make(chan struct{})}
+	h.mu.Lock()
+	switch {
+	case h.closed:
+	case h.free > 0:
+		h.free--
+		close(t.came)
+	default:
+		h.waiting = append(h.waiting, t)
+		h.mu.Unlock()
+		select {
+		case <-t.came:
+		case <-ctx.Done():
+		}
+		h.mu.Lock()
+	}
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, errHandshakesClosed
+	}
+	select {
+	case <-t.came:
+		var once sync.Once
+		give := func() { once.Do(h.next) }
+		late := time.AfterFunc(h.turn, give)
+		return func() { late.Stop(); give() }, nil
+	default:
+		t.gone = true
+		return nil, ctx.Err()
+	}
+}
+
+// next gives a place to the newest of those that wait.
+func (h *Handshakes) next() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for n := len(h.waiting); n > 0; n = len(h.waiting) {
+		t := h.waiting[n-1]
+		h.waiting = h.waiting[:n-1]
+		if !t.gone {
+			close(t.came)
+			return
+		}
+	}
+	h.free++
+}
+
+// admit lets a caller in when it has begun to speak, is its turn, and it has not
+// given up meanwhile. leave is to be called when the handshake has ended.
+func (h *Handshakes) admit(raw net.Conn) (leave func(), err error) {
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return nil, errHandshakesClosed
+	}
+	h.callers[raw] = struct{}{}
+	h.mu.Unlock()
+	end, err := h.queue(raw)
+	if err != nil {
+		h.left(raw)
+		return nil, err
+	}
+	return func() { end(); h.left(raw) }, nil
+}
+
+func (h *Handshakes) left(raw net.Conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.callers, raw)
+}
+
+func (h *Handshakes) queue(raw net.Conn) (end func(), err error) {
+	socket, ok := raw.(syscall.Conn)
+	if ok {
+		if err := spoken(socket); err != nil {
+			return nil, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), handshakeQueue)
+	defer cancel()
+	if end, err = h.begin(ctx); err != nil {
+		return nil, err
+	}
+	if ok && hungUp(socket) {
+		end()
+		return nil, io.EOF // gRPC says nothing about it
+	}
+	return end, nil
+}
+
+// spoken waits until there is something to read: whoever connects and says
+// nothing takes nobody's turn.
+func spoken(c syscall.Conn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var (
+		n       int
+		errPeek error
+	)
+	one := make([]byte, 1)
+	err = raw.Read(func(fd uintptr) bool {
+		for {
+			n, _, errPeek = unix.Recvfrom(int(fd), one, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+			if !errors.Is(errPeek, unix.EINTR) {
+				return !errors.Is(errPeek, unix.EAGAIN)
+			}
+		}
+	})
+	if err == nil && errPeek == nil && n == 0 {
+		return io.EOF
+	}
+	return errors.Join(err, errPeek)
+}
+
+// hungUp tells whether the other side has closed the connection. What it said
+// before is still to be read then, so reading does not tell.
+func hungUp(c syscall.Conn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return true
+	}
+	var info *unix.TCPInfo
+	var errInfo error
+	if err = raw.Control(func(fd uintptr) { info, errInfo = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) }); err != nil {
+		return true
+	}
+	return errInfo == nil && info.State != unix.BPF_TCP_ESTABLISHED
+}
