@@ -107,7 +107,7 @@ func (s *scaleFlags) measure(ctx context.Context, e *env) (f figures, err error)
 	}
 	f = table(out, []string{
 		"WORKERS", "JOIN s", "CORES", "PSS", "us/BEAT", "OFFLINE", "QUEUED", "SUBMIT ms: P50", "P99", "IDLE P99",
-		"LIST ms", "WATCH ms", "RECONNECT s", "JOBS", "JOBS/S", "us/JOB", "WRONG",
+		"LIST ms", "WATCH ms", "RECONNECT s", "us/JOIN", "us/RETURN", "JOBS", "JOBS/S", "us/JOB", "WRONG",
 	}, rows)
 	if s.svg == "" {
 		return f, err
@@ -124,6 +124,7 @@ func scaleRow(r *measure.Scale) []string {
 		fmt.Sprintf("%.0f", r.BeatCPU), fmt.Sprint(r.Offline), fmt.Sprint(r.Queued),
 		fmt.Sprintf("%.2f", r.SubmitQueued.P50/1000), fmt.Sprintf("%.2f", r.SubmitQueued.P99/1000), fmt.Sprintf("%.2f", r.SubmitIdle.P99/1000),
 		fmt.Sprintf("%.0f", r.ListWorkersMS), fmt.Sprintf("%.0f", r.WatchMS), fmt.Sprintf("%.1f", r.ReconnectS),
+		fmt.Sprintf("%.0f", r.JoinCPU), fmt.Sprintf("%.0f", r.ReturnCPU),
 		fmt.Sprint(r.Finished), fmt.Sprintf("%.0f", r.JobsPerS), fmt.Sprintf("%.0f", r.JobCPU), fmt.Sprint(r.Wrong),
 	}
 }
@@ -163,7 +164,11 @@ func scaleOnce(ctx context.Context, plan measure.ScalePlan) (got measure.Scale, 
 	if err := f.open(ctx, plan.Workers); err != nil {
 		return got, err
 	}
-	return measure.MeasureScale(ctx, f, plan)
+	got, err = measure.MeasureScale(ctx, f, plan)
+	if err != nil {
+		err = fmt.Errorf("%w; the scheduler's log ends with: %s", err, f.lastWords())
+	}
+	return got, err
 }
 
 // farm is a scheduler process and crowds of simulated workers, each a process.
@@ -205,6 +210,16 @@ func (f *farm) open(ctx context.Context, workers int) error {
 		f.crowds = append(f.crowds, c)
 	}
 	return nil
+}
+
+// lastWords are the end of the scheduler's log.
+func (f *farm) lastWords() string {
+	const most = 1000
+	text, err := os.ReadFile(f.path("scheduler.log"))
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(text[max(0, len(text)-most):]))
 }
 
 // start starts the scheduler and waits until it has told where it listens.
@@ -267,17 +282,23 @@ func (f *farm) Crowd() (crowd.Counts, error) {
 		if err != nil {
 			return sum, err
 		}
+		sum.Ready += n.Ready
 		sum.Sessions, sum.Opened, sum.Beats = sum.Sessions+n.Sessions, sum.Opened+n.Opened, sum.Beats+n.Beats
 		sum.Missed, sum.Started, sum.Acked = sum.Missed+n.Missed, sum.Started+n.Started, sum.Acked+n.Acked
 	}
 	return sum, nil
 }
 
+// Begin implements measure.Farm.
+func (f *farm) Begin() error { return f.tell(crowdBegin) }
+
 // Release implements measure.Farm.
-func (f *farm) Release() error {
+func (f *farm) Release() error { return f.tell(crowdRelease) }
+
+func (f *farm) tell(word string) error {
 	for _, c := range f.crowds {
-		if _, err := io.WriteString(c.stdin, crowdRelease+"\n"); err != nil {
-			return fmt.Errorf("release the crowd: %w", err)
+		if _, err := io.WriteString(c.stdin, word+"\n"); err != nil {
+			return fmt.Errorf("tell the crowd: %w", err)
 		}
 	}
 	return nil
@@ -366,27 +387,22 @@ func (c *crowdProcess) close() {
 	_ = c.cmd.Wait()
 }
 
-// crowdRelease is the line that lets held jobs end.
-const crowdRelease = "release"
+// What a crowd is told, in lines.
+const (
+	crowdBegin   = "begin"   // to look for the scheduler
+	crowdRelease = "release" // held jobs end
+)
 
 // newBenchCrowd is the process of simulated workers. People have no use for it.
 func newBenchCrowd(e *env) *cobra.Command {
-	var (
-		config crowd.Config
-		ca     string
-	)
+	var config crowd.Config
 	cmd := &cobra.Command{
 		Use: "crowd", Short: "Be a crowd of simulated workers", Args: exactly(), Hidden: true,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if config.CA, err = certs.OpenCA(ca); err != nil {
-				return err
-			}
-			return runCrowd(cmd.Context(), e, config)
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return runCrowd(cmd.Context(), e, config) },
 	}
 	f := cmd.Flags()
 	f.StringVar(&config.Scheduler, "scheduler", "", "address of the scheduler")
-	f.StringVar(&ca, "ca", "", "`folder` of the CA")
+	f.StringVar(&config.CA, "ca", "", "`folder` of the CA")
 	f.IntVar(&config.First, "first", 0, "number of the first worker")
 	f.IntVar(&config.Count, "count", 1, "how many workers")
 	f.IntVar(&config.Slots, "slots", 1, "of each worker")
@@ -405,7 +421,10 @@ func runCrowd(ctx context.Context, e *env, config crowd.Config) error {
 	go func() { // ends with standard input
 		defer cancel()
 		for lines := bufio.NewScanner(e.stdin); lines.Scan(); {
-			if lines.Text() == crowdRelease {
+			switch lines.Text() {
+			case crowdBegin:
+				c.Begin()
+			case crowdRelease:
 				c.Release()
 			}
 		}

@@ -5,10 +5,7 @@ package crowd
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -18,10 +15,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
-	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/rpc"
 	"github.com/droverhq/drover/core/worker"
@@ -38,14 +33,15 @@ const (
 // Config says how many workers there are and of which cluster.
 type Config struct {
 	Scheduler string // address
-	CA        *certs.CA
-	First     int // number of the first worker, for its name
+	CA        string // folder of the CA
+	First     int    // number of the first worker, for its name
 	Count     int
 	Slots     int // of each
 }
 
 // Counts tell how the crowd is.
 type Counts struct {
+	Ready    int64 `json:"ready"`    // workers that wait for Begin, or have begun
 	Sessions int64 `json:"sessions"` // open now
 	Opened   int64 `json:"opened"`   // in all
 	Beats    int64 `json:"beats"`    // heartbeats that were answered
@@ -56,37 +52,39 @@ type Counts struct {
 
 // Crowd is the running workers.
 type Crowd struct {
-	config   Config
-	byID     sync.Map // id of a worker -> *member
-	counts   struct{ sessions, opened, beats, missed, started, acked atomic.Int64 }
-	mu       sync.Mutex // guards the fields below
-	released bool
-	holding  []func() // ends the jobs that hold
-
-	key   *ecdsa.PrivateKey // one for all: what is measured is not the making of keys
-	roots *x509.CertPool
+	config     Config
+	issuer     *issuer
+	handshakes *rpc.Handshakes // one line for all, as each process has
+	begun      func()
+	begin      <-chan struct{}
+	byID       sync.Map // id of a worker -> *member
+	counts     struct{ ready, sessions, opened, beats, missed, started, acked atomic.Int64 }
+	mu         sync.Mutex // guards the fields below
+	released   bool
+	holding    []func() // ends the jobs that hold
 }
 
 // New makes a crowd; Run brings it to life.
 func New(c Config) (*Crowd, error) {
-	key, _, err := certs.NewRequest()
+	i, err := newIssuer(c.CA)
 	if err != nil {
 		return nil, err
 	}
-	bundle, err := c.CA.Bundle()
-	if err != nil {
-		return nil, err
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(bundle)
-	return &Crowd{config: c, key: key, roots: roots}, nil
+	begin := make(chan struct{})
+	return &Crowd{
+		config: c, issuer: i, handshakes: rpc.NewHandshakes(),
+		begin: begin, begun: sync.OnceFunc(func() { close(begin) }),
+	}, nil
 }
+
+// Begin lets the workers look for their scheduler, all at once.
+func (c *Crowd) Begin() { c.begun() }
 
 // Counts may be called at any time.
 func (c *Crowd) Counts() Counts {
 	n := &c.counts
 	return Counts{
-		Sessions: n.sessions.Load(), Opened: n.opened.Load(), Beats: n.beats.Load(),
+		Ready: n.ready.Load(), Sessions: n.sessions.Load(), Opened: n.opened.Load(), Beats: n.beats.Load(),
 		Missed: n.missed.Load(), Started: n.started.Load(), Acked: n.acked.Load(),
 	}
 }
@@ -117,10 +115,9 @@ func (c *Crowd) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	byPort := map[int]*member{}
-	var listeners []net.Listener
 	defer func() {
-		for _, l := range listeners {
-			_ = l.Close()
+		for _, m := range byPort {
+			_ = m.listen.Close() // the server has closed it, if it was served
 		}
 	}()
 	for i := range c.config.Count {
@@ -128,31 +125,25 @@ func (c *Crowd) Run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return fmt.Errorf("listen for %s: %w", m.name, err)
-		}
-		listeners = append(listeners, l)
-		m.address = l.Addr().String()
-		byPort[l.Addr().(*net.TCPAddr).Port] = m
+		byPort[m.listen.Addr().(*net.TCPAddr).Port] = m
 	}
 	server := c.server(byPort)
 	var wait sync.WaitGroup
-	for _, l := range listeners {
+	for _, m := range byPort {
 		wait.Go(func() {
-			if err := server.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
-				cancel(fmt.Errorf("serve %s: %w", l.Addr(), err))
+			if err := server.Serve(m.listen); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+				cancel(fmt.Errorf("serve %s: %w", m.name, err))
 			}
 		})
-	}
-	for _, m := range byPort {
 		wait.Go(func() {
 			if err := m.live(ctx); err != nil {
 				cancel(err)
 			}
 		})
 	}
+	c.counts.ready.Store(int64(len(byPort)))
 	<-ctx.Done()
+	c.handshakes.Close()
 	server.Stop()
 	wait.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
@@ -166,13 +157,14 @@ func (c *Crowd) Run(ctx context.Context) error {
 func (c *Crowd) server(byPort map[int]*member) *grpc.Server {
 	config := &tls.Config{
 		MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, NextProtos: []string{"h2"},
-		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: c.roots,
+		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: c.issuer.roots,
 		GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			return byPort[h.Conn.LocalAddr().(*net.TCPAddr).Port].cert, nil
 		},
 	}
 	s := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(config)), grpc.ReadBufferSize(4<<10),
+		grpc.Creds(c.handshakes.Credentials(config)), grpc.ReadBufferSize(0),
+		grpc.InitialWindowSize(1<<20), grpc.InitialConnWindowSize(4<<20),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
@@ -182,29 +174,24 @@ func (c *Crowd) server(byPort map[int]*member) *grpc.Server {
 
 // member is one simulated worker.
 type member struct {
-	crowd   *Crowd
-	name    string
-	address string
-	cert    *tls.Certificate
-	board   board
+	crowd  *Crowd
+	name   string
+	listen net.Listener
+	cert   *tls.Certificate
+	board  board
 }
 
 func (c *Crowd) member(number int) (*member, error) {
 	name := fmt.Sprintf("sim%05d", number)
-	chain, _, err := c.config.CA.Issue(certs.IssueRequest{
-		Name: name, Role: certs.RoleWorker, Hosts: []string{"127.0.0.1"}, Public: &c.key.PublicKey,
-	})
+	cert, err := c.issuer.issue(number, name)
 	if err != nil {
 		return nil, err
 	}
-	cert := &tls.Certificate{PrivateKey: c.key}
-	for block, rest := pem.Decode(chain); block != nil; block, rest = pem.Decode(rest) {
-		cert.Certificate = append(cert.Certificate, block.Bytes)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("listen for %s: %w", name, err)
 	}
-	if cert.Leaf, err = x509.ParseCertificate(cert.Certificate[0]); err != nil {
-		return nil, fmt.Errorf("read the certificate of %s: %w", name, err)
-	}
-	return &member{crowd: c, name: name, cert: cert, board: newBoard()}, nil
+	return &member{crowd: c, name: name, listen: l, cert: cert, board: newBoard()}, nil
 }
 
 // Pauses after a registration that failed, as a worker makes them.
@@ -215,9 +202,14 @@ const (
 
 // live registers and renews the lease, as core/worker does.
 func (m *member) live(ctx context.Context) error {
-	conn, err := rpc.Dial(m.crowd.config.Scheduler, &tls.Config{
+	select {
+	case <-m.crowd.begin:
+	case <-ctx.Done():
+		return nil
+	}
+	conn, err := m.crowd.handshakes.Dial(m.crowd.config.Scheduler, &tls.Config{
 		MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, NextProtos: []string{"h2"},
-		RootCAs: m.crowd.roots, ServerName: "127.0.0.1",
+		RootCAs: m.crowd.issuer.roots, ServerName: "127.0.0.1",
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return m.cert, nil },
 	})
 	if err != nil {
@@ -226,7 +218,7 @@ func (m *member) live(ctx context.Context) error {
 	defer conn.Close()
 	members := rpc.NewMembership(conn)
 	reg := worker.Registration{
-		Address: m.address, Labels: map[string]string{"simulated": "yes"}, Slots: m.crowd.config.Slots,
+		Address: m.listen.Addr().String(), Labels: map[string]string{"simulated": "yes"}, Slots: m.crowd.config.Slots,
 		BootID: "sim", InstanceID: m.name, Commands: []string{Command}, Version: "sim",
 	}
 	pause := firstPause

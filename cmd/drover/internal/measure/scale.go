@@ -25,6 +25,8 @@ type Farm interface {
 	Restart(context.Context) error
 	// Crowd tells how the workers are.
 	Crowd() (crowd.Counts, error)
+	// Begin lets the workers look for their scheduler.
+	Begin() error
 	// Release lets the jobs end that hold.
 	Release() error
 }
@@ -43,7 +45,8 @@ type ScalePlan struct {
 // Scale is how a scheduler did with a number of workers.
 type Scale struct {
 	Workers int     `json:"workers"`
-	JoinS   float64 `json:"join_s"` // until all were online
+	JoinS   float64 `json:"join_s"`                      // until all were online
+	JoinCPU float64 `json:"scheduler_cpu_us_per_joined"` // of the scheduler, per worker
 
 	SteadyS   float64 `json:"steady_s"`
 	Cores     float64 `json:"scheduler_cores"`   // while nothing but heartbeats happened
@@ -66,6 +69,7 @@ type Scale struct {
 
 	RestartS   float64 `json:"restart_s"`   // until the new process answers
 	ReconnectS float64 `json:"reconnect_s"` // from kill -9 until all workers are online with a session
+	ReturnCPU  float64 `json:"scheduler_cpu_us_per_returned"`
 
 	Finished int     `json:"finished"`
 	JobsPerS float64 `json:"jobs_per_s"`               // from the release to the last end
@@ -106,6 +110,7 @@ func MeasureScale(ctx context.Context, f Farm, p ScalePlan) (Scale, error) {
 		name string
 		run  func(context.Context) error
 	}{
+		{"get ready", s.ready},
 		{"join", s.join},
 		{"stay silent", s.steady},
 		{"fill the queue", s.fill},
@@ -210,10 +215,29 @@ func (s *scaling) pages(ctx context.Context, yield func(*droverv1.Worker)) error
 	}
 }
 
+// ready waits until all workers are there, before any looks for the scheduler.
+func (s *scaling) ready(ctx context.Context) error {
+	return until(ctx, patience, func() (bool, string) {
+		c, err := s.Crowd()
+		return c.Ready == int64(s.Workers), fmt.Sprintf("%d workers (%v)", c.Ready, err)
+	})
+}
+
 func (s *scaling) join(ctx context.Context) error {
+	before, err := s.cpu()
+	if err != nil {
+		return err
+	}
 	begin := time.Now()
-	err := s.online(ctx)
+	if err := s.Begin(); err != nil {
+		return err
+	}
+	if err := s.online(ctx); err != nil {
+		return err
+	}
 	s.out.JoinS = time.Since(begin).Seconds()
+	after, err := s.cpu()
+	s.out.JoinCPU = float64((after - before).Microseconds()) / float64(s.Workers)
 	s.calm.Store(true)
 	return err
 }
@@ -363,8 +387,12 @@ func (s *scaling) restart(ctx context.Context) error {
 		return fmt.Errorf("list workers: %w", err)
 	}
 	s.out.RestartS = time.Since(begin).Seconds()
-	err := s.online(ctx)
+	if err := s.online(ctx); err != nil {
+		return err
+	}
 	s.out.ReconnectS = time.Since(begin).Seconds()
+	used, err := s.cpu() // of the new process, with its start
+	s.out.ReturnCPU = float64(used.Microseconds()) / float64(s.Workers)
 	s.calm.Store(true)
 	return err
 }
