@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"fmt"
+	"slices"
 
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -47,22 +48,29 @@ func chunkFrame(c *output.Chunk, data mem.Buffer) (*frame, error) {
 	return &frame{mem.BufferSlice{mem.SliceBuffer(append(b, head...)), data}}, nil
 }
 
-// unmarshalOutput reads a message with much output in it. It returns false, and
-// has done nothing, for one that is not of the usual form.
+// headBytes is how much of a message holds what comes before the data, and more.
+const headBytes = 256
+
+// unmarshalOutput reads a message with much output in it, of the form that
+// chunkFrame makes and plain protobuf too: the data comes last. It copies the data
+// once, into the memory of the data that m has from the message before, if it is
+// large enough. It returns false, and has done nothing, for any other message.
 func unmarshalOutput(message mem.BufferSlice, m *droverv1.StreamOutputResponse) bool {
-	if message.Len() < plainly {
+	size := message.Len()
+	if size < plainly {
 		return false
 	}
-	b := message.Materialize() // the one copy: it stays in the message
-	number, kind, n := protowire.ConsumeTag(b)
-	if n < 0 || number != chunkField || kind != protowire.BytesType {
+	head := make([]byte, min(size, headBytes))
+	message.CopyTo(head)
+	number, kind, at := protowire.ConsumeTag(head)
+	if at < 0 || number != chunkField || kind != protowire.BytesType {
 		return false
 	}
-	chunk, m1 := protowire.ConsumeBytes(b[n:])
-	if m1 < 0 || n+m1 != len(b) {
+	length, n := protowire.ConsumeVarint(head[at:])
+	if at += n; n < 0 || length != uint64(size-at) {
 		return false
 	}
-	rest, data, ok := splitChunk(chunk)
+	rest, dataAt, ok := splitHead(head[at:], size-at)
 	if !ok {
 		return false
 	}
@@ -70,30 +78,46 @@ func unmarshalOutput(message mem.BufferSlice, m *droverv1.StreamOutputResponse) 
 	if err := proto.Unmarshal(rest, p); err != nil {
 		return false
 	}
+	data := m.GetChunk().GetData()
+	data = slices.Grow(data[:0], size-at-dataAt)[:size-at-dataAt]
+	copyFrom(data, message, at+dataAt)
 	p.Kind = &droverv1.OutputChunk_Data{Data: data}
 	m.Reset()
 	m.Chunk = p
 	return true
 }
 
-// splitChunk takes the data out of an encoded chunk, if it has some and once.
-func splitChunk(b []byte) (rest, data []byte, ok bool) {
-	for len(b) > 0 {
-		number, kind, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return nil, nil, false
-		}
-		size := protowire.ConsumeFieldValue(number, kind, b[n:])
+// splitHead finds where the data begins in an encoded chunk of so many bytes, of
+// which it is given the first, if nothing comes after it. rest is what comes before.
+func splitHead(b []byte, size int) (rest []byte, dataAt int, ok bool) {
+	for at := 0; at < len(b); {
+		number, kind, n := protowire.ConsumeTag(b[at:])
 		switch {
-		case size < 0, number == gapField, number == endField, number == dataField && (ok || kind != protowire.BytesType):
-			return nil, nil, false
+		case n < 0, number == gapField, number == endField:
+			return nil, 0, false
 		case number == dataField:
-			data, _ = protowire.ConsumeBytes(b[n:])
-			ok = true
-		default:
-			rest = append(rest, b[:n+size]...)
+			length, m := protowire.ConsumeVarint(b[at+n:])
+			dataAt = at + n + m
+			return b[:at], dataAt, kind == protowire.BytesType && m > 0 && length == uint64(size-dataAt)
 		}
-		b = b[n+size:]
+		value := protowire.ConsumeFieldValue(number, kind, b[at+n:])
+		if value < 0 {
+			return nil, 0, false
+		}
+		at += n + value
 	}
-	return rest, data, ok
+	return nil, 0, false
+}
+
+// copyFrom fills data with what a message has after so many bytes.
+func copyFrom(data []byte, message mem.BufferSlice, skip int) {
+	for _, b := range message {
+		piece := b.ReadOnlyData()
+		if skip >= len(piece) {
+			skip -= len(piece)
+			continue
+		}
+		data = data[copy(data, piece[skip:]):]
+		skip = 0
+	}
 }

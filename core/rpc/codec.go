@@ -21,7 +21,8 @@ type frameCodec struct {
 	encoding.CodecV2
 }
 
-// Codec is what both sides of drover's connections encode messages with.
+// Codec is what both sides of drover's connections encode messages with. Who
+// receives output into the same message again uses the memory of its data again.
 func Codec() encoding.CodecV2 { return frameCodec{encoding.GetCodecV2(proto.Name)} }
 
 // Marshal implements encoding.CodecV2.

@@ -61,6 +61,9 @@ func TestOutputComesOutOfItsFrameAsItWentIn(t *testing.T) {
 		}
 		message := data.Materialize()
 		got := &droverv1.StreamOutputResponse{}
+		if n := rapid.IntRange(0, 80_000).Draw(t, "memory of the message before"); n > 0 {
+			got.Chunk = &droverv1.OutputChunk{Offset: 9, Kind: &droverv1.OutputChunk_Data{Data: bytes.Repeat([]byte("old"), n/3+1)}}
+		}
 		if err := Codec().Unmarshal(pieces(t, message), got); err != nil || !proto.Equal(want, got) {
 			t.Fatalf("%v: %v, want %v", err, got, want)
 		}
@@ -103,12 +106,41 @@ func TestOddMessagesAreReadAsProtobufReadsThem(t *testing.T) {
 	}
 }
 
+// TestOutputComesIntoTheMemoryOfTheMessageBefore only when it is received into the
+// same message: a new one keeps its own.
+func TestOutputComesIntoTheMemoryOfTheMessageBefore(t *testing.T) {
+	t.Parallel()
+	receive := func(m *droverv1.StreamOutputResponse, letter string, size int) []byte {
+		t.Helper()
+		data := bytes.Repeat([]byte(letter), size)
+		f, err := chunkFrame(&output.Chunk{Stream: output.Stdout, Data: data}, mem.SliceBuffer(data))
+		if err == nil {
+			err = Codec().Unmarshal(f.data, m)
+		}
+		got := m.GetChunk().GetData()
+		if err != nil || !bytes.Equal(got, data) {
+			t.Fatalf("%d bytes of %s, %v", len(got), letter, err)
+		}
+		return got
+	}
+	var same, other droverv1.StreamOutputResponse
+	first := receive(&same, "a", 2*plainly)
+	kept := receive(&other, "b", 2*plainly)
+	second := receive(&same, "c", plainly)
+	if &first[0] != &second[0] {
+		t.Error("other memory was taken")
+	}
+	if receive(&same, "d", 4*plainly); kept[0] != 'b' || &kept[0] != &other.GetChunk().GetData()[0] {
+		t.Error("the memory of another message was taken")
+	}
+}
+
 // TestLoansAreWhatWasAskedFor and come back: the memory of a piece is used
 // again only after its last owner has let go.
 func TestLoansAreWhatWasAskedFor(t *testing.T) {
 	t.Parallel()
 	var pool loans
-	for _, n := range []int{1, 1024, 1025, smallLoan, smallLoan + 1, largeLoan, largeLoan + 1} {
+	for _, n := range []int{1, 1024, 1025, shortLoan, shortLoan + 1, frameLoan, frameLoan + 1, smallLoan, smallLoan + 1, largeLoan, largeLoan + 1} {
 		l := loan{from: &pool}
 		b := l.take(n)
 		for i := range b {

@@ -6,30 +6,38 @@ import (
 	"google.golang.org/grpc/mem"
 )
 
-// loans lends memory for output that is on its way. It may be used
-// concurrently.
+// loans lends memory for output that is on its way, and for the frames that
+// connections read. It may be used concurrently.
 type loans struct {
-	large, small sync.Pool // of *[]byte
+	short, frame, small, large sync.Pool // of *[]byte
 }
 
-// Sizes of what is lent. Nearly all pieces of a stream that is followed are
-// small; of one that is read from the disk they are as large as they get.
+// Sizes of what is lent. A frame of HTTP/2 has 16 KiB at the most. Nearly all
+// pieces of a stream that is followed are small; of one that is read from the disk
+// they are as large as they get.
 const (
+	shortLoan = 4 << 10
+	frameLoan = 16 << 10
 	smallLoan = 32 << 10
 	largeLoan = 512 << 10
 )
 
 var _ mem.BufferPool = (*loans)(nil)
 
-// Get implements mem.BufferPool. The memory is not cleared.
+// Get implements mem.BufferPool. The memory is not cleared, as that of gRPC's own
+// pools is: who asks for it writes all of it.
 func (l *loans) Get(n int) *[]byte {
-	pool, size := &l.small, smallLoan
+	pool, size := &l.short, shortLoan
 	switch {
 	case n > largeLoan:
 		b := make([]byte, n)
 		return &b
 	case n > smallLoan:
 		pool, size = &l.large, largeLoan
+	case n > frameLoan:
+		pool, size = &l.small, smallLoan
+	case n > shortLoan:
+		pool, size = &l.frame, frameLoan
 	}
 	b, ok := pool.Get().(*[]byte)
 	if !ok {
@@ -43,6 +51,10 @@ func (l *loans) Get(n int) *[]byte {
 // Put implements mem.BufferPool.
 func (l *loans) Put(b *[]byte) {
 	switch cap(*b) {
+	case shortLoan:
+		l.short.Put(b)
+	case frameLoan:
+		l.frame.Put(b)
 	case smallLoan:
 		l.small.Put(b)
 	case largeLoan:

@@ -197,8 +197,10 @@ func (r *reader) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// The same message each time: the next piece comes into the memory of the last.
+	var response droverv1.StreamOutputResponse
 	for !r.complete() {
-		response, err := stream.Recv()
+		err := stream.RecvMsg(&response)
 		if errors.Is(err, io.EOF) {
 			return r.ended(ctx)
 		}

@@ -57,16 +57,21 @@ type stream struct {
 	connection
 }
 
-func (s *stream) Recv() (*droverv1.StreamOutputResponse, error) {
+func (s *stream) RecvMsg(m any) error {
 	if len(s.chunks) == 0 {
 		if s.err == nil {
-			return nil, io.EOF
+			return io.EOF
 		}
-		return nil, s.err
+		return s.err
 	}
-	c := s.chunks[0]
+	m.(*droverv1.StreamOutputResponse).Chunk = s.chunks[0]
 	s.chunks = s.chunks[1:]
-	return &droverv1.StreamOutputResponse{Chunk: c}, nil
+	return nil
+}
+
+func (s *stream) Recv() (*droverv1.StreamOutputResponse, error) {
+	m := &droverv1.StreamOutputResponse{}
+	return m, s.RecvMsg(m)
 }
 
 func data(s droverv1.Stream, offset uint64, text string) *droverv1.OutputChunk {
