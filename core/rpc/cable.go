@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 )
@@ -17,13 +18,20 @@ const writeBuffer = 64 << 10
 
 // Sizes of what passes below TLS.
 const (
-	recordBytes = 16 << 10 // the most that TLS encrypts in one piece
-	cableBytes  = writeBuffer + writeBuffer/recordBytes*64
+	recordBytes = 16 << 10                                 // the most that TLS encrypts in one piece
+	sealedBytes = writeBuffer + writeBuffer/recordBytes*64 // what it makes of a buffer
+	cableBytes  = 4 * sealedBytes
 )
+
+// moreWithin is how long a full buffer of gRPC waits for what comes after it. More
+// nearly always comes at once: gRPC writes full buffers only in the middle of much.
+const moreWithin = 5 * time.Millisecond
 
 // Credentials are mutual TLS for a connection that may carry much. crypto/tls
 // makes a system call for each record of 16 KiB, in both directions, and each
-// may wake the other side; here many records pass with one call.
+// may wake the other side; here many records pass with one call. Who sends much
+// wakes the other side for 256 KiB at a time: a quarter less processor time at
+// each end than with 64. Those who send little hold no memory for that.
 func Credentials(config *tls.Config) credentials.TransportCredentials {
 	return NewHandshakes().Credentials(config)
 }
@@ -91,7 +99,7 @@ func (s *secured) Write(p []byte) (int, error) {
 	defer s.flushes.Store(false)
 	s.cable.hold()
 	n, err := s.Conn.Write(p)
-	if errFlush := s.cable.flush(); err == nil {
+	if errFlush := s.cable.settle(len(p) == writeBuffer); err == nil {
 		err = errFlush
 	}
 	return n, err
@@ -100,6 +108,7 @@ func (s *secured) Write(p []byte) (int, error) {
 // Close implements net.Conn. As TLS does, it ends a write that is under way and
 // does not wait for it with a farewell: the other side may not be reading.
 func (s *secured) Close() error {
+	defer s.cable.stop()
 	if s.flushes.Load() {
 		return s.cable.Conn.Close()
 	}
@@ -119,8 +128,13 @@ type cable struct {
 	rest  []byte  // of them, what has not been asked for yet
 	more  bool    // the last read left something
 
-	mu   sync.Mutex // guards the fields below, and keeps records in order
-	held *[]byte    // records that wait to be written together; nil: they do not
+	mu       sync.Mutex  // guards the fields below, and keeps records in order
+	held     *[]byte     // records that wait to be written together; nil: there are none
+	gathers  bool        // more are being made: nothing is written before settle
+	timer    *time.Timer // writes what waits when no more comes; nil: it never did
+	awaiting bool        // the timer runs
+	stopped  bool
+	err      error // of a write that nobody was told of
 }
 
 func (c *cable) buffer() *[]byte {
@@ -157,13 +171,15 @@ func (c *cable) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// hold lets records wait until flush.
+// hold lets records wait until settle.
 func (c *cable) hold() {
-	b := c.buffer()
-	*b = (*b)[:0]
 	c.mu.Lock()
-	c.held = b
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	c.gathers = true
+	if c.held == nil {
+		c.held = c.buffer()
+		*c.held = (*c.held)[:0]
+	}
 }
 
 // Write implements net.Conn. TLS calls it with one record at a time; an alert
@@ -171,34 +187,91 @@ func (c *cable) hold() {
 func (c *cable) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.err != nil {
+		return 0, c.err
+	}
 	if c.held == nil {
 		return c.Conn.Write(p)
 	}
 	if len(*c.held)+len(p) > cableBytes {
-		if err := c.writeHeld(); err != nil {
-			return 0, err
+		if c.writeHeld(); c.err != nil {
+			return 0, c.err
 		}
 	}
 	*c.held = append(*c.held, p...)
-	return len(p), nil
+	if !c.gathers {
+		c.flush()
+	}
+	return len(p), c.err
 }
 
-func (c *cable) writeHeld() error {
-	_, err := c.Conn.Write(*c.held)
+// writeHeld writes what waits; c.mu is held.
+func (c *cable) writeHeld() {
+	if c.err == nil {
+		_, c.err = c.Conn.Write(*c.held)
+	}
 	*c.held = (*c.held)[:0]
-	return err
 }
 
-// flush writes what waits.
-func (c *cable) flush() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	err := c.writeHeld()
+// flush writes what waits and gives its memory back; c.mu is held.
+func (c *cable) flush() {
+	c.writeHeld()
 	b := c.held
 	c.held = nil
 	*b = (*b)[:cap(*b)]
 	c.buffers.Put(b)
-	return err
+}
+
+// settle ends hold. It writes what waits, unless more is on its way and there is
+// room for it.
+func (c *cable) settle(more bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gathers = false
+	if more && len(*c.held)+sealedBytes <= cableBytes && !c.stopped {
+		c.await()
+		return c.err
+	}
+	c.flush()
+	return c.err
+}
+
+// await makes sure that what waits is written also when no more comes; c.mu is
+// held. The timer is not set again for each buffer: that would wake the poller.
+func (c *cable) await() {
+	switch {
+	case c.awaiting:
+		return
+	case c.timer == nil:
+		c.timer = time.AfterFunc(moreWithin, c.late)
+	default:
+		c.timer.Reset(moreWithin)
+	}
+	c.awaiting = true
+}
+
+// late writes what has waited for more, perhaps for a shorter time.
+func (c *cable) late() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.awaiting = false
+	if c.held != nil && !c.gathers { // settle is near otherwise
+		c.flush()
+	}
+}
+
+// stop ends the timer, and returns when it does nothing any more. The connection
+// is closed.
+func (c *cable) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped = true
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	if c.held != nil && !c.gathers {
+		c.flush()
+	}
 }
 
 // SyscallConn implements syscall.Conn.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -145,7 +146,7 @@ func TestMuchPassesWithFewCalls(t *testing.T) {
 		t.Fatalf("%d bytes, %v", n, err)
 	}
 	records := int64(rounds * writeBuffer / recordBytes)
-	if got := server.raw.writes.Load() - writes; got > rounds+4 {
+	if got := server.raw.writes.Load() - writes; got > rounds {
 		t.Errorf("%d calls wrote %d records", got, records)
 	}
 	if got := client.raw.reads.Load() - reads; got > records {
@@ -175,8 +176,56 @@ func TestASmallWriteDoesNotWait(t *testing.T) {
 	if c := client.Conn.(*secured).cable; c.ahead != nil {
 		t.Error("the reader keeps a buffer")
 	}
-	if c := server.Conn.(*secured).cable; c.held != nil {
+	if server.Conn.(*secured).cable.holds() {
 		t.Error("the writer keeps a buffer")
+	}
+}
+
+func (c *cable) holds() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.held != nil
+}
+
+// TestAFullBufferThatNothingFollowsIsWritten, though more is awaited then: gRPC
+// writes nothing when it has nothing.
+func TestAFullBufferThatNothingFollowsIsWritten(t *testing.T) {
+	t.Parallel()
+	client, server := cables(t)
+	for range 3 {
+		for range 2 {
+			if _, err := server.Write(make([]byte, writeBuffer)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := io.ReadFull(client, make([]byte, 2*writeBuffer)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for server.Conn.(*secured).cable.holds() {
+		runtime.Gosched() // the other end is faster than the end of the write
+	}
+}
+
+// TestWhatWaitsForMoreIsWrittenBeforeAnythingElse: a small write, or the end.
+func TestWhatWaitsForMoreIsWrittenBeforeAnythingElse(t *testing.T) {
+	t.Parallel()
+	client, server := cables(t)
+	big := bytes.Repeat([]byte("b"), writeBuffer)
+	want := append(append(bytes.Clone(big), "small"...), big...)
+	sent := make(chan error, 1)
+	go func() {
+		_, err := server.Write(big)
+		_, err1 := server.Write([]byte("small"))
+		_, err2 := server.Write(big)
+		sent <- errors.Join(err, err1, err2, server.Close())
+	}()
+	got, err := io.ReadAll(client)
+	if err := errors.Join(err, <-sent); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes of %d came, %v", len(got), len(want), err)
+	}
+	if _, err := server.Write(big); err == nil || server.Conn.(*secured).cable.holds() {
+		t.Errorf("something waits in a connection that is closed, %v", err)
 	}
 }
 
