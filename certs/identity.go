@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"regexp"
 	"strings"
 )
 
@@ -44,16 +43,23 @@ func ParseRole(s string) (Role, error) {
 // server tells whether processes of the role listen.
 func (r Role) server() bool { return r == RoleScheduler || r == RoleWorker }
 
-// Name patterns: what is safe in a URI, a file name and a terminal.
-var namePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?$`)
+// maxName is the length of the longest name.
+const maxName = 63
 
 // CheckName refuses names that are not 1 to 63 letters, digits, dots, dashes
-// and underscores.
+// and underscores, from a letter or digit to a letter or digit: what is safe in
+// a URI, a file name and a terminal.
 func CheckName(name string) error {
-	if !namePattern.MatchString(name) {
+	sign := func(c rune) bool { return strings.ContainsRune("._-", c) }
+	strange := func(c rune) bool { return !alphanumeric(c) && !sign(c) }
+	if name == "" || len(name) > maxName || strings.ContainsFunc(name, strange) || strings.TrimFunc(name, sign) != name {
 		return fmt.Errorf("name %q is not 1 to 63 letters, digits, dots, dashes, underscores", name)
 	}
 	return nil
+}
+
+func alphanumeric(c rune) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
 }
 
 // ID is the identity that a certificate carries in its one URI SAN,

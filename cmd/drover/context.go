@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -101,7 +102,7 @@ func newContextUse(e *env) *cobra.Command {
 }
 
 // contextName is what needs no quoting anywhere.
-var contextName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$`)
+var contextName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$`) })
 
 func newContextAdd(e *env) *cobra.Command {
 	return &cobra.Command{
@@ -109,7 +110,7 @@ func newContextAdd(e *env) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t := client.Target{Address: e.target.Address, Certs: e.target.Certs}
 			switch {
-			case !contextName.MatchString(args[0]):
+			case !contextName().MatchString(args[0]):
 				return problem.UsageError(verb(cmd), "name %q is not made of letters, digits, dots, dashes, underscores", args[0])
 			case t.Address == "":
 				return problem.UsageError(verb(cmd), "--address is missing")

@@ -15,9 +15,7 @@ func main() {
 
 // run carries out one command line and returns the exit code.
 func run(ctx context.Context, e *env, args []string) problem.Code {
-	root := newRoot(e)
-	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	err := newRoot(e, args).ExecuteContext(ctx)
 	problem.Print(e.stderr, err)
 	return problem.CodeOf(err)
 }

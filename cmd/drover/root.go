@@ -26,8 +26,80 @@ const (
 	groupSetup   = "setup"
 )
 
-// newRoot makes the command tree for one run.
-func newRoot(e *env) *cobra.Command {
+// entry is a verb before its command is made.
+type entry struct {
+	name, group string
+	make        func(*env) *cobra.Command
+}
+
+// verbs are the verbs below the root.
+func verbs() []entry {
+	return []entry{
+		{"run", groupJobs, newRun},
+		{"exec", groupJobs, newExec},
+		{"stop", groupJobs, newStop},
+		{"status", groupJobs, newStatus},
+		{"why", groupJobs, newWhy},
+		{"wait", groupJobs, newWait},
+		{"attach", groupJobs, newAttach},
+		{"logs", groupJobs, newLogs},
+		{"jobs", groupJobs, newJobs},
+		{"ps", groupJobs, newPs},
+		{"rerun", groupJobs, newRerun},
+		{"dev", groupCluster, newDev},
+		{"scheduler", groupCluster, newScheduler},
+		{"worker", groupCluster, newWorkerVerb},
+		{"workers", groupCluster, newWorkers},
+		{"scripts", groupCluster, newScripts},
+		{"plugin", groupCluster, newPlugin},
+		{"certs", groupSetup, newCerts},
+		{"context", groupSetup, newContext},
+		{"store", groupSetup, newStore},
+		{"bench", groupSetup, newBench},
+		{"chaos", groupSetup, newChaos},
+		{"version", groupSetup, newVersion},
+		{"completion", groupSetup, newCompletion},
+	}
+}
+
+// needed are the verbs that a command line can be about: the one that it names,
+// or all. Making the flags of all verbs takes as long as a round trip to the
+// scheduler.
+func needed(args []string) []entry {
+	all := verbs()
+	if i := slices.IndexFunc(all, func(v entry) bool { return v.name == firstWord(args) }); i >= 0 {
+		return all[i : i+1]
+	}
+	return all
+}
+
+// firstWord is the first argument after the global flags; "" when there is none
+// or another flag comes first.
+func firstWord(args []string) string {
+	for len(args) > 0 && strings.HasPrefix(args[0], "-") {
+		name, _, whole := strings.Cut(strings.TrimPrefix(args[0], "--"), "=")
+		switch {
+		case name == "no-color", whole && isTarget(name):
+			args = args[1:]
+		case isTarget(name) && len(args) > 1:
+			args = args[2:]
+		default:
+			return ""
+		}
+	}
+	if len(args) == 0 {
+		return ""
+	}
+	return args[0]
+}
+
+// isTarget tells whether a global flag has a value: those that find the scheduler.
+func isTarget(flag string) bool {
+	return slices.Contains([]string{"address", "certs", "context"}, flag)
+}
+
+// newRoot makes the command tree for one run: what args can be about.
+func newRoot(e *env, args []string) *cobra.Command {
 	root := &cobra.Command{
 		Use: "drover", Short: "Run scripts and commands on other machines",
 		Long: "drover runs scripts and commands on other machines and feels like running them here.\n\n" +
@@ -45,23 +117,17 @@ func newRoot(e *env) *cobra.Command {
 		&cobra.Group{ID: groupSetup, Title: "Setting up:"},
 	)
 	e.globals(root)
-	add(root, groupJobs,
-		newRun(e), newExec(e), newStop(e), newStatus(e), newWhy(e), newWait(e), newAttach(e), newLogs(e), newJobs(e), newPs(e), newRerun(e))
-	add(root, groupCluster, newDev(e), newScheduler(e), newWorker(e), newWorkers(e), newScripts(e), newPlugin(e))
-	add(root, groupSetup, newCerts(e), newContext(e), newStore(e), newBench(e), newChaos(e), newVersion(e), newCompletion(e))
+	for _, v := range needed(args) {
+		c := v.make(e)
+		c.GroupID = v.group
+		root.AddCommand(c)
+	}
 	root.AddCommand(helpTopics()...)
 	root.SetHelpCommand(newHelp())
 	root.SetFlagErrorFunc(flagError)
-	aliasWorkerList(e, root)
 	addMan(root)
+	root.SetArgs(args)
 	return root
-}
-
-func add(root *cobra.Command, group string, verbs ...*cobra.Command) {
-	for _, v := range verbs {
-		v.GroupID = group
-		root.AddCommand(v)
-	}
 }
 
 // globals registers the flags that find the scheduler.
@@ -74,16 +140,13 @@ func (e *env) globals(root *cobra.Command) {
 	completeFlag(root, "context", e.completeContexts)
 }
 
-// aliasWorkerList lets people who know "worker" as the name of the daemon type
+// newWorkerVerb lets people who know "worker" as the name of the daemon type
 // "drover worker ls".
-func aliasWorkerList(e *env, root *cobra.Command) {
-	for _, c := range root.Commands() {
-		if c.Name() == "worker" {
-			ls := newWorkersList(e)
-			ls.Hidden = true
-			c.AddCommand(ls)
-		}
-	}
+func newWorkerVerb(e *env) *cobra.Command {
+	c, ls := newWorker(e), newWorkersList(e)
+	ls.Hidden = true
+	c.AddCommand(ls)
+	return c
 }
 
 // group is the RunE of a command that only has others below it.

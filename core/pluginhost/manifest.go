@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -25,7 +26,7 @@ import (
 // filePrefix begins the name of every plugin's file.
 const filePrefix = "drover-runner-"
 
-var namePattern = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
+var namePattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`) })
 
 // Manifest lies beside a plugin as drover-runner-NAME.json and says what was
 // installed. A plugin without one, or that differs from it, is refused.
@@ -58,7 +59,7 @@ func Probe(ctx context.Context, file string) (runner.Description, error) {
 		return d, errs.E(op, errs.Precondition, "PLUGIN_BROKEN", fmt.Errorf("%s --describe printed no JSON object: %w", file, err)).
 			WithHint("a runner plugin is a program that calls runner.Serve; see docs/plugin-authors.md")
 	}
-	if !namePattern.MatchString(d.Name) {
+	if !namePattern().MatchString(d.Name) {
 		return d, errs.E(op, errs.Precondition, "PLUGIN_NAME", fmt.Errorf("%s calls itself %q, not [a-z][a-z0-9-]*", file, d.Name))
 	}
 	if d.Protocol != runner.Protocol {
@@ -188,7 +189,7 @@ func Versions(dir, name string) ([]string, error) {
 // the sha256 it must have, "" for any; the one that was kept last is taken.
 func InstallKept(dir, name, version, wanted string) (Manifest, error) {
 	const op = "install plugin"
-	if !namePattern.MatchString(name) {
+	if !namePattern().MatchString(name) {
 		return Manifest{}, errs.E(op, errs.Invalid, "PLUGIN_NAME", fmt.Errorf("%q is not the name of a plugin", name)).
 			WithHint("give the name, such as bash, and no file: the version is taken from what was installed before")
 	}
@@ -294,7 +295,7 @@ func refuse(reason, format string, args ...any) *errs.Error {
 func openVerified(dir, name string) (*os.File, Manifest, error) {
 	var m Manifest
 	path := filepath.Join(dir, filePrefix+name)
-	if !namePattern.MatchString(name) {
+	if !namePattern().MatchString(name) {
 		return nil, m, refuse("PLUGIN_NAME", "%s: %q is not [a-z][a-z0-9-]*", path, name)
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)

@@ -4,6 +4,7 @@ import (
 	"path"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -26,9 +27,15 @@ const (
 )
 
 var (
-	labelPattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,126}[a-zA-Z0-9])?$`)
-	envPattern   = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
+	labelPattern = pattern(`^[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,126}[a-zA-Z0-9])?$`)
+	envPattern   = pattern(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
 )
+
+// pattern is compiled when it is first asked for: the command line is the same
+// program, and it is started anew for each job.
+func pattern(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
 
 func invalid(field, reason, format string, args ...any) error {
 	return errs.Field(opSubmit, field, reason, format, args...)
@@ -148,7 +155,7 @@ func checkArgs(s *job.Spec) error {
 
 func checkEnv(s *job.Spec) error {
 	for k, v := range s.Env {
-		if !envPattern.MatchString(k) {
+		if !envPattern().MatchString(k) {
 			return invalid("env", "ENV_NAME", "%q is not a name of letters, digits and underscores", k)
 		}
 		if RefusedEnv(k) {
@@ -159,7 +166,7 @@ func checkEnv(s *job.Spec) error {
 		}
 	}
 	for name := range s.Secrets {
-		if !envPattern.MatchString(name) {
+		if !envPattern().MatchString(name) {
 			return invalid("secrets", "SECRET_NAME", "%q is not a name of letters, digits and underscores", name)
 		}
 	}
@@ -190,7 +197,7 @@ func checkLabels(labels map[string]string) error {
 		return invalid("labels", "TOO_MANY", "%d labels, at most %d", len(labels), maxLabels)
 	}
 	for k, v := range labels {
-		if !labelPattern.MatchString(k) || v != "" && !labelPattern.MatchString(v) {
+		if !labelPattern().MatchString(k) || v != "" && !labelPattern().MatchString(v) {
 			return invalid("labels", "LABEL", "%q=%q is not made of letters, digits, dots, dashes, slashes, underscores", k, v)
 		}
 	}

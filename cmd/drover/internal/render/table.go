@@ -5,6 +5,7 @@ import (
 	"io"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 )
@@ -13,10 +14,10 @@ import (
 const gutter = "  "
 
 // sgr matches the colours that a palette adds; they take no room.
-var sgr = regexp.MustCompile("\x1b\\[[0-9;]*m")
+var sgr = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile("\x1b\\[[0-9;]*m") })
 
 // width is the room that a cell takes.
-func width(s string) int { return utf8.RuneCountInString(sgr.ReplaceAllString(s, "")) }
+func width(s string) int { return utf8.RuneCountInString(sgr().ReplaceAllString(s, "")) }
 
 // Widths returns the room of each column.
 func Widths(header []string, rows [][]string) []int {
