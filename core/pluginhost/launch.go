@@ -33,7 +33,8 @@ const (
 	startTimeout = 5 * time.Second
 	infoTimeout  = 5 * time.Second
 	maxMessage   = 64 << 20
-	maxSocket    = 90 // bytes of a socket's folder; unix(7) allows 108 for the whole path
+	window       = 1 << 20 // bytes of a stream, and of the connection
+	maxSocket    = 90      // bytes of a socket's folder; unix(7) allows 108 for the whole path
 )
 
 // record is State/plugins/FOLDER.json: what a restarted worker needs to find a
@@ -131,10 +132,18 @@ func (h *Host) clientConfig(c *plugin.ClientConfig) *plugin.ClientConfig {
 	c.Plugins = plugin.PluginSet{runner.PluginName: &runner.GRPCPlugin{}}
 	c.AllowedProtocols = []plugin.Protocol{plugin.ProtocolGRPC}
 	c.Logger = hclog.New(&hclog.LoggerOptions{Level: hclog.Off, Output: io.Discard})
-	c.GRPCDialOptions = []grpc.DialOption{
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
-	}
+	c.GRPCDialOptions = dialOptions()
 	return c
+}
+
+// dialOptions are those of a connection to a plugin.
+func dialOptions() []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+		// Windows that are given need no measuring of the line: gRPC else sends a ping
+		// with nearly every message that comes, which wakes both sides once more.
+		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window),
+	}
 }
 
 // reattach connects to a plugin that an earlier worker started.

@@ -29,6 +29,7 @@ const (
 	DirVariable = "DROVER_PLUGIN_DIR"  // 0700 folder for journal and log
 	IdleVar     = "DROVER_PLUGIN_IDLE" // duration; see ServerConfig.Idle
 	maxMessage  = 64 << 20             // bytes per frame, both ways
+	window      = 1 << 20              // bytes on their way of a stream, and of the connection
 	describe    = "--describe"         // prints Description and ends
 	umask       = 0o022                // of jobs
 	logName     = "plugin.log"         // in the folder
@@ -116,6 +117,16 @@ func idleTime(s string) (time.Duration, error) {
 	return d, nil
 }
 
+// serverOptions are those of every plugin's server.
+func serverOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		// Windows that are given need no measuring of the line: gRPC else sends a ping
+		// with nearly every message that comes, which wakes both sides once more.
+		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
+	}
+}
+
 func runPlugin(r Runner, dir string, idle time.Duration, logFile *os.File) error {
 	var (
 		mu  sync.Mutex // guards srv
@@ -153,8 +164,7 @@ func runPlugin(r Runner, dir string, idle time.Duration, logFile *os.File) error
 		Plugins:         plugin.PluginSet{PluginName: &GRPCPlugin{Impl: impl}},
 		Logger:          hclog.NewNullLogger(),
 		GRPCServer: func(opts []grpc.ServerOption) *grpc.Server {
-			opts = append(opts,
-				grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+			opts = append(append(opts, serverOptions()...),
 				grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 					// The first call proves that the worker has read the
 					// handshake: from now on its pipes may break.
