@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -186,23 +185,6 @@ func (g *Group) Tasks() []string {
 		}
 	}
 	return list
-}
-
-// Past is the processor time that the processes of a v2 cgroup have used which are
-// gone. With a process in it, it answers EBUSY.
-func Past(dir string) (time.Duration, error) {
-	populated, err := readKey(dir, "cgroup.events", "populated")
-	if err == nil && populated != 0 {
-		err = unix.EBUSY
-	}
-	if err != nil {
-		return 0, fmt.Errorf("look for processes in cgroup %s: %w", dir, err)
-	}
-	used, err := readKey(dir, "cpu.stat", "usage_usec")
-	if err != nil {
-		return 0, fmt.Errorf("read the time of cgroup %s: %w", dir, err)
-	}
-	return time.Duration(used) * time.Microsecond, nil
 }
 
 // Release gives the group back. An empty one is used again; one with processes

@@ -3,6 +3,7 @@ package pluginhost
 import (
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
@@ -28,6 +29,44 @@ func (f *frames) Recv() (*runnerv1.SessionResponse, error) {
 	next := f.left[0]
 	f.left = f.left[1:]
 	return next, nil
+}
+
+// TestStartsThatAreNotAnsweredAreSentAgain: a plugin drops what it has not begun with
+// the session that it came in.
+func TestStartsThatAreNotAnsweredAreSentAgain(t *testing.T) {
+	t.Parallel()
+	p := newHosted(&Host{config: Config{Events: func([]Event) {}}}, Manifest{})
+	for _, id := range []string{"begun", "before", "sent", "waiting"} {
+		p.start(&runnerv1.Start{Id: id})
+	}
+	p.pending.Starts = p.pending.GetStarts()[3:] // the others are on their way
+	// A process that is dead had begun it, as its journal says.
+	p.host.adopter = &adopter{emit: func([]Event) {}, ended: func(string) {}, byFD: map[int32]*orphan{}}
+	p.settleOne("before", &runnerv1.Started{Id: "before", Pid: int64(os.Getpid())}, nil, nil)
+	p.receive(&frames{left: []*runnerv1.SessionResponse{{Started: []*runnerv1.Started{{Id: "begun", Pid: 1}}}}})
+	p.askAgain()
+	var again []string
+	for _, s := range p.pending.GetStarts() {
+		again = append(again, s.GetId())
+	}
+	if !slices.Equal(again, []string{"waiting", "sent"}) {
+		t.Errorf("the next session begins with %v", again)
+	}
+}
+
+// TestAWatcherThatCameTooLateIsNotBelieved: the next process of a plugin is asked to
+// watch what a killed one left. When a job has ended by then it saw nothing, but the
+// worker, which watches too, did.
+func TestAWatcherThatCameTooLateIsNotBelieved(t *testing.T) {
+	t.Parallel()
+	var told []Event
+	p := newHosted(&Host{config: Config{Events: func(e []Event) { told = append(told, e...) }}}, Manifest{})
+	p.attempts["a"] = newGiven()
+	p.attempts["a"].adopted = true
+	p.receive(&frames{left: []*runnerv1.SessionResponse{{Exited: []*runnerv1.Exited{{Id: "a", Pid: 1, Adopted: true}}}}})
+	if len(told) != 0 || p.attempts["a"].exited {
+		t.Errorf("told %+v", told)
+	}
 }
 
 // TestAHandleIsClosedOnce: a plugin that an earlier worker started may name an

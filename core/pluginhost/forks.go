@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/droverhq/drover/core/cgroup"
 	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
 )
@@ -28,12 +27,11 @@ const (
 
 // unnamed is a start whose process is not known, if there is one.
 type unnamed struct {
-	env    string        // its environment, as /proc shows it
-	mark   string        // DROVER_MARK=... of it; "" when that alone is no proof
-	trace  string        // the same; whoever has it shows that the job has begun
-	cgroup string        // its folder, or ""
-	noted  uint64        // it is not older than this, in ticks
-	used   time.Duration // processor time of the cgroup before the start, or unknownTime
+	env    string // its environment, as /proc shows it
+	mark   string // DROVER_MARK=... of it; "" when that alone is no proof
+	trace  string // the same; whoever has it shows that the job has begun
+	cgroup string // its folder, or ""
+	noted  uint64 // it is not older than this, in ticks
 }
 
 // named is a process that was found.
@@ -75,8 +73,8 @@ func (p *hosted) locate(proc *process, left runner.Journal, ids []string) (found
 		v := look(&proc.record, want, p.host.known(left))
 		waited := time.Since(begin)
 		if (!v.forked || waited > endWait) && (len(v.doubt) == 0 || waited > doubtWait) {
-			if !v.forked && ended && left.Keeps {
-				never = v.unborn(want, proc.foreign)
+			if !v.forked && ended && left.Keeps && !proc.foreign {
+				never = v.unborn(want)
 			}
 			return v.found, never
 		}
@@ -113,7 +111,7 @@ func (p *hosted) unnamed(proc *process, left runner.Journal, ids []string) map[s
 func (g *given) unnamed(noted uint64, foreign bool) unnamed {
 	u := unnamed{
 		env: strings.Join(g.start.GetEnv(), "\x00") + "\x00", cgroup: g.start.GetCgroup(),
-		trace: g.mark, noted: noted, used: g.used,
+		trace: g.mark, noted: noted,
 	}
 	if !foreign && u.cgroup != "" {
 		u.mark = g.mark
@@ -227,34 +225,15 @@ func (v *view) weigh(pid int, env []byte, st pidfd.Stat, want map[string]unnamed
 
 // unborn lists the starts that have no process and never had one. Who was a child
 // of the plugin is one of this process now, if only as a zombie: nobody has reaped
-// it (Host.unsettled). Those of a foreign plugin have gone elsewhere; but a cgroup
-// that has used no time since it was handed to the plugin has had no process.
-func (v *view) unborn(want map[string]unnamed, foreign bool) (ids []string) {
-	for id, u := range want {
-		_, found := v.found[id]
-		if !found && !v.doubt[id] && (!foreign || u.untouched()) {
+// it (Host.unsettled).
+func (v *view) unborn(want map[string]unnamed) (ids []string) {
+	for id := range want {
+		if _, found := v.found[id]; !found && !v.doubt[id] {
 			ids = append(ids, id)
 		}
 	}
 	slices.Sort(ids)
 	return ids
-}
-
-// untouched tells whether no process has been in the cgroup since before the start.
-func (u *unnamed) untouched() bool {
-	return u.cgroup != "" && u.used != unknownTime && usedTime(u.cgroup) == u.used
-}
-
-// unknownTime is a time that could not be read.
-const unknownTime = -1
-
-// usedTime is the processor time of all processes that an empty cgroup has had.
-func usedTime(dir string) time.Duration {
-	used, err := cgroup.Past(dir)
-	if err != nil {
-		return unknownTime
-	}
-	return used
 }
 
 func holds(env, variable []byte) bool {

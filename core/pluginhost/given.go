@@ -2,7 +2,6 @@ package pluginhost
 
 import (
 	"syscall"
-	"time"
 
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
@@ -11,7 +10,6 @@ import (
 type given struct {
 	start   *runnerv1.Start // nil once it is confirmed, or after a restart of the worker
 	mark    string          // DROVER_MARK=... of its environment
-	used    time.Duration   // processor time of its cgroup before the start, or unknownTime
 	stdout  string          // named pipes
 	stderr  string
 	pid     int
@@ -25,7 +23,7 @@ type given struct {
 	ended *runnerv1.Exited
 }
 
-func newGiven() *given { return &given{handle: -1, used: unknownTime} }
+func newGiven() *given { return &given{handle: -1} }
 
 // letGo closes the handle.
 func (g *given) letGo() {

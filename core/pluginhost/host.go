@@ -78,6 +78,7 @@ type Host struct {
 	adopter *adopter
 	changed chan struct{}
 	ready   chan struct{} // closed after the first scan
+	told    chan struct{} // closed when Resume has said what attempts there are
 
 	emitMu sync.Mutex // keeps the order of events
 
@@ -89,6 +90,7 @@ type Host struct {
 	refused map[string]refusal
 	owners  map[string]*hosted // by attempt id
 	dead    []record           // plugins of an earlier worker that are gone
+	retired map[string]*hosted // by key: those that had new jobs of the earlier worker, until Resume
 	base    context.Context    //nolint:containedctx // life of the plugins' goroutines, from Run to Close
 	cancel  context.CancelFunc
 	wait    sync.WaitGroup
@@ -114,9 +116,10 @@ func New(c Config) (*Host, error) {
 	}
 	c.Canary = cmp.Or(c.Canary, canaryTimeout)
 	h := &Host{
-		config: c, changed: make(chan struct{}, 1), ready: make(chan struct{}),
+		config: c, changed: make(chan struct{}, 1), ready: make(chan struct{}), told: make(chan struct{}),
 		byKey: map[string]*hosted{}, leaving: map[*hosted]bool{}, current: map[string]*hosted{},
 		next: map[string]*hosted{}, refused: map[string]refusal{}, owners: map[string]*hosted{},
+		retired: map[string]*hosted{},
 	}
 	h.base, h.cancel = context.WithCancel(context.Background())
 	var err error
@@ -326,10 +329,16 @@ func (h *Host) takeOver(ctx context.Context) error {
 			continue
 		}
 		h.config.Log.Info("plugin attached again", "runner", r.Name, "version", r.Version, "pid", r.PID)
+		retires := h.retire(ctx, proc)
 		m := Manifest{SHA256: r.SHA256}
 		m.Name, m.Version, m.Commands = r.Name, r.Version, proc.info.GetCommands()
 		h.mu.Lock()
-		if p := h.host(m, proc); !p.isDraining() {
+		p := h.host(m, proc, true)
+		if retires {
+			h.retired[p.key()] = p
+			p = h.host(m, nil, true)
+		}
+		if !p.isDraining() {
 			h.current[r.Name] = p
 		}
 		h.mu.Unlock()
@@ -362,7 +371,7 @@ func (h *Host) Resume(ctx context.Context, attempts []Attempt) error {
 	for k, as := range byKey {
 		as = h.holdLeaving(k, as)
 		h.mu.Lock()
-		p := h.byKey[k]
+		p := cmp.Or(h.retired[k], h.byKey[k]) // nothing was given to its successor yet
 		h.mu.Unlock()
 		if p != nil {
 			h.hold(p, as, true)
@@ -372,6 +381,10 @@ func (h *Host) Resume(ctx context.Context, attempts []Attempt) error {
 			h.alone(k, a)
 		}
 	}
+	h.mu.Lock()
+	clear(h.retired)
+	h.mu.Unlock()
+	close(h.told)
 	for _, p := range h.all() {
 		p.resync()
 	}
@@ -379,12 +392,18 @@ func (h *Host) Resume(ctx context.Context, attempts []Attempt) error {
 }
 
 // heir is the plugin that watches over what another process of it has left: the
-// same version, or the one that takes new jobs. Without one a host of its own
-// keeps the books.
-func (h *Host) heir(name, version, sum string) *hosted {
+// process that was watching, the one that came after it, the same version, or the one
+// that takes new jobs. Without one a host of its own keeps the books. All that one
+// process left has one heir: who was asked to watch was asked to watch it all.
+func (h *Host) heir(name, version, sum string, left []Attempt) *hosted {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if p := h.byKey[name+"@"+sum]; p != nil {
+	for _, p := range h.every() {
+		if p.manifest.Name == name && p.watches(left) {
+			return p
+		}
+	}
+	if p := cmp.Or(h.retired[name+"@"+sum], h.byKey[name+"@"+sum]); p != nil {
 		return p
 	}
 	if p := h.current[name]; p != nil {
@@ -413,7 +432,7 @@ func (h *Host) bury(r record, attempts []Attempt) (others []Attempt) {
 			others = append(others, a)
 		}
 	}
-	p := h.heir(r.Name, r.Version, r.SHA256)
+	p := h.heir(r.Name, r.Version, r.SHA256, mine)
 	p.inherit(r, left, h.hold(p, mine, false))
 	return others
 }
@@ -443,7 +462,7 @@ func (h *Host) alone(plugin string, a Attempt) {
 		h.emit([]Event{{Plugin: plugin, ID: a.ID, Unknown: true}})
 		return
 	}
-	p := h.heir(a.Runner.Name, a.Runner.Version, a.Runner.SHA256)
+	p := h.heir(a.Runner.Name, a.Runner.Version, a.Runner.SHA256, []Attempt{a})
 	started := &runnerv1.Started{Id: a.ID, Pid: int64(a.PID), StartTicks: a.StartTicks}
 	p.inherit(record{}, runner.Journal{Started: map[string]*runnerv1.Started{a.ID: started}}, h.hold(p, []Attempt{a}, false))
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -511,9 +512,7 @@ func TestAPluginThenItsWorkerAreKilled(t *testing.T) {
 		t.Errorf("running: %+v", e)
 	}
 	w.Ack("ended", "running", "after", "never")
-	if left, _ := filepath.Glob(filepath.Join(w.state, "plugins", "*.json")); len(left) != 1 {
-		t.Errorf("records left: %q", left)
-	}
+	w.awaitRecords("one process", func(pids []int) bool { return len(pids) == 1 })
 }
 
 // TestARestartedWorkerFindsItsJobs: P7 and P11 for the worker.
@@ -596,6 +595,17 @@ func TestARestartedWorkerFindsItsJobs(t *testing.T) {
 // process of the plugin was asked to watch it and has seen the end.
 func TestTheNextPluginWatchesWhatAKilledOneLeft(t *testing.T) {
 	t.Parallel()
+	for restarts := range 3 { // a short name: the folders of plugins are below those of the test
+		t.Run(strconv.Itoa(restarts), func(t *testing.T) {
+			t.Parallel()
+			nextPluginWatches(t, restarts)
+		})
+	}
+}
+
+// nextPluginWatches: a job lives over so many restarts of the worker before the one
+// that it ends in.
+func nextPluginWatches(t *testing.T, restarts int) {
 	w := newWorld(t, "bash")
 	w.awaitState("bash", "ready")
 	m, err := pluginhost.Verify(w.dir, "bash")
@@ -632,6 +642,18 @@ func TestTheNextPluginWatchesWhatAKilledOneLeft(t *testing.T) {
 	w.startScript("after", "exit 5") // the next process runs
 	w.awaitExit("after")
 	seen("both", func(j runner.Journal) bool { return j.Started["a"].GetPid() == int64(pid) && j.Exited["after"] != nil })
+	attempt := pluginhost.Attempt{
+		ID: "a", Runner: pluginhost.Runner{Name: "bash", Version: m.Version, SHA256: m.SHA256}, PID: pid, StartTicks: e.Started.GetStartTicks(),
+	}
+	for range restarts {
+		w.close()
+		w.open()
+		if err := w.Resume(t.Context(), []pluginhost.Attempt{attempt}); err != nil {
+			t.Fatal(err)
+		}
+		w.awaitState("bash", "draining")
+		w.awaitState("bash", "ready")
+	}
 	w.close()
 	w.mu.Lock()
 	w.events = nil
@@ -644,9 +666,7 @@ func TestTheNextPluginWatchesWhatAKilledOneLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.open()
-	if err := w.Resume(t.Context(), []pluginhost.Attempt{{
-		ID: "a", Runner: pluginhost.Runner{Name: "bash", Version: m.Version, SHA256: m.SHA256}, PID: pid, StartTicks: e.Started.GetStartTicks(),
-	}}); err != nil {
+	if err := w.Resume(t.Context(), []pluginhost.Attempt{attempt}); err != nil {
 		t.Fatal(err)
 	}
 	if e := w.awaitExit("a"); e.Exited.GetExitCode() != 42 || e.Evidence != job.PidFD {

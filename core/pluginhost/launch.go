@@ -56,7 +56,8 @@ type record struct {
 // process is one plugin process with a connection to it.
 type process struct {
 	record
-	foreign bool // started by an earlier worker: no child of this process
+	foreign bool            // started by an earlier worker: no child of this process
+	claims  map[string]bool // what it had of the earlier worker's
 	client  *plugin.Client
 	api     runnerv1.RunnerServiceClient
 	info    *runnerv1.GetInfoResponse

@@ -9,8 +9,6 @@ import (
 	"syscall"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/plugins/pidfd"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
@@ -125,9 +123,6 @@ func (p *hosted) nudge() {
 // nobody would start what came too late.
 func (p *hosted) start(s *runnerv1.Start) (taken bool) {
 	g := newGiven()
-	if p.isForeign() && s.GetCgroup() != "" {
-		g.used = usedTime(s.GetCgroup())
-	}
 	p.add(func(f *runnerv1.SessionRequest) {
 		if p.draining {
 			return
@@ -198,7 +193,7 @@ func (p *hosted) run(ctx context.Context, proc *process) {
 		p.attach(ctx, proc)
 		p.host.promote(p)
 		p.serve(ctx, proc)
-		if ctx.Err() != nil {
+		if proc.foreign && !p.host.knowsAttempts(ctx) || ctx.Err() != nil {
 			return
 		}
 		drained := p.unneeded()
@@ -368,157 +363,6 @@ func notStarted(plugin, id, reason, message string) Event {
 
 func oneLine(err error) string {
 	return strings.Join(strings.Fields(err.Error()), " ")
-}
-
-// serve speaks with one plugin process until it dies or ctx ends.
-func (p *hosted) serve(ctx context.Context, proc *process) {
-	for ctx.Err() == nil {
-		sctx, cancel := context.WithCancel(ctx)
-		p.mu.Lock()
-		p.session = cancel
-		p.mu.Unlock()
-		stream, err := proc.api.Session(sctx)
-		again := false
-		if err == nil {
-			var wait sync.WaitGroup
-			wait.Go(func() { p.send(sctx, stream) })
-			p.receive(stream)
-			again = sctx.Err() != nil // resync ended it
-			cancel()
-			p.nudge()
-			wait.Wait()
-		}
-		cancel()
-		if ctx.Err() != nil || !again && !p.survives(ctx, proc) {
-			return
-		}
-	}
-}
-
-// resync opens a new session: the plugin then tells again all that it has, and
-// what nobody waits for is acknowledged.
-func (p *hosted) resync() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.resumed = true
-	if p.session != nil {
-		p.session()
-	}
-}
-
-// survives waits a moment to learn whether a broken stream means a dead plugin.
-func (p *hosted) survives(ctx context.Context, proc *process) bool {
-	wait := 20 * time.Millisecond
-	if p.unneeded() {
-		wait = time.Minute // it has said farewell and is on its way out
-	}
-	for end := time.Now().Add(wait); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(time.Millisecond) {
-		if !pidfd.Alive(proc.PID, proc.StartTicks) {
-			return false
-		}
-	}
-	return pidfd.Alive(proc.PID, proc.StartTicks)
-}
-
-// send carries frames down; what gathers while one is sent makes the next.
-func (p *hosted) send(ctx context.Context, stream grpc.BidiStreamingClient[runnerv1.SessionRequest, runnerv1.SessionResponse]) {
-	last := 0
-	for {
-		p.mu.Lock()
-		f := p.pending
-		p.pending = &runnerv1.SessionRequest{}
-		p.mu.Unlock()
-		if n := len(f.GetStarts()) + len(f.GetSignals()) + len(f.GetAcks()) + len(f.GetAdopts()); n > 0 {
-			last = n
-			if err := stream.Send(f); err != nil {
-				// Whether it arrived is unknown: a start of a known id starts
-				// nothing, so all of it may be said again (P2).
-				p.mu.Lock()
-				f.Starts = append(f.Starts, p.pending.GetStarts()...)
-				f.Signals = append(f.Signals, p.pending.GetSignals()...)
-				f.Acks = append(f.Acks, p.pending.GetAcks()...)
-				f.Adopts = append(f.Adopts, p.pending.GetAdopts()...)
-				p.pending = f
-				p.mu.Unlock()
-				return
-			}
-			continue
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-p.wake:
-			p.gather(last)
-		}
-	}
-}
-
-// gather waits a moment for more to send while many attempts come and go: the
-// plugin has enough to do meanwhile, and is woken less often. last is how many
-// things the last frame held.
-func (p *hosted) gather(last int) {
-	p.mu.Lock()
-	n := len(p.attempts)
-	p.mu.Unlock()
-	if n >= gateFrom && last >= gateLast {
-		time.Sleep(min(gateWidth, time.Duration(n)*gateEach))
-	}
-}
-
-// receive turns frames into events until the stream breaks.
-func (p *hosted) receive(stream grpc.BidiStreamingClient[runnerv1.SessionRequest, runnerv1.SessionResponse]) {
-	for {
-		f, err := stream.Recv()
-		if err != nil {
-			return
-		}
-		var out []Event
-		foreign := p.foreign(f)
-		p.mu.Lock()
-		for _, s := range f.GetStarted() {
-			g := p.attempts[s.GetId()]
-			if fd, ok := foreign[s.GetId()]; ok {
-				delete(foreign, s.GetId()) // a frame may name an attempt twice
-				if g == nil || g.handle >= 0 || g.adopted {
-					_ = syscall.Close(fd)
-				} else {
-					g.handle = fd
-				}
-			}
-			if g != nil {
-				g.held = false
-				g.start = nil
-				if g.pid == 0 {
-					p.useful = true
-					g.pid, g.ticks = int(s.GetPid()), s.GetStartTicks()
-					out = append(out, Event{Plugin: p.key(), ID: s.GetId(), Started: s})
-				}
-			}
-		}
-		for _, e := range f.GetExited() {
-			switch g := p.attempts[e.GetId()]; {
-			case g == nil && p.resumed:
-				// The worker has it on disk since an earlier life, and its word did
-				// not reach the plugin.
-				p.pending.Acks = append(p.pending.Acks, e.GetId())
-				p.nudge()
-			case g != nil && !g.exited:
-				g.held, g.exited, g.start = false, true, nil
-				g.letGo()
-				out = append(out, p.ended(e))
-			}
-		}
-		var orphans []string
-		if f.GetSynced() {
-			news, left := p.unknown()
-			out, orphans = append(out, news...), left
-		}
-		p.mu.Unlock()
-		p.host.emit(out)
-		for _, id := range orphans {
-			p.settleOne(id, nil, nil, nil)
-		}
-	}
 }
 
 // ended is the news of an exit: without a result the process is gone, and nobody

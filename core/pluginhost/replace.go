@@ -2,6 +2,7 @@ package pluginhost
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/plugins/runner"
+	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
 
 // This file is how one version of a plugin takes the place of another (P11).
@@ -34,6 +36,11 @@ type refusal struct {
 func (h *Host) all() []*hosted {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	return h.every()
+}
+
+// every is all with h.mu held.
+func (h *Host) every() []*hosted {
 	out := make([]*hosted, 0, len(h.byKey)+len(h.leaving))
 	for _, p := range h.byKey {
 		out = append(out, p)
@@ -100,13 +107,13 @@ func (h *Host) choose(good map[string]Manifest) (old []*hosted) {
 		now, next := h.current[name], h.next[name]
 		switch {
 		case now == nil:
-			h.current[name] = h.host(m, nil)
+			h.current[name] = h.host(m, nil, false)
 		case now.manifest.SHA256 == m.SHA256: // the old one was installed again
 			drop(h.next, name)
 		case next != nil && next.manifest.SHA256 == m.SHA256:
 		default:
 			drop(h.next, name)
-			p := h.host(m, nil)
+			p := h.host(m, nil, false)
 			if p.isProven() { // it was in service before this worker began
 				drop(h.current, name)
 				h.current[name] = p
@@ -119,14 +126,15 @@ func (h *Host) choose(good map[string]Manifest) (old []*hosted) {
 	return old
 }
 
-// host begins to run one version of a plugin; h.mu is held.
-func (h *Host) host(m Manifest, proc *process) *hosted {
+// host begins to run one version of a plugin, with a process that is there or with a
+// new one. proven: it needs no canary. h.mu is held.
+func (h *Host) host(m Manifest, proc *process, proven bool) *hosted {
 	p := newHosted(h, m)
+	p.proven = proven
 	p.resumed = proc == nil // its process will know of no attempt of an earlier worker
 	if proc != nil {
 		p.process = proc // from the beginning: Resume looks at it
-		p.proven = true
-		if _, err := os.Stat(filepath.Join(proc.Dir, drainingMark)); err == nil {
+		if proc.isMarked() {
 			p.draining = true
 			close(p.leave)
 		}
@@ -159,6 +167,75 @@ func (h *Host) host(m Manifest, proc *process) *hosted {
 		h.note()
 	})
 	return p
+}
+
+// retire makes a process of an earlier worker end after the jobs that it has, and
+// tells whether it had new ones until now. Those are for a process of this worker's
+// own: one that is killed in the middle of a start leaves a child, and only the
+// plugin's parent is told how that ends (P7). A plugin that reaps as it likes is no
+// better off with another parent, and stays.
+func (h *Host) retire(ctx context.Context, proc *process) (hadNew bool) {
+	if err := proc.claim(ctx); err != nil {
+		h.config.Log.Warn("plugin of an earlier worker stays in service", "runner", proc.Name, "error", err)
+		return false
+	}
+	if proc.isMarked() || !runner.Keeps(proc.Dir) {
+		return false
+	}
+	h.markDraining(proc.Dir)
+	return proc.isMarked()
+}
+
+// watches tells whether the process, which an earlier worker started, had any of
+// these attempts.
+func (p *hosted) watches(list []Attempt) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.process != nil && slices.ContainsFunc(list, func(a Attempt) bool { return p.process.claims[a.ID] })
+}
+
+// isMarked tells whether no worker may give it jobs.
+func (p *process) isMarked() bool {
+	_, err := os.Stat(filepath.Join(p.Dir, drainingMark))
+	return err == nil
+}
+
+// claim opens a session and learns what the process has. What an earlier worker
+// ordered and is not begun is dropped with that: it may be given to another process
+// (P2).
+func (p *process) claim(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
+	defer cancel()
+	p.claims = map[string]bool{}
+	stream, err := p.api.Session(ctx)
+	for err == nil {
+		var f *runnerv1.SessionResponse
+		f, err = stream.Recv()
+		for _, s := range f.GetStarted() {
+			p.claims[s.GetId()] = true
+		}
+		for _, e := range f.GetExited() {
+			p.claims[e.GetId()] = true
+		}
+		for _, id := range f.GetBeginning() {
+			p.claims[id] = true
+		}
+		if err == nil && f.GetSynced() {
+			return nil
+		}
+	}
+	return fmt.Errorf("ask %s what it has: %w", p.Name, err)
+}
+
+// knowsAttempts waits until Resume has said which attempts there are: a process of an
+// earlier worker that dies before must not be settled without them.
+func (h *Host) knowsAttempts(ctx context.Context) bool {
+	select {
+	case <-h.told:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // promote gives new jobs to a version whose first process is up and has passed
@@ -276,7 +353,7 @@ func (h *Host) holdLeaving(key string, attempts []Attempt) []Attempt {
 		}
 		var own []Attempt
 		attempts = slices.DeleteFunc(slices.Clone(attempts), func(a Attempt) bool {
-			if mentions(began, a.ID) {
+			if mentions(began, a.ID) || proc.claims[a.ID] {
 				own = append(own, a)
 				return true
 			}

@@ -212,10 +212,15 @@ func ReadJournal(dir string) (Journal, error) {
 		}
 	}
 	if err == nil {
-		_, missing := os.Stat(filepath.Join(dir, keepsName))
-		out.Keeps = missing == nil
+		out.Keeps = Keeps(dir)
 	}
 	return out, err
+}
+
+// Keeps tells whether the plugin process of a folder promises what Info.Keeps says.
+func Keeps(dir string) bool {
+	_, missing := os.Stat(filepath.Join(dir, keepsName))
+	return missing == nil
 }
 
 // readJournal reads the records that are whole, and how many bytes they are.

@@ -94,7 +94,7 @@ func TestJournalIsCompacted(t *testing.T) {
 		}
 	})
 	end := func(id string) {
-		a, ok := s.enter(&runnerv1.Start{Id: id})
+		a, ok := s.enter(&runnerv1.Start{Id: id}, nil)
 		if !ok {
 			t.Fatalf("%s exists", id)
 		}

@@ -63,7 +63,7 @@ func TestAnExitIsOnDiskWhenItsProcessIsReaped(t *testing.T) {
 		}
 		return Process{PID: 7, StartTicks: 1}, nil
 	}})
-	k.start(k.ask("a"))
+	k.start(k.ask("a"), nil)
 	if left := k.left(); left.Exited["a"].GetExitCode() != 3 || left.Started["a"].GetPid() != 7 {
 		t.Errorf("at the end the journal has %+v", left)
 	}
@@ -82,7 +82,7 @@ func TestTheNoteOfAForkOutlivesCompaction(t *testing.T) {
 		}
 		return Process{PID: 7, StartTicks: 1}, nil
 	}})
-	k.start(k.ask("a"))
+	k.start(k.ask("a"), nil)
 }
 
 // TestNothingIsStartedThatCannotBeNoted: P2, on a full disk. After a kill nobody
@@ -101,7 +101,7 @@ func TestNothingIsStartedThatCannotBeNoted(t *testing.T) {
 		t.Fatal(err)
 	}
 	k := &killable{s, t, dir}
-	k.start(k.ask("a"))
+	k.start(k.ask("a"), nil)
 	if e := s.attempts["a"].exited; e.GetError().GetReason() != Resource {
 		t.Errorf("it ended with %v", e)
 	}
@@ -126,8 +126,8 @@ func TestWithdrawnStartsAreForgotten(t *testing.T) {
 		}
 		return Process{PID: 7, StartTicks: 1}, nil
 	}}})
-	k.start(k.ask("a"))
-	k.start(k.ask("b"))
+	k.start(k.ask("a"), nil)
+	k.start(k.ask("b"), nil)
 	f, err := os.OpenFile(filepath.Join(k.dir, JournalName), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)

@@ -112,7 +112,7 @@ func TestWhatAStartBecomes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s.start(&runnerv1.Start{Id: "a", Stdout: lanes + "/out", Stderr: lanes + "/err"})
+			s.start(&runnerv1.Start{Id: "a", Stdout: lanes + "/out", Stderr: lanes + "/err"}, nil)
 			s.mu.Lock()
 			e, running := s.attempts["a"].exited, s.running
 			s.mu.Unlock()

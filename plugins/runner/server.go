@@ -185,14 +185,14 @@ func (s *Server) checkIdle() {
 
 // spawn is one spawner: it starts what is queued.
 func (s *Server) spawn() {
-	for p := range s.queue.all() {
-		s.start(p)
+	for a := range s.queue.all() {
+		s.start(a.start, a.from)
 	}
 }
 
 // start runs one Start and tells what became of it.
-func (s *Server) start(p *runnerv1.Start) {
-	a, ok := s.enter(p)
+func (s *Server) start(p *runnerv1.Start, from *outbox) {
+	a, ok := s.enter(p, from)
 	if !ok {
 		return
 	}
@@ -253,12 +253,14 @@ func (s *Server) began(a *attempt, m *runnerv1.Started) *runnerv1.Exited {
 	return a.early
 }
 
-// enter makes the attempt, or repeats what became of an earlier Start.
-func (s *Server) enter(p *runnerv1.Start) (*attempt, bool) {
+// enter makes the attempt, or repeats what became of an earlier Start. A Start of a
+// session that is over is dropped: who opens the next one asks for what it still
+// wants, perhaps another process (P2).
+func (s *Server) enter(p *runnerv1.Start, from *outbox) (*attempt, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	id := p.GetId()
-	if s.known(id) {
+	if s.session != from || s.known(id) {
 		return nil, false
 	}
 	a := &attempt{lanes: [2]int{-1, -1}}

@@ -44,7 +44,7 @@ func (s *Server) Session(stream grpc.BidiStreamingServer[runnerv1.SessionRequest
 	// Owned by the server, not by this call: Recv returns after the call has.
 	s.wait.Go(func() {
 		defer close(left)
-		s.receive(stream)
+		s.receive(stream, out)
 	})
 	select {
 	case <-left:
@@ -54,14 +54,14 @@ func (s *Server) Session(stream grpc.BidiStreamingServer[runnerv1.SessionRequest
 }
 
 // receive takes frames until the worker is gone; it comes back with a new
-// session.
-func (s *Server) receive(stream grpc.BidiStreamingServer[runnerv1.SessionRequest, runnerv1.SessionResponse]) {
+// session. A start belongs to the session that it came in: see enter.
+func (s *Server) receive(stream grpc.BidiStreamingServer[runnerv1.SessionRequest, runnerv1.SessionResponse], from *outbox) {
 	for {
 		frame, err := stream.Recv()
 		if err != nil {
 			return
 		}
-		s.queue.add(frame.GetStarts())
+		s.queue.add(frame.GetStarts(), from)
 		for _, a := range frame.GetAdopts() {
 			s.adopt(a)
 		}
@@ -85,7 +85,10 @@ func (s *Server) openSession() *outbox {
 		s.session.close()
 	}
 	s.session = out
-	for _, a := range s.attempts {
+	for id, a := range s.attempts {
+		if a.started == nil && a.exited == nil {
+			out.beginning(id)
+		}
 		s.repeat(a)
 	}
 	out.synced()
@@ -139,6 +142,10 @@ func (o *outbox) exited(m *runnerv1.Exited) {
 	o.change(func(f *runnerv1.SessionResponse) { f.Exited = append(f.Exited, m) })
 }
 
+func (o *outbox) beginning(id string) {
+	o.change(func(f *runnerv1.SessionResponse) { f.Beginning = append(f.Beginning, id) })
+}
+
 func (o *outbox) synced() {
 	o.change(func(f *runnerv1.SessionResponse) { f.Synced = true })
 }
@@ -188,8 +195,14 @@ func (o *outbox) send(stream grpc.ServerStreamingServer[runnerv1.SessionResponse
 type startQueue struct {
 	mu     sync.Mutex // guards the fields below
 	more   *sync.Cond
-	starts []*runnerv1.Start
+	starts []asked
 	closed bool
+}
+
+// asked is a Start with the session that it came in.
+type asked struct {
+	start *runnerv1.Start
+	from  *outbox
 }
 
 func newStartQueue() *startQueue {
@@ -198,12 +211,14 @@ func newStartQueue() *startQueue {
 	return q
 }
 
-func (q *startQueue) add(starts []*runnerv1.Start) {
+func (q *startQueue) add(starts []*runnerv1.Start, from *outbox) {
 	if len(starts) == 0 {
 		return
 	}
 	q.mu.Lock()
-	q.starts = append(q.starts, starts...)
+	for _, s := range starts {
+		q.starts = append(q.starts, asked{s, from})
+	}
 	q.mu.Unlock()
 	q.more.Broadcast()
 }
@@ -222,8 +237,8 @@ func (q *startQueue) close() {
 }
 
 // all yields Starts until the queue is closed.
-func (q *startQueue) all() iter.Seq[*runnerv1.Start] {
-	return func(yield func(*runnerv1.Start) bool) {
+func (q *startQueue) all() iter.Seq[asked] {
+	return func(yield func(asked) bool) {
 		for {
 			q.mu.Lock()
 			for len(q.starts) == 0 && !q.closed {

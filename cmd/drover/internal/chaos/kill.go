@@ -21,6 +21,7 @@ const (
 	restLeast     = 200 * time.Millisecond
 	restWorker    = 800 * time.Millisecond
 	restScheduler = 3 * time.Second
+	drained       = 2 * time.Second // in which a plugin that was killed is replaced, if it had jobs
 )
 
 // killer kills one daemon at a time: number 0 the scheduler, number n the n-th
@@ -43,7 +44,7 @@ func (r *run) killer(ctx, attack context.Context, enough func(), number int, ran
 				victim += "/bash"
 			}
 		}
-		if err := r.kill(ctx, victim, time.Duration(random.Int64N(int64(500*time.Millisecond)))); err != nil {
+		if err := r.kill(ctx, victim, random); err != nil {
 			return err
 		}
 		total := 0
@@ -59,17 +60,19 @@ func (r *run) killer(ctx, attack context.Context, enough func(), number int, ran
 }
 
 // kill kills a daemon and waits until it, or what takes its place, is back.
-func (r *run) kill(ctx context.Context, name string, down time.Duration) error {
+func (r *run) kill(ctx context.Context, name string, random *rand.Rand) error {
+	down := time.Duration(random.Int64N(int64(500 * time.Millisecond)))
 	role := "worker"
 	if name == "scheduler" {
 		role = name
 	} else if strings.Contains(name, "/") {
 		role = "plugin"
 	}
-	victim, err := r.find(ctx, name)
+	seen, err := r.find(ctx, name)
 	if err != nil {
 		return err
 	}
+	victim := seen[random.IntN(len(seen))]
 	before, err := r.address(ctx, name, role)
 	if err != nil {
 		return err
@@ -86,9 +89,12 @@ func (r *run) kill(ctx context.Context, name string, down time.Duration) error {
 		l.MinUnderWay = min(l.MinUnderWay, r.under)
 	})
 	if role == "plugin" { // the worker starts another one
+		killed := time.Now()
 		return until(ctx, "wait for the plugin "+name, func() (bool, error) {
 			now, err := r.find(ctx, name)
-			return err == nil && now.PID != victim.PID, err
+			fresh := slices.ContainsFunc(now, func(p dev.Process) bool { return !slices.Contains(seen, p) })
+			// One that drained and had no job any more has no successor.
+			return err == nil && (fresh || len(seen) > 1 && time.Since(killed) > drained), err
 		})
 	}
 	pause(ctx, down)
@@ -126,19 +132,17 @@ func (r *run) address(ctx context.Context, name, role string) (at string, err er
 	return at, err
 }
 
-// find waits for a daemon to live.
-func (r *run) find(ctx context.Context, name string) (p dev.Process, err error) {
+// find waits for a daemon to live. There may be several processes of a plugin: those
+// of earlier workers end after the last job that they have.
+func (r *run) find(ctx context.Context, name string) (all []dev.Process, err error) {
 	err = until(ctx, "look for "+name, func() (bool, error) {
 		r.daemons.Lock()
 		defer r.daemons.Unlock()
 		s, err := r.cluster.Status()
-		i := slices.IndexFunc(s.Processes, func(p dev.Process) bool { return p.Name == name })
-		if i >= 0 {
-			p = s.Processes[i]
-		}
-		return err == nil && i >= 0, err
+		all = slices.DeleteFunc(s.Processes, func(p dev.Process) bool { return p.Name != name })
+		return err == nil && len(all) > 0, err
 	})
-	return p, err
+	return all, err
 }
 
 func (r *run) revive(ctx context.Context) error {

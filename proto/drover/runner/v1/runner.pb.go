@@ -314,7 +314,11 @@ type SessionResponse struct {
 	// Processes that ended, or never came to be.
 	Exited []*Exited `protobuf:"bytes,2,rep,name=exited,proto3" json:"exited,omitempty"`
 	// The state from before this session has been sent whole.
-	Synced        bool `protobuf:"varint,3,opt,name=synced,proto3" json:"synced,omitempty"`
+	Synced bool `protobuf:"varint,3,opt,name=synced,proto3" json:"synced,omitempty"`
+	// Starts of an earlier session that are being carried out: started or exited comes
+	// for each. Others that came in an earlier session and are in none of the
+	// messages before synced were dropped, and will never begin.
+	Beginning     []string `protobuf:"bytes,4,rep,name=beginning,proto3" json:"beginning,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -368,6 +372,13 @@ func (x *SessionResponse) GetSynced() bool {
 		return x.Synced
 	}
 	return false
+}
+
+func (x *SessionResponse) GetBeginning() []string {
+	if x != nil {
+		return x.Beginning
+	}
+	return nil
 }
 
 // Start asks for one process. All paths are absolute, all names resolved and
@@ -1237,11 +1248,12 @@ const file_drover_runner_v1_runner_proto_rawDesc = "" +
 	"\x06starts\x18\x01 \x03(\v2\x17.drover.runner.v1.StartR\x06starts\x122\n" +
 	"\asignals\x18\x02 \x03(\v2\x18.drover.runner.v1.SignalR\asignals\x12\x12\n" +
 	"\x04acks\x18\x03 \x03(\tR\x04acks\x12/\n" +
-	"\x06adopts\x18\x04 \x03(\v2\x17.drover.runner.v1.AdoptR\x06adopts\"\x90\x01\n" +
+	"\x06adopts\x18\x04 \x03(\v2\x17.drover.runner.v1.AdoptR\x06adopts\"\xae\x01\n" +
 	"\x0fSessionResponse\x123\n" +
 	"\astarted\x18\x01 \x03(\v2\x19.drover.runner.v1.StartedR\astarted\x120\n" +
 	"\x06exited\x18\x02 \x03(\v2\x18.drover.runner.v1.ExitedR\x06exited\x12\x16\n" +
-	"\x06synced\x18\x03 \x01(\bR\x06synced\"\xc8\x02\n" +
+	"\x06synced\x18\x03 \x01(\bR\x06synced\x12\x1c\n" +
+	"\tbeginning\x18\x04 \x03(\tR\tbeginning\"\xc8\x02\n" +
 	"\x05Start\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x16\n" +
