@@ -27,8 +27,7 @@ const (
 	// given up before.
 	handshakeQueue = 2 * handshakePatience
 	// handshakePatience is how long who dials waits for the handshake. It may be
-	// one of thousands that come back to a scheduler at once; a host that is gone
-	// is found out by TCP before.
+	// one of thousands that come back to a scheduler at once.
 	handshakePatience = 30 * time.Second
 )
 
