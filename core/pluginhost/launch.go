@@ -227,6 +227,14 @@ func (h *Host) binary(m Manifest) (string, error) {
 	return "", err
 }
 
+// hangUp closes the connection to a plugin process that is gone. A call that was made
+// in its last moments has begun to connect again, and would try for ever.
+func (p *process) hangUp() {
+	if protocol, err := p.client.Client(); err == nil {
+		_ = protocol.Close() // it says farewell to nobody
+	}
+}
+
 // discard ends a plugin process that has no job, and removes what it left.
 func (h *Host) discard(p *process) {
 	p.client.Kill()

@@ -93,6 +93,7 @@ func (p *hosted) died(proc *process) {
 		p.mu.Unlock()
 	}()
 	proc.awaitEnd()
+	proc.hangUp()
 	left, err := runner.ReadJournal(proc.Dir)
 	if err != nil {
 		h.config.Log.Error("exit journal not read", "runner", p.manifest.Name, "error", err)
