@@ -33,6 +33,8 @@ type host struct {
 
 	rebooted, pluginKilled, workerKilled bool // at any time
 
+	late []func() // frames of earlier sessions that come when the next one begins
+
 	cutUp, cutDown bool
 	cuts           int
 }

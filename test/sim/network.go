@@ -39,8 +39,8 @@ func (c *conn) hear(u scheduler.Up) {
 }
 
 // close ends the stream. What is on its way is lost, or comes when nobody
-// expects it any more: after a newer stream, after a restart of the worker. Only
-// a reboot of its host is sure to lose it.
+// expects it any more: after a newer stream, right when one begins, after a
+// restart of the worker. Only a reboot of its host is sure to lose it.
 func (c *conn) close() {
 	if !c.open {
 		return
@@ -49,12 +49,17 @@ func (c *conn) close() {
 	for _, frame := range c.down.queue {
 		if h := c.p.h; c.w.chance(2) {
 			boot := h.boot
-			c.w.after(c.w.between(0, 10*time.Second), func() {
+			late := func() {
 				if h.worker != nil && h.boot == boot {
 					c.w.log("%s: a late frame of session %d", h.name, c.number)
 					h.worker.take(frame, c.term)
 				}
-			})
+			}
+			if c.w.chance(2) {
+				h.late = append(h.late, late)
+			} else {
+				c.w.after(c.w.between(0, 10*time.Second), late)
+			}
 		}
 	}
 	if c.p.session == c {

@@ -45,9 +45,8 @@ var planted = []struct {
 	{"send an order again after a reboot", "scheduler/report.go", " && l.hello.BootID == e.BootID:", ":"},
 	{"forget who runs what after a restart", "scheduler/machine.go", "m.workers.Occupy(j.Worker, 1)\n", "j.Worker = job.WorkerID{}\n"},
 	{
-		"run again what is out of reach", "scheduler/machine.go",
-		"m.setReachable(w.ID, false)\n\t\tm.dirty = true\n\t}\n}",
-		"for _, e := range m.onWorker(w.ID) {\n\t\t\tm.finish(e, job.Lost, \"LEASE\", \"\")\n\t\t}\n\t\tm.dirty = true\n\t}\n}",
+		"run again what is out of reach", "scheduler/partition.go",
+		"m.awaitPartition(e)\n\t}\n}", "m.finish(e, job.Lost, \"LEASE\", \"\")\n\t}\n}",
 	},
 	{"answer a stop before it is on disk", "scheduler/attempt.go", "m.put(e)\n\t\tm.send(e.Worker, Down{Stops: []job.StopOrder{e.stop}})\n\t}\n\tm.reply", "m.send(e.Worker, Down{Stops: []job.StopOrder{e.stop}})\n\t}\n\tm.reply"},
 	{"answer a submit before it is on disk", "scheduler/attempt.go", "j := e.Job\n\tm.effect(Effect{Put: &j, New: true, Hash: hash})\n", "j := e.Job\n"},
@@ -65,6 +64,14 @@ var planted = []struct {
 	{"do not wait for the grace of a worker that is cut off", "scheduler/partition.go", "job.PartitionWait(w.Lease, e.Spec.Grace)", "job.PartitionWait(w.Lease, 0)"},
 	{"run on without a lease", "worker/lease.go", "m.recordLease()\n\tm.stopUnleased()\n", "m.recordLease()\n"},
 	{"use an attempt number twice", "scheduler/attempt.go", "e.Attempt++\n", "e.Attempt = max(e.Attempt, 1)\n"},
+}
+
+// TestBugsCanBePlanted: when the code has moved on, each still has its place.
+func TestBugsCanBePlanted(t *testing.T) {
+	t.Parallel()
+	for _, b := range planted {
+		overlay(t, t.TempDir(), b.file, b.old, b.new)
+	}
 }
 
 // TestPlantedBugsAreFound builds the simulation with each bug and runs it.

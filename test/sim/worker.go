@@ -344,6 +344,10 @@ func (wp *workerProc) attach(c *conn) {
 		old.close()
 	}
 	wp.session, wp.sent, wp.once = c, 0, nil
+	for _, frame := range wp.h.late {
+		wp.h.w.soon(frame)
+	}
+	wp.h.late = nil
 	clear(wp.dirty)
 	for key, post := range wp.posts {
 		if !post.acked {
