@@ -22,13 +22,14 @@ type lease struct {
 
 // renewed takes the scheduler's word for a longer lease. One of an older term
 // cannot give it: a newer scheduler counts without it. Neither can one that was
-// asked before the lease ran out.
+// asked before the lease ran out, nor, after that, one that knows nothing of it: a
+// worker that was frozen may ask before it looks at its clock.
 func (m *Machine) renewed(e Renewed) {
 	until := e.Asked + e.Lease
 	if e.Term < m.fence.Term || e.Lapses != m.lease.lapses || until <= m.now.Boot {
 		return
 	}
-	if !m.lease.over && until <= m.lease.until {
+	if !m.lease.over && (until <= m.lease.until || e.Asked >= m.lease.until) {
 		return
 	}
 	m.lease.until, m.lease.over = until, false

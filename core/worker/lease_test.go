@@ -52,6 +52,7 @@ func TestP4AWorkerWithoutALeaseStops(t *testing.T) {
 		{"its end", []timed{lease, ask, prepared, running, {9 * second, renewed(8 * second)}, tick(18 * second)}, stopped},
 		{"an answer that comes late still counts", []timed{lease, ask, prepared, running, late}, []string{"fence!"}},
 		{"an answer that comes too late", []timed{lease, ask, prepared, running, {12 * second, renewed(second)}}, stopped},
+		{"an answer to what was asked after its end", []timed{lease, ask, prepared, running, {12 * second, renewed(11 * second)}}, stopped},
 		{"an answer from before the end", []timed{lease, ask, prepared, running, tick(10 * second), late}, nil},
 		{
 			"a word of an older scheduler",
