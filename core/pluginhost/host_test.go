@@ -131,6 +131,14 @@ func (w *world) close() {
 	w.Close()
 }
 
+// leave is the end of a worker; the next one has heard nothing.
+func (w *world) leave() {
+	w.close()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.events = nil
+}
+
 func (w *world) take(evs []pluginhost.Event) {
 	w.mu.Lock()
 	w.events = append(w.events, evs...)
@@ -323,14 +331,9 @@ func TestAKilledPluginCostsNothing(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "bash")
 	w.awaitState("bash", "ready")
-	gate := filepath.Join(t.TempDir(), "gate")
-	if err := syscall.Mkfifo(gate, 0o600); err != nil {
-		t.Fatal(err)
-	}
 	w.startScript("ended", "exit 3")
 	w.awaitExit("ended") // not acknowledged: the journal still has it
-	w.startScript("running", "read x < "+gate+"; exit 42")
-	w.awaitStart("running")
+	open := w.gated("running", 42)
 	old := w.pluginPID("bash")
 	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -342,9 +345,7 @@ func TestAKilledPluginCostsNothing(t *testing.T) {
 	if now := w.pluginPID("bash"); now == old {
 		t.Error("the plugin was not restarted")
 	}
-	if err := os.WriteFile(gate, []byte("x\n"), 0); err != nil {
-		t.Fatal(err)
-	}
+	open()
 	if e := w.awaitExit("running"); e.Exited.GetExitCode() != 42 || e.Evidence != job.AdoptedWait && e.Evidence != job.PidFD {
 		t.Errorf("adopted job: %+v", e)
 	}
@@ -482,10 +483,7 @@ func TestAPluginThenItsWorkerAreKilled(t *testing.T) {
 	}
 	w.startScript("after", "exit 5") // the next process of the plugin runs
 	w.awaitExit("after")
-	w.close()
-	w.mu.Lock()
-	w.events = nil
-	w.mu.Unlock()
+	w.leave()
 	w.open()
 	// What this worker has on disk: three intents, no start.
 	if err := w.Resume(t.Context(), []pluginhost.Attempt{
@@ -612,11 +610,7 @@ func nextPluginWatches(t *testing.T, restarts int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	gate := filepath.Join(t.TempDir(), "gate")
-	if err := syscall.Mkfifo(gate, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	w.startScript("a", "read x < "+gate+"; exit 42")
+	open := w.gated("a", 42)
 	e := w.await("start of a", func(e pluginhost.Event) bool { return e.ID == "a" && e.Started != nil })
 	pid := int(e.Started.GetPid())
 	if err := syscall.Kill(w.pluginPID("bash"), syscall.SIGKILL); err != nil {
@@ -654,13 +648,8 @@ func nextPluginWatches(t *testing.T, restarts int) {
 		w.awaitState("bash", "draining")
 		w.awaitState("bash", "ready")
 	}
-	w.close()
-	w.mu.Lock()
-	w.events = nil
-	w.mu.Unlock()
-	if err := os.WriteFile(gate, []byte("x\n"), 0); err != nil {
-		t.Fatal(err)
-	}
+	w.leave()
+	open()
 	seen("the exit", func(j runner.Journal) bool { return j.Exited["a"].GetExitCode() == 42 })
 	if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil { // as init does it
 		t.Fatal(err)
@@ -836,12 +825,7 @@ func TestARemovedPluginFinishesItsJobs(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "bash")
 	w.awaitState("bash", "ready")
-	gate := filepath.Join(t.TempDir(), "gate")
-	if err := syscall.Mkfifo(gate, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	w.startScript("a", "read x < "+gate+"; exit 4")
-	w.awaitStart("a")
+	open := w.gated("a", 4)
 	if err := pluginhost.Remove(w.dir, "bash"); err != nil {
 		t.Fatal(err)
 	}
@@ -849,9 +833,7 @@ func TestARemovedPluginFinishesItsJobs(t *testing.T) {
 	if _, err := w.Lookup("bash"); err == nil {
 		t.Error("a removed plugin takes new jobs")
 	}
-	if err := os.WriteFile(gate, []byte("x\n"), 0); err != nil {
-		t.Fatal(err)
-	}
+	open()
 	if e := w.awaitExit("a"); e.Exited.GetExitCode() != 4 {
 		t.Errorf("got %+v", e)
 	}
@@ -868,12 +850,7 @@ func TestANewVersionTakesOverUnderJobs(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "bash")
 	first := w.awaitState("bash", "ready")
-	gate := filepath.Join(t.TempDir(), "gate")
-	if err := syscall.Mkfifo(gate, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	w.startScript("old", "read x < "+gate+"; exit 4")
-	w.awaitStart("old")
+	open := w.gated("old", 4)
 	next := filepath.Join(t.TempDir(), "drover-runner-bash")
 	cmd := exec.Command("go", "build", "-ldflags", "-s -w -X main.version=2.0.0", "-o", next, "../../cmd/drover-runner-bash")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -891,9 +868,7 @@ func TestANewVersionTakesOverUnderJobs(t *testing.T) {
 	if e := w.awaitExit("new"); e.Exited.GetExitCode() != 6 || !strings.HasSuffix(e.Plugin, second.SHA256) {
 		t.Errorf("got %+v", e)
 	}
-	if err := os.WriteFile(gate, []byte("x\n"), 0); err != nil {
-		t.Fatal(err)
-	}
+	open()
 	if e := w.awaitExit("old"); e.Exited.GetExitCode() != 4 || !strings.HasSuffix(e.Plugin, first.SHA256) {
 		t.Errorf("got %+v", e)
 	}

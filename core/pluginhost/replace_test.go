@@ -1,6 +1,7 @@
 package pluginhost_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,14 +31,14 @@ func buildPlugin(t *testing.T, source, flags string) string {
 	return file
 }
 
-// gated starts a job that ends with 4 once open is called.
-func (w *world) gated(id string) (open func()) {
+// gated starts a job that ends with a code once open is called.
+func (w *world) gated(id string, code int) (open func()) {
 	w.t.Helper()
 	path := filepath.Join(w.t.TempDir(), "gate")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
 		w.t.Fatal(err)
 	}
-	w.startScript(id, "read x < "+path+"; exit 4")
+	w.startScript(id, fmt.Sprintf("read x < %s; exit %d", path, code))
 	w.awaitStart(id)
 	return func() {
 		w.t.Helper()
@@ -80,7 +81,7 @@ func TestAFailedCanaryLeavesTheOldVersionInService(t *testing.T) {
 			t.Parallel()
 			w := newWorldWith(t, 10*time.Second, "bash")
 			first := w.awaitState("bash", "ready")
-			open := w.gated("old")
+			open := w.gated("old", 4)
 			if _, err := pluginhost.Install(w.dir, fragile(t, "2.0.0", mode), ""); err != nil {
 				t.Fatal(err)
 			}
@@ -185,10 +186,10 @@ func TestRollback(t *testing.T) {
 	if _, err := pluginhost.Install(w.dir, buildPlugin(t, "../../cmd/drover-runner-bash", "-X main.version=2.0.0"), ""); err != nil {
 		t.Fatal(err)
 	}
-	open := map[string]func(){"one": w.gated("one")}
+	open := map[string]func(){"one": w.gated("one", 4)}
 	second := w.awaitVersion("2.0.0", "ready")
 	w.awaitVersion(first.Version, "draining")
-	open["two"] = w.gated("two")
+	open["two"] = w.gated("two", 4)
 	if _, err := pluginhost.InstallKept(w.dir, "bash", "1.9.9", ""); errs.ReasonOf(err) != "PLUGIN_VERSION" {
 		t.Errorf("a version that is not kept: %v", err)
 	}
@@ -198,7 +199,7 @@ func TestRollback(t *testing.T) {
 	}
 	w.awaitVersion("2.0.0", "draining")
 	w.awaitVersion(first.Version, "ready")
-	open["three"] = w.gated("three")
+	open["three"] = w.gated("three", 4)
 	if n := len(w.Runners()); n != 3 {
 		t.Errorf("%d processes, want three: %+v", n, w.Runners())
 	}
@@ -208,10 +209,7 @@ func TestRollback(t *testing.T) {
 		e := w.await("start of "+id, func(e pluginhost.Event) bool { return e.ID == id && e.Started != nil })
 		held = append(held, pluginhost.Attempt{ID: id, PID: int(e.Started.GetPid()), StartTicks: e.Started.GetStartTicks(), Runner: pluginhost.Runner{Name: "bash", Version: r.Version, SHA256: r.SHA256}})
 	}
-	w.close()
-	w.mu.Lock()
-	w.events = nil
-	w.mu.Unlock()
+	w.leave()
 	w.open()
 	if err := w.Resume(t.Context(), held); err != nil {
 		t.Fatal(err)

@@ -1,8 +1,6 @@
 package pluginhost_test
 
 import (
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"syscall"
@@ -20,21 +18,14 @@ func TestNewJobsGoToAProcessOfTheWorkersOwn(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "bash")
 	w.awaitState("bash", "ready")
-	gate := filepath.Join(t.TempDir(), "gate")
-	if err := syscall.Mkfifo(gate, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	w.startScript("old", "read x < "+gate+"; exit 42")
+	open := w.gated("old", 42)
 	e := w.await("start of old", func(e pluginhost.Event) bool { return e.ID == "old" && e.Started != nil })
 	before := w.pluginPID("bash")
 	m, err := pluginhost.Verify(w.dir, "bash")
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.close()
-	w.mu.Lock()
-	w.events = nil
-	w.mu.Unlock()
+	w.leave()
 	w.open()
 	if err := w.Resume(t.Context(), []pluginhost.Attempt{{
 		ID: "old", Runner: pluginhost.Runner{Name: "bash", Version: m.Version, SHA256: m.SHA256},
@@ -49,9 +40,7 @@ func TestNewJobsGoToAProcessOfTheWorkersOwn(t *testing.T) {
 		t.Errorf("a new job is a child of the old plugin process: %+v", e)
 	}
 	w.Ack("new")
-	if err := os.WriteFile(gate, []byte("x\n"), 0); err != nil {
-		t.Fatal(err)
-	}
+	open()
 	if e := w.awaitExit("old"); e.Exited.GetExitCode() != 42 {
 		t.Errorf("the job from before: %+v", e)
 	}
@@ -72,10 +61,7 @@ func TestAPluginThatDiesBeforeTheWorkerIsResumedKeepsItsJobs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.close()
-	w.mu.Lock()
-	w.events = nil
-	w.mu.Unlock()
+	w.leave()
 	w.open()
 	w.awaitState("bash", "draining") // it is attached
 	if err := syscall.Kill(before, syscall.SIGKILL); err != nil {
