@@ -25,8 +25,9 @@ import (
 // Small on purpose: the scheduler keeps live jobs in its own memory and reads
 // finished ones rarely.
 const (
-	cacheBytes    = 8 << 20
+	cacheBytes    = 8 << 20 // of blocks; Pebble takes its memtables from the same sum
 	memtableBytes = 4 << 20
+	memtables     = 4 // before writers wait
 	maxFiles      = 256
 	// bloomBits makes look-ups of keys that do not exist (most request ids) cost
 	// no read of a block.
@@ -96,7 +97,7 @@ func lockFolder(dir string, fs vfs.FS) (*pebble.Lock, error) {
 
 func options(lock *pebble.Lock, log *slog.Logger, fs vfs.FS) *pebble.Options {
 	o := &pebble.Options{
-		FS: fs, Lock: lock, CacheSize: cacheBytes, MemTableSize: memtableBytes, MemTableStopWritesThreshold: 4,
+		FS: fs, Lock: lock, CacheSize: cacheBytes + memtables*memtableBytes, MemTableSize: memtableBytes, MemTableStopWritesThreshold: memtables,
 		MaxOpenFiles: maxFiles, Logger: logger{log}, FormatMajorVersion: pebble.FormatNewest,
 	}
 	for i := range o.Levels {
@@ -125,15 +126,24 @@ func (s *Store) Get(ctx context.Context, key []byte) ([]byte, error) {
 		return nil, err
 	}
 	defer leave()
-	v, closer, err := s.db.Get(key)
-	if errors.Is(err, pebble.ErrNotFound) {
-		return nil, store.ErrNotFound
-	}
+	// Pebble's own Get leaves out the filters of the last level, where most records
+	// are, and reads a block there for a key that does not exist.
+	it, err := s.db.NewIterWithContext(ctx, &pebble.IterOptions{UseL6Filters: true})
 	if err != nil {
 		return nil, fmt.Errorf("read the store: %w", err)
 	}
-	defer closer.Close()
-	return bytes.Clone(v), nil
+	var found []byte
+	exists := it.SeekPrefixGE(key) && bytes.Equal(it.Key(), key)
+	if exists {
+		found = bytes.Clone(it.Value())
+	}
+	if err := it.Close(); err != nil {
+		return nil, fmt.Errorf("read the store: %w", err)
+	}
+	if !exists {
+		return nil, store.ErrNotFound
+	}
+	return found, nil
 }
 
 // Scan implements store.Store.
