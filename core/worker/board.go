@@ -3,9 +3,24 @@ package worker
 import (
 	"maps"
 	"sync"
+	"time"
 
 	"github.com/droverhq/drover/core/job"
 )
+
+// How long the news that an attempt runs may wait: a short job's end comes meanwhile
+// and says it all, which saves the scheduler a record and a sync. With many attempts
+// under way even a short job takes longer, and nobody sees a tenth of a second.
+const (
+	youngLeast = 10 * time.Millisecond
+	youngEach  = 400 * time.Microsecond
+	youngMost  = 100 * time.Millisecond
+)
+
+// youth is how long to wait with so many attempts under way.
+func youth(live int) time.Duration {
+	return min(max(youngLeast, time.Duration(live)*youngEach), youngMost)
+}
 
 // board holds the present report of every attempt, for callers and sessions.
 // What is to be sent is a set of keys and not a queue: a slow scheduler costs
@@ -19,6 +34,10 @@ type board struct {
 	dirty   map[job.Key]struct{}
 	once    []*job.Report // refused by fence: sent once, not kept
 	wake    chan struct{} // capacity 1
+
+	young, older map[job.Key]struct{} // began to run before the next, and the last, tick of ripe
+	ripe         *time.Timer          // of the newest collection
+	armed        bool                 // ripe runs
 }
 
 // posted is a report on the board. Reports are never changed, only replaced.
@@ -31,6 +50,7 @@ func newBoard() *board {
 	return &board{
 		reports: make(map[job.Key]*posted), newest: make(map[job.ID]uint32),
 		dirty: make(map[job.Key]struct{}), wake: make(chan struct{}, 1),
+		young: make(map[job.Key]struct{}), older: make(map[job.Key]struct{}),
 	}
 }
 
@@ -44,9 +64,46 @@ func (b *board) publish(e Publish) {
 		b.reports[key] = &posted{report: e.Report, acked: e.Acked || e.Volatile}
 		b.newest[key.Job] = max(b.newest[key.Job], key.Attempt)
 	}
-	if b.open && !e.Quiet && !e.Volatile {
+	switch {
+	case !b.open || e.Quiet || e.Volatile:
+	case e.Report.State == job.Running:
+		b.young[key] = struct{}{}
+		b.arm(youngLeast)
+	default:
+		b.grown(key)
 		b.dirty[key] = struct{}{}
 		b.ring()
+	}
+}
+
+// grown takes a key from those that wait; b.mu is held.
+func (b *board) grown(key job.Key) {
+	delete(b.young, key)
+	delete(b.older, key)
+}
+
+// arm sets the timer unless it is set; b.mu is held.
+func (b *board) arm(d time.Duration) {
+	if !b.armed {
+		b.armed = true
+		b.ripe.Reset(d)
+	}
+}
+
+// ripen is for the tick of a collection's timer: what has waited for a whole turn of
+// it is to be sent. The next turn is as long as so many live attempts want it.
+func (b *board) ripen(session uint64, live int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.session != session {
+		return
+	}
+	maps.Copy(b.dirty, b.older)
+	clear(b.older)
+	b.young, b.older = b.older, b.young
+	b.armed = false
+	if len(b.older) > 0 {
+		b.arm(youth(live))
 	}
 }
 
@@ -64,6 +121,7 @@ func (b *board) unpublish(key job.Key) {
 	defer b.mu.Unlock()
 	delete(b.reports, key)
 	delete(b.dirty, key)
+	b.grown(key)
 	if b.newest[key.Job] == key.Attempt {
 		delete(b.newest, key.Job)
 	}
@@ -77,21 +135,35 @@ func (b *board) ring() {
 }
 
 // begin begins a collection and ends the one before: every live and every
-// unacknowledged attempt is to be sent. It returns the collection's number.
-func (b *board) begin() uint64 {
+// unacknowledged attempt is to be sent. It returns the collection's number, and the
+// timer at whose ticks to call ripen.
+func (b *board) begin() (session uint64, ripe <-chan time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.session++
 	b.open = true
-	b.once = nil
-	clear(b.dirty)
+	b.drop()
+	b.ripe = time.NewTimer(youngLeast)
+	b.armed = true
 	for key, p := range b.reports {
 		if !p.acked {
 			b.dirty[key] = struct{}{}
 		}
 	}
 	b.ring()
-	return b.session
+	return b.session, b.ripe.C
+}
+
+// drop forgets what was to be sent; b.mu is held.
+func (b *board) drop() {
+	b.once = nil
+	clear(b.dirty)
+	clear(b.young)
+	clear(b.older)
+	if b.armed {
+		b.ripe.Stop()
+		b.armed = false
+	}
 }
 
 // end ends a collection, unless a newer one has begun.
@@ -102,8 +174,7 @@ func (b *board) end(session uint64) {
 		return
 	}
 	b.open = false
-	b.once = nil
-	clear(b.dirty)
+	b.drop()
 }
 
 // collect takes up to n reports that are to be sent, and tells whether more are.

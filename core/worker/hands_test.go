@@ -146,7 +146,7 @@ func TestABoardSendsStatesAndNotSteps(t *testing.T) {
 	if got, _ := b.collect(session, 9); got != nil {
 		t.Errorf("without a session: %v", got)
 	}
-	session = b.begin()
+	session, _ = b.begin()
 	for n := range uint64(50) {
 		b.publish(Publish{Report: &job.Report{Key: k, Sequence: n}})
 	}
@@ -165,12 +165,12 @@ func TestABoardSendsStatesAndNotSteps(t *testing.T) {
 		t.Errorf("quiet and volatile reports were sent: %v", got)
 	}
 	b.end(session)
-	session = b.begin()
+	session, _ = b.begin()
 	if got, _ := b.collect(session, 9); len(got) != 1 || got[0].Sequence != 50 {
 		t.Errorf("a new session got %v", got)
 	}
 	old := session
-	session = b.begin()
+	session, _ = b.begin()
 	b.end(old)
 	if got, _ := b.collect(old, 9); got != nil {
 		t.Errorf("an old session got %v", got)

@@ -158,7 +158,7 @@ func (f *Down) events(term uint64) []Event {
 
 // send sends hello, what there is, and then what changes.
 func (w *Worker) send(ctx context.Context, up func(Up) error) error {
-	number := w.board.begin()
+	number, ripe := w.board.begin()
 	defer w.board.end(number)
 	hello := &Hello{BootID: w.cfg.BootID, InstanceID: w.instance, Lapses: w.lapsed()}
 	sent := uint64(0)
@@ -194,6 +194,8 @@ func (w *Worker) send(ctx context.Context, up func(Up) error) error {
 		select {
 		case <-w.board.wake:
 			sleep(ctx, gate(w.live(), len(f.Reports)))
+		case <-ripe:
+			w.board.ripen(number, w.live())
 		case <-indexed:
 		case <-ctx.Done():
 		}
