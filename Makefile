@@ -64,8 +64,9 @@ gen-check:
 		cmp -s "$$f" "$$dir/$$f" || { echo "$$f is not what the protocol generates: run make gen"; exit 1; }; \
 	done
 
-bench: build ## measure drover beside the bare fork/exec limit
-	@bin/drover bench
+bench: build ## measure everything, beside the limits of the machine; figures in dist/bench.json
+	@mkdir -p dist
+	@bin/drover bench all --peer auto --save dist/bench.json
 
 man: ## write the manual pages into ./dist/man
 	@$(GO) run -tags man -ldflags '$(LDFLAGS)' ./cmd/drover man dist/man
