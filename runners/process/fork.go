@@ -7,7 +7,6 @@ import (
 	"os"
 	"runtime"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -149,23 +148,4 @@ func ticksBetween(before, after time.Duration) uint64 {
 		return 0
 	}
 	return uint64(before / tick)
-}
-
-// startTicks reads field 22 of /proc/PID/stat. The command name in field 2 may
-// hold spaces and brackets, so fields are counted from the last bracket.
-func startTicks(pid int) (uint64, error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0, fmt.Errorf("read the start time: %w", err)
-	}
-	s := string(data)
-	fields := strings.Fields(s[strings.LastIndexByte(s, ')')+1:])
-	if len(fields) < 20 {
-		return 0, fmt.Errorf("read the start time: /proc/%d/stat is short", pid)
-	}
-	ticks, err := strconv.ParseUint(fields[19], 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("read the start time: %w", err)
-	}
-	return ticks, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
 )
 
@@ -124,7 +125,9 @@ func (r *Runner) Start(s runner.Spec, exited func(runner.Exit)) (runner.Process,
 	// The reaper takes no process of this fork before endFork: the entry in
 	// /proc cannot go away.
 	if ticks == 0 {
-		ticks, err = startTicks(pid)
+		var st pidfd.Stat
+		st, err = pidfd.ReadStat(pid)
+		ticks = st.Ticks
 	}
 	if err != nil {
 		// What cannot be named for ever must not run: a failed start is no process.
