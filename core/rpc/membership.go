@@ -58,7 +58,9 @@ func (m *Membership) Heartbeat(ctx context.Context, b worker.Beat) (worker.Renew
 		WorkerId: b.WorkerID.String(), Running: uint32(b.Running), Conditions: conditionsToProto(b.Conditions), Draining: b.Draining,
 		Lapses: b.Lapses,
 	})
-	return worker.Renewal{Term: got.GetTerm(), Lease: durationOf(got.GetLease())}, FromStatus("send heartbeat", err)
+	return worker.Renewal{
+		Term: got.GetTerm(), Lease: durationOf(got.GetLease()), Heartbeat: durationOf(got.GetHeartbeatInterval()),
+	}, FromStatus("send heartbeat", err)
 }
 
 // Deregister implements worker.Scheduler.

@@ -132,7 +132,9 @@ func (s *SchedulerServer) Heartbeat(ctx context.Context, r *droverv1.HeartbeatRe
 	if err != nil {
 		return nil, err
 	}
-	return &droverv1.HeartbeatResponse{Term: got.Term, Lease: durationpb.New(got.Lease)}, nil
+	return &droverv1.HeartbeatResponse{
+		Term: got.Term, Lease: durationpb.New(got.Lease), HeartbeatInterval: durationpb.New(got.Heartbeat),
+	}, nil
 }
 
 // DeregisterWorker implements the service.

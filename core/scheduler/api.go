@@ -220,7 +220,7 @@ type Registered struct {
 	Worker    registry.Worker
 	Term      uint64
 	Lease     time.Duration
-	Heartbeat time.Duration
+	Heartbeat time.Duration // how often to renew it
 }
 
 // Register introduces a worker. Its name is the caller's.
@@ -238,7 +238,7 @@ func (s *Scheduler) Register(ctx context.Context, by Caller, reg registry.Regist
 		return Registered{}, errs.E(op, errs.Internal, "ID", err)
 	}
 	r, err := s.ask(ctx, s.urgent, Event{Register: &Register{Registration: reg, Fresh: fresh}})
-	return Registered{r.Worker, s.term, s.config.Lease, s.config.Heartbeat}, err
+	return s.registered(r), err
 }
 
 // Heartbeat renews the lease of the caller's own worker.
@@ -247,7 +247,11 @@ func (s *Scheduler) Heartbeat(ctx context.Context, by Caller, h Heartbeat) (Regi
 		return Registered{}, err
 	}
 	r, err := s.ask(ctx, s.urgent, Event{Heartbeat: &h})
-	return Registered{r.Worker, s.term, s.config.Lease, s.config.Heartbeat}, err
+	return s.registered(r), err
+}
+
+func (s *Scheduler) registered(r Result) Registered {
+	return Registered{r.Worker, s.term, s.config.Lease, pace(s.config.Heartbeat, s.config.Lease, s.hub.countOnline())}
 }
 
 // Deregister ends the membership of the caller's own worker.

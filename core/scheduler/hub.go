@@ -32,6 +32,7 @@ type hub struct {
 	jobs     map[job.ID]*job.Job
 	workers  map[job.WorkerID]*registry.Worker
 	names    map[string]job.WorkerID
+	online   int                  // workers that have a lease
 	running  map[job.WorkerID]int // live attempts among jobs
 	watchers map[*watcher]struct{}
 	waiters  map[job.ID][]chan job.Job
@@ -76,6 +77,8 @@ func (h *hub) publish(effects []Effect) {
 			}
 			h.tell(e.Put.ID, Change{Job: e.Put})
 		case e.Worker != nil:
+			h.countWorker(h.workers[e.Worker.ID], -1)
+			h.countWorker(e.Worker, 1)
 			h.workers[e.Worker.ID] = e.Worker
 			h.names[e.Worker.Name] = e.Worker.ID
 			h.tell(job.ID{}, Change{Worker: e.Worker})
@@ -95,10 +98,26 @@ func (h *hub) count(j *job.Job, n int) {
 	}
 }
 
+// countWorker keeps account of the workers that have a lease; h.mu is held.
+func (h *hub) countWorker(w *registry.Worker, n int) {
+	if w != nil && (w.State == registry.Online || w.State == registry.Draining) {
+		h.online += n
+	}
+}
+
+// countOnline is how many workers have a lease.
+func (h *hub) countOnline() int {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.online
+}
+
 func (h *hub) remove(id job.WorkerID) {
-	if w := h.workers[id]; w != nil && h.names[w.Name] == id {
+	w := h.workers[id]
+	if w != nil && h.names[w.Name] == id {
 		delete(h.names, w.Name)
 	}
+	h.countWorker(w, -1)
 	delete(h.workers, id)
 }
 

@@ -45,3 +45,27 @@ func TestWorkersAreShownWithTheAttemptsThatTheyHave(t *testing.T) {
 		t.Error("a worker that is gone is shown by its name")
 	}
 }
+
+// TestWorkersThatHaveALeaseAreCounted: their number sets the pace of heartbeats.
+func TestWorkersThatHaveALeaseAreCounted(t *testing.T) {
+	t.Parallel()
+	h := newHub()
+	states := []registry.State{registry.Online, registry.Draining, registry.Offline, registry.Deregistered}
+	for range 500 {
+		id := job.WorkerID{byte(rand.IntN(20))}
+		if rand.IntN(5) == 0 {
+			h.publish([]Effect{{Gone: &id}})
+		} else {
+			h.publish([]Effect{{Worker: &registry.Worker{ID: id, Name: id.String(), State: states[rand.IntN(len(states))]}}})
+		}
+		want := 0
+		for _, w := range h.allWorkers() {
+			if w.State == registry.Online || w.State == registry.Draining {
+				want++
+			}
+		}
+		if got := h.countOnline(); got != want {
+			t.Fatalf("%d workers are counted, %d have a lease", got, want)
+		}
+	}
+}

@@ -52,8 +52,9 @@ type Beat struct {
 
 // Renewal is the answer to a heartbeat.
 type Renewal struct {
-	Term  uint64
-	Lease time.Duration
+	Term      uint64
+	Lease     time.Duration
+	Heartbeat time.Duration // how often to renew it from now on; 0: as before
 }
 
 // Scheduler is what a worker asks of its scheduler (core/rpc). Heartbeat answers
@@ -118,13 +119,17 @@ func (w *Worker) register(ctx context.Context) (time.Duration, bool) {
 	}
 }
 
-// renew sends heartbeats until the scheduler does not know the worker any more.
+// renew sends heartbeats, as often as the scheduler says, until it does not know
+// the worker any more.
 // After one that was not delivered it tries again soon: another scheduler may
 // have taken over.
 func (w *Worker) renew(ctx context.Context, every time.Duration) {
 	said, again := "", firstRetry
 	for next := every; w.pauseOrBeat(ctx, jitter(next)); {
-		err := w.heartbeat(ctx)
+		got, err := w.heartbeat(ctx)
+		if got.Heartbeat > 0 {
+			every = got.Heartbeat
+		}
 		if next, again = min(again, every), 2*again; err == nil {
 			next, again = every, firstRetry
 		}
@@ -143,7 +148,7 @@ func (w *Worker) renew(ctx context.Context, every time.Duration) {
 	}
 }
 
-func (w *Worker) heartbeat(ctx context.Context) error {
+func (w *Worker) heartbeat(ctx context.Context) (Renewal, error) {
 	id, _ := w.identity.get()
 	c := w.Counts()
 	asked, lapses := w.cfg.Now().Boot, w.lapsed()
@@ -155,7 +160,7 @@ func (w *Worker) heartbeat(ctx context.Context) error {
 	if err == nil {
 		w.inbox.put(Renewed{Asked: asked, Lease: got.Lease, Term: got.Term, Lapses: lapses})
 	}
-	return err
+	return got, err
 }
 
 // jitter spreads d by a tenth, so that workers do not call all at once.

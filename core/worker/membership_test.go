@@ -19,7 +19,8 @@ import (
 type registrar struct {
 	mu       sync.Mutex
 	down     bool
-	unknown  bool // heartbeats find no such worker
+	unknown  bool          // heartbeats find no such worker
+	every    time.Duration // that the answer to a heartbeat asks for
 	regs     []Registration
 	beats    []Beat
 	left     []job.WorkerID
@@ -48,7 +49,7 @@ func (r *registrar) Heartbeat(_ context.Context, b Beat) (Renewal, error) {
 	case r.unknown:
 		return Renewal{}, errs.E("heartbeat", errs.NotFound, "WORKER_UNKNOWN", nil)
 	}
-	return Renewal{Term: 1, Lease: 15 * time.Second}, nil
+	return Renewal{Term: 1, Lease: 15 * time.Second, Heartbeat: r.every}, nil
 }
 
 func (r *registrar) Deregister(_ context.Context, id job.WorkerID) error {
@@ -119,6 +120,31 @@ func TestMembership(t *testing.T) {
 		r.mu.Unlock()
 		if _, err := b.Stop(t.Context(), stopOrder(1, 0), true); err != nil {
 			t.Fatal(err)
+		}
+	}, with(r))
+}
+
+// TestTheSchedulerSetsThePace: it may change its mind with any heartbeat, and one
+// that says nothing of it, as older ones do, means what it said before.
+func TestTheSchedulerSetsThePace(t *testing.T) {
+	r := &registrar{}
+	story(t, func(t *testing.T, _ *bench) {
+		perMinute := func(every time.Duration) int {
+			r.set(func(r *registrar) { r.every = every })
+			time.Sleep(20 * time.Second) // one heartbeat at the old pace
+			n := 0
+			r.set(func(r *registrar) { n -= len(r.beats) })
+			time.Sleep(time.Minute)
+			r.set(func(r *registrar) { n += len(r.beats) })
+			return n
+		}
+		for _, c := range []struct {
+			every       time.Duration
+			least, most int
+		}{{0, 10, 14}, {15 * time.Second, 3, 5}, {0, 3, 5}, {time.Second, 54, 67}, {5 * time.Second, 10, 14}} {
+			if n := perMinute(c.every); n < c.least || n > c.most {
+				t.Errorf("%d heartbeats in a minute, asked for one every %v", n, c.every)
+			}
 		}
 	}, with(r))
 }

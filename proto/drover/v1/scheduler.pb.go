@@ -624,9 +624,12 @@ type HeartbeatResponse struct {
 	// Term of the scheduler.
 	Term uint64 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
 	// The lease lasts this long from the moment the request was sent.
-	Lease         *durationpb.Duration `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Lease *durationpb.Duration `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	// How often to send heartbeats from now on: with many workers less often than
+	// it said at first. Nothing: as before.
+	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,3,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *HeartbeatResponse) Reset() {
@@ -669,6 +672,13 @@ func (x *HeartbeatResponse) GetTerm() uint64 {
 func (x *HeartbeatResponse) GetLease() *durationpb.Duration {
 	if x != nil {
 		return x.Lease
+	}
+	return nil
+}
+
+func (x *HeartbeatResponse) GetHeartbeatInterval() *durationpb.Duration {
+	if x != nil {
+		return x.HeartbeatInterval
 	}
 	return nil
 }
@@ -2937,10 +2947,11 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"conditions\x18\x03 \x03(\v2\x14.drover.v1.ConditionR\n" +
 	"conditions\x12\x1a\n" +
 	"\bdraining\x18\x04 \x01(\bR\bdraining\x12\x16\n" +
-	"\x06lapses\x18\x05 \x01(\x04R\x06lapses\"X\n" +
+	"\x06lapses\x18\x05 \x01(\x04R\x06lapses\"\xa2\x01\n" +
 	"\x11HeartbeatResponse\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12/\n" +
-	"\x05lease\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05lease\"\xb9\t\n" +
+	"\x05lease\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05lease\x12H\n" +
+	"\x12heartbeat_interval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatInterval\"\xb9\t\n" +
 	"\x0fStartJobRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x18\n" +
@@ -3213,88 +3224,89 @@ var file_drover_v1_scheduler_proto_depIdxs = []int32{
 	51, // 3: drover.v1.RegisterWorkerResponse.heartbeat_interval:type_name -> google.protobuf.Duration
 	52, // 4: drover.v1.HeartbeatRequest.conditions:type_name -> drover.v1.Condition
 	51, // 5: drover.v1.HeartbeatResponse.lease:type_name -> google.protobuf.Duration
-	45, // 6: drover.v1.StartJobRequest.env:type_name -> drover.v1.StartJobRequest.EnvEntry
-	46, // 7: drover.v1.StartJobRequest.labels:type_name -> drover.v1.StartJobRequest.LabelsEntry
-	51, // 8: drover.v1.StartJobRequest.timeout:type_name -> google.protobuf.Duration
-	51, // 9: drover.v1.StartJobRequest.idle_timeout:type_name -> google.protobuf.Duration
-	51, // 10: drover.v1.StartJobRequest.queue_timeout:type_name -> google.protobuf.Duration
-	51, // 11: drover.v1.StartJobRequest.grace:type_name -> google.protobuf.Duration
-	51, // 12: drover.v1.StartJobRequest.linger:type_name -> google.protobuf.Duration
-	53, // 13: drover.v1.StartJobRequest.limits:type_name -> drover.v1.Limits
-	54, // 14: drover.v1.StartJobRequest.retry:type_name -> drover.v1.RetryPolicy
-	55, // 15: drover.v1.StartJobRequest.output_policy:type_name -> drover.v1.OutputPolicy
-	47, // 16: drover.v1.StartJobRequest.secrets:type_name -> drover.v1.StartJobRequest.SecretsEntry
-	56, // 17: drover.v1.StartJobRequest.on_partition:type_name -> drover.v1.OnPartition
-	10, // 18: drover.v1.StartJobsRequest.jobs:type_name -> drover.v1.StartJobRequest
-	14, // 19: drover.v1.StartJobsResponse.results:type_name -> drover.v1.StartJobsResult
-	15, // 20: drover.v1.StartJobsResult.error:type_name -> drover.v1.StartJobsError
-	18, // 21: drover.v1.WaitJobsResponse.ends:type_name -> drover.v1.JobEnd
-	57, // 22: drover.v1.JobEnd.state:type_name -> drover.v1.JobState
-	51, // 23: drover.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
-	58, // 24: drover.v1.StopJobResponse.job:type_name -> drover.v1.Job
-	58, // 25: drover.v1.GetJobResponse.job:type_name -> drover.v1.Job
-	57, // 26: drover.v1.ListJobsRequest.states:type_name -> drover.v1.JobState
-	48, // 27: drover.v1.ListJobsRequest.labels:type_name -> drover.v1.ListJobsRequest.LabelsEntry
-	59, // 28: drover.v1.ListJobsRequest.since:type_name -> google.protobuf.Timestamp
-	58, // 29: drover.v1.ListJobsResponse.jobs:type_name -> drover.v1.Job
-	60, // 30: drover.v1.StreamOutputRequest.stream:type_name -> drover.v1.Stream
-	59, // 31: drover.v1.StreamOutputRequest.since:type_name -> google.protobuf.Timestamp
-	61, // 32: drover.v1.StreamOutputResponse.chunk:type_name -> drover.v1.OutputChunk
-	49, // 33: drover.v1.ListWorkersRequest.labels:type_name -> drover.v1.ListWorkersRequest.LabelsEntry
-	62, // 34: drover.v1.ListWorkersResponse.workers:type_name -> drover.v1.Worker
-	62, // 35: drover.v1.GetWorkerResponse.worker:type_name -> drover.v1.Worker
-	51, // 36: drover.v1.DrainWorkerRequest.deadline:type_name -> google.protobuf.Duration
-	62, // 37: drover.v1.DrainWorkerResponse.worker:type_name -> drover.v1.Worker
-	63, // 38: drover.v1.ListScriptsResponse.scripts:type_name -> drover.v1.Script
-	59, // 39: drover.v1.WatchEventsResponse.time:type_name -> google.protobuf.Timestamp
-	58, // 40: drover.v1.WatchEventsResponse.job:type_name -> drover.v1.Job
-	62, // 41: drover.v1.WatchEventsResponse.worker:type_name -> drover.v1.Worker
-	41, // 42: drover.v1.WatchEventsResponse.lagged:type_name -> drover.v1.WatchLagged
-	4,  // 43: drover.v1.SchedulerService.RegisterWorker:input_type -> drover.v1.RegisterWorkerRequest
-	6,  // 44: drover.v1.SchedulerService.DeregisterWorker:input_type -> drover.v1.DeregisterWorkerRequest
-	8,  // 45: drover.v1.SchedulerService.Heartbeat:input_type -> drover.v1.HeartbeatRequest
-	10, // 46: drover.v1.SchedulerService.StartJob:input_type -> drover.v1.StartJobRequest
-	12, // 47: drover.v1.SchedulerService.StartJobs:input_type -> drover.v1.StartJobsRequest
-	16, // 48: drover.v1.SchedulerService.WaitJobs:input_type -> drover.v1.WaitJobsRequest
-	19, // 49: drover.v1.SchedulerService.StopJob:input_type -> drover.v1.StopJobRequest
-	21, // 50: drover.v1.SchedulerService.GetJob:input_type -> drover.v1.GetJobRequest
-	23, // 51: drover.v1.SchedulerService.ListJobs:input_type -> drover.v1.ListJobsRequest
-	25, // 52: drover.v1.SchedulerService.StreamOutput:input_type -> drover.v1.StreamOutputRequest
-	27, // 53: drover.v1.SchedulerService.ListWorkers:input_type -> drover.v1.ListWorkersRequest
-	29, // 54: drover.v1.SchedulerService.GetWorker:input_type -> drover.v1.GetWorkerRequest
-	31, // 55: drover.v1.SchedulerService.DrainWorker:input_type -> drover.v1.DrainWorkerRequest
-	33, // 56: drover.v1.SchedulerService.RemoveWorker:input_type -> drover.v1.RemoveWorkerRequest
-	35, // 57: drover.v1.SchedulerService.RemoveJobs:input_type -> drover.v1.RemoveJobsRequest
-	37, // 58: drover.v1.SchedulerService.ListScripts:input_type -> drover.v1.ListScriptsRequest
-	39, // 59: drover.v1.SchedulerService.WatchEvents:input_type -> drover.v1.WatchEventsRequest
-	42, // 60: drover.v1.SchedulerService.Backup:input_type -> drover.v1.BackupRequest
-	0,  // 61: drover.v1.CertificateService.Join:input_type -> drover.v1.JoinRequest
-	2,  // 62: drover.v1.CertificateService.Renew:input_type -> drover.v1.RenewRequest
-	5,  // 63: drover.v1.SchedulerService.RegisterWorker:output_type -> drover.v1.RegisterWorkerResponse
-	7,  // 64: drover.v1.SchedulerService.DeregisterWorker:output_type -> drover.v1.DeregisterWorkerResponse
-	9,  // 65: drover.v1.SchedulerService.Heartbeat:output_type -> drover.v1.HeartbeatResponse
-	11, // 66: drover.v1.SchedulerService.StartJob:output_type -> drover.v1.StartJobResponse
-	13, // 67: drover.v1.SchedulerService.StartJobs:output_type -> drover.v1.StartJobsResponse
-	17, // 68: drover.v1.SchedulerService.WaitJobs:output_type -> drover.v1.WaitJobsResponse
-	20, // 69: drover.v1.SchedulerService.StopJob:output_type -> drover.v1.StopJobResponse
-	22, // 70: drover.v1.SchedulerService.GetJob:output_type -> drover.v1.GetJobResponse
-	24, // 71: drover.v1.SchedulerService.ListJobs:output_type -> drover.v1.ListJobsResponse
-	26, // 72: drover.v1.SchedulerService.StreamOutput:output_type -> drover.v1.StreamOutputResponse
-	28, // 73: drover.v1.SchedulerService.ListWorkers:output_type -> drover.v1.ListWorkersResponse
-	30, // 74: drover.v1.SchedulerService.GetWorker:output_type -> drover.v1.GetWorkerResponse
-	32, // 75: drover.v1.SchedulerService.DrainWorker:output_type -> drover.v1.DrainWorkerResponse
-	34, // 76: drover.v1.SchedulerService.RemoveWorker:output_type -> drover.v1.RemoveWorkerResponse
-	36, // 77: drover.v1.SchedulerService.RemoveJobs:output_type -> drover.v1.RemoveJobsResponse
-	38, // 78: drover.v1.SchedulerService.ListScripts:output_type -> drover.v1.ListScriptsResponse
-	40, // 79: drover.v1.SchedulerService.WatchEvents:output_type -> drover.v1.WatchEventsResponse
-	43, // 80: drover.v1.SchedulerService.Backup:output_type -> drover.v1.BackupResponse
-	1,  // 81: drover.v1.CertificateService.Join:output_type -> drover.v1.JoinResponse
-	3,  // 82: drover.v1.CertificateService.Renew:output_type -> drover.v1.RenewResponse
-	63, // [63:83] is the sub-list for method output_type
-	43, // [43:63] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	51, // 6: drover.v1.HeartbeatResponse.heartbeat_interval:type_name -> google.protobuf.Duration
+	45, // 7: drover.v1.StartJobRequest.env:type_name -> drover.v1.StartJobRequest.EnvEntry
+	46, // 8: drover.v1.StartJobRequest.labels:type_name -> drover.v1.StartJobRequest.LabelsEntry
+	51, // 9: drover.v1.StartJobRequest.timeout:type_name -> google.protobuf.Duration
+	51, // 10: drover.v1.StartJobRequest.idle_timeout:type_name -> google.protobuf.Duration
+	51, // 11: drover.v1.StartJobRequest.queue_timeout:type_name -> google.protobuf.Duration
+	51, // 12: drover.v1.StartJobRequest.grace:type_name -> google.protobuf.Duration
+	51, // 13: drover.v1.StartJobRequest.linger:type_name -> google.protobuf.Duration
+	53, // 14: drover.v1.StartJobRequest.limits:type_name -> drover.v1.Limits
+	54, // 15: drover.v1.StartJobRequest.retry:type_name -> drover.v1.RetryPolicy
+	55, // 16: drover.v1.StartJobRequest.output_policy:type_name -> drover.v1.OutputPolicy
+	47, // 17: drover.v1.StartJobRequest.secrets:type_name -> drover.v1.StartJobRequest.SecretsEntry
+	56, // 18: drover.v1.StartJobRequest.on_partition:type_name -> drover.v1.OnPartition
+	10, // 19: drover.v1.StartJobsRequest.jobs:type_name -> drover.v1.StartJobRequest
+	14, // 20: drover.v1.StartJobsResponse.results:type_name -> drover.v1.StartJobsResult
+	15, // 21: drover.v1.StartJobsResult.error:type_name -> drover.v1.StartJobsError
+	18, // 22: drover.v1.WaitJobsResponse.ends:type_name -> drover.v1.JobEnd
+	57, // 23: drover.v1.JobEnd.state:type_name -> drover.v1.JobState
+	51, // 24: drover.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
+	58, // 25: drover.v1.StopJobResponse.job:type_name -> drover.v1.Job
+	58, // 26: drover.v1.GetJobResponse.job:type_name -> drover.v1.Job
+	57, // 27: drover.v1.ListJobsRequest.states:type_name -> drover.v1.JobState
+	48, // 28: drover.v1.ListJobsRequest.labels:type_name -> drover.v1.ListJobsRequest.LabelsEntry
+	59, // 29: drover.v1.ListJobsRequest.since:type_name -> google.protobuf.Timestamp
+	58, // 30: drover.v1.ListJobsResponse.jobs:type_name -> drover.v1.Job
+	60, // 31: drover.v1.StreamOutputRequest.stream:type_name -> drover.v1.Stream
+	59, // 32: drover.v1.StreamOutputRequest.since:type_name -> google.protobuf.Timestamp
+	61, // 33: drover.v1.StreamOutputResponse.chunk:type_name -> drover.v1.OutputChunk
+	49, // 34: drover.v1.ListWorkersRequest.labels:type_name -> drover.v1.ListWorkersRequest.LabelsEntry
+	62, // 35: drover.v1.ListWorkersResponse.workers:type_name -> drover.v1.Worker
+	62, // 36: drover.v1.GetWorkerResponse.worker:type_name -> drover.v1.Worker
+	51, // 37: drover.v1.DrainWorkerRequest.deadline:type_name -> google.protobuf.Duration
+	62, // 38: drover.v1.DrainWorkerResponse.worker:type_name -> drover.v1.Worker
+	63, // 39: drover.v1.ListScriptsResponse.scripts:type_name -> drover.v1.Script
+	59, // 40: drover.v1.WatchEventsResponse.time:type_name -> google.protobuf.Timestamp
+	58, // 41: drover.v1.WatchEventsResponse.job:type_name -> drover.v1.Job
+	62, // 42: drover.v1.WatchEventsResponse.worker:type_name -> drover.v1.Worker
+	41, // 43: drover.v1.WatchEventsResponse.lagged:type_name -> drover.v1.WatchLagged
+	4,  // 44: drover.v1.SchedulerService.RegisterWorker:input_type -> drover.v1.RegisterWorkerRequest
+	6,  // 45: drover.v1.SchedulerService.DeregisterWorker:input_type -> drover.v1.DeregisterWorkerRequest
+	8,  // 46: drover.v1.SchedulerService.Heartbeat:input_type -> drover.v1.HeartbeatRequest
+	10, // 47: drover.v1.SchedulerService.StartJob:input_type -> drover.v1.StartJobRequest
+	12, // 48: drover.v1.SchedulerService.StartJobs:input_type -> drover.v1.StartJobsRequest
+	16, // 49: drover.v1.SchedulerService.WaitJobs:input_type -> drover.v1.WaitJobsRequest
+	19, // 50: drover.v1.SchedulerService.StopJob:input_type -> drover.v1.StopJobRequest
+	21, // 51: drover.v1.SchedulerService.GetJob:input_type -> drover.v1.GetJobRequest
+	23, // 52: drover.v1.SchedulerService.ListJobs:input_type -> drover.v1.ListJobsRequest
+	25, // 53: drover.v1.SchedulerService.StreamOutput:input_type -> drover.v1.StreamOutputRequest
+	27, // 54: drover.v1.SchedulerService.ListWorkers:input_type -> drover.v1.ListWorkersRequest
+	29, // 55: drover.v1.SchedulerService.GetWorker:input_type -> drover.v1.GetWorkerRequest
+	31, // 56: drover.v1.SchedulerService.DrainWorker:input_type -> drover.v1.DrainWorkerRequest
+	33, // 57: drover.v1.SchedulerService.RemoveWorker:input_type -> drover.v1.RemoveWorkerRequest
+	35, // 58: drover.v1.SchedulerService.RemoveJobs:input_type -> drover.v1.RemoveJobsRequest
+	37, // 59: drover.v1.SchedulerService.ListScripts:input_type -> drover.v1.ListScriptsRequest
+	39, // 60: drover.v1.SchedulerService.WatchEvents:input_type -> drover.v1.WatchEventsRequest
+	42, // 61: drover.v1.SchedulerService.Backup:input_type -> drover.v1.BackupRequest
+	0,  // 62: drover.v1.CertificateService.Join:input_type -> drover.v1.JoinRequest
+	2,  // 63: drover.v1.CertificateService.Renew:input_type -> drover.v1.RenewRequest
+	5,  // 64: drover.v1.SchedulerService.RegisterWorker:output_type -> drover.v1.RegisterWorkerResponse
+	7,  // 65: drover.v1.SchedulerService.DeregisterWorker:output_type -> drover.v1.DeregisterWorkerResponse
+	9,  // 66: drover.v1.SchedulerService.Heartbeat:output_type -> drover.v1.HeartbeatResponse
+	11, // 67: drover.v1.SchedulerService.StartJob:output_type -> drover.v1.StartJobResponse
+	13, // 68: drover.v1.SchedulerService.StartJobs:output_type -> drover.v1.StartJobsResponse
+	17, // 69: drover.v1.SchedulerService.WaitJobs:output_type -> drover.v1.WaitJobsResponse
+	20, // 70: drover.v1.SchedulerService.StopJob:output_type -> drover.v1.StopJobResponse
+	22, // 71: drover.v1.SchedulerService.GetJob:output_type -> drover.v1.GetJobResponse
+	24, // 72: drover.v1.SchedulerService.ListJobs:output_type -> drover.v1.ListJobsResponse
+	26, // 73: drover.v1.SchedulerService.StreamOutput:output_type -> drover.v1.StreamOutputResponse
+	28, // 74: drover.v1.SchedulerService.ListWorkers:output_type -> drover.v1.ListWorkersResponse
+	30, // 75: drover.v1.SchedulerService.GetWorker:output_type -> drover.v1.GetWorkerResponse
+	32, // 76: drover.v1.SchedulerService.DrainWorker:output_type -> drover.v1.DrainWorkerResponse
+	34, // 77: drover.v1.SchedulerService.RemoveWorker:output_type -> drover.v1.RemoveWorkerResponse
+	36, // 78: drover.v1.SchedulerService.RemoveJobs:output_type -> drover.v1.RemoveJobsResponse
+	38, // 79: drover.v1.SchedulerService.ListScripts:output_type -> drover.v1.ListScriptsResponse
+	40, // 80: drover.v1.SchedulerService.WatchEvents:output_type -> drover.v1.WatchEventsResponse
+	43, // 81: drover.v1.SchedulerService.Backup:output_type -> drover.v1.BackupResponse
+	1,  // 82: drover.v1.CertificateService.Join:output_type -> drover.v1.JoinResponse
+	3,  // 83: drover.v1.CertificateService.Renew:output_type -> drover.v1.RenewResponse
+	64, // [64:84] is the sub-list for method output_type
+	44, // [44:64] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_scheduler_proto_init() }

@@ -235,8 +235,9 @@ func (m *member) live(ctx context.Context) error {
 		pause = firstPause
 		reg.WorkerID = got.WorkerID
 		m.crowd.byID.Store(got.WorkerID.String(), m)
-		for sleep(ctx, jitter(got.Heartbeat)) {
-			_, err := members.Heartbeat(ctx, worker.Beat{WorkerID: got.WorkerID, Running: m.board.running()})
+		every := got.Heartbeat
+		for sleep(ctx, jitter(every)) {
+			renewal, err := members.Heartbeat(ctx, worker.Beat{WorkerID: got.WorkerID, Running: m.board.running()})
 			if errs.KindOf(err) == errs.NotFound {
 				break
 			}
@@ -245,6 +246,9 @@ func (m *member) live(ctx context.Context) error {
 				continue
 			}
 			m.crowd.counts.beats.Add(1)
+			if renewal.Heartbeat > 0 {
+				every = renewal.Heartbeat
+			}
 		}
 	}
 	return nil
