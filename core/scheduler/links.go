@@ -47,11 +47,16 @@ type connection struct {
 	out    *outbox
 }
 
-// outbox gathers what waits to be sent to one worker.
+// outbox gathers what waits to be sent to one worker. A goroutine carries it while
+// there is something: of many workers most are told nothing most of the time, and
+// a goroutine that waits costs more memory than all else that is kept here.
 type outbox struct {
-	mu   sync.Mutex // guards down
-	down Down
-	wake chan struct{}
+	mu      sync.Mutex // guards the fields below
+	down    Down
+	link    Link   // nil: there is none
+	lost    func() // called when it carries nothing any more
+	carries bool   // somebody does
+	wait    sync.WaitGroup
 }
 
 func newLinks(c Connector, term uint64, log *slog.Logger, deliver func(context.Context, Event)) *links {
@@ -72,7 +77,7 @@ func (l *links) dial(w registry.Worker) {
 		c.cancel()
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &connection{worker: w, cancel: cancel, out: &outbox{wake: make(chan struct{}, 1)}}
+	c := &connection{worker: w, cancel: cancel, out: &outbox{}}
 	l.byID[w.ID] = c
 	l.wait.Go(func() { l.keep(ctx, c) })
 }
@@ -156,17 +161,13 @@ func (l *links) use(ctx context.Context, c *connection, link Link, again bool) (
 	number := l.number
 	l.mu.Unlock()
 	id := c.worker.ID
-	c.out.take()
 	both, cancel := context.WithCancel(ctx)
-	var wait sync.WaitGroup
-	wait.Go(func() {
-		<-both.Done()
+	closed := make(chan struct{})
+	context.AfterFunc(both, func() {
+		defer close(closed)
 		_ = link.Close() // makes Recv below and Send in carry return
 	})
-	wait.Go(func() {
-		defer cancel()
-		c.out.carry(both, link)
-	})
+	c.out.open(link, cancel)
 	for {
 		var up Up
 		if up, err = link.Recv(); err != nil {
@@ -182,7 +183,8 @@ func (l *links) use(ctx context.Context, c *connection, link Link, again bool) (
 		l.deliver(ctx, Event{Up: &UpEvent{Worker: id, Link: number, Up: up}})
 	}
 	cancel()
-	wait.Wait()
+	<-closed
+	c.out.shut()
 	if !talked {
 		return false, err
 	}
@@ -191,41 +193,55 @@ func (l *links) use(ctx context.Context, c *connection, link Link, again bool) (
 	return true, err
 }
 
+// open lets what is added from now on be sent over a link.
+func (o *outbox) open(link Link, lost func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.link, o.lost = link, lost
+}
+
+// shut drops what waits, and returns when nothing is being sent any more.
+func (o *outbox) shut() {
+	o.mu.Lock()
+	o.link, o.lost, o.down = nil, nil, Down{}
+	o.mu.Unlock()
+	o.wait.Wait() // nobody begins without a link
+}
+
+// add queues a frame; without a link it is dropped.
 func (o *outbox) add(d Down) {
 	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.link == nil {
+		return
+	}
 	o.down.Starts = append(o.down.Starts, d.Starts...)
 	o.down.Stops = append(o.down.Stops, d.Stops...)
 	o.down.Acks = append(o.down.Acks, d.Acks...)
 	o.down.Forgets = append(o.down.Forgets, d.Forgets...)
-	o.mu.Unlock()
-	select {
-	case o.wake <- struct{}{}:
-	default:
+	if !o.carries && !o.down.Empty() {
+		o.carries = true
+		link, lost := o.link, o.lost
+		o.wait.Go(func() { o.carry(link, lost) })
 	}
 }
 
+// take returns what waits; when there is nothing, nobody carries any more.
 func (o *outbox) take() Down {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	d := o.down
 	o.down = Down{}
+	o.carries = !d.Empty()
 	return d
 }
 
-// carry sends what gathers; while one frame is sent the next one fills.
-func (o *outbox) carry(ctx context.Context, link Link) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-o.wake:
-		}
-		d := o.take()
-		if d.Empty() {
-			continue
-		}
+// carry sends what gathers, until there is nothing; while one frame is sent the
+// next one fills.
+func (o *outbox) carry(link Link, lost func()) {
+	for d := o.take(); !d.Empty(); d = o.take() {
 		if err := link.Send(d); err != nil {
-			return
+			lost()
 		}
 	}
 }
