@@ -20,18 +20,28 @@ import (
 // the next. It is trimmed when enough was allocated since it was trimmed last,
 // so that heartbeats alone are no reason for collecting garbage all the time.
 const (
-	look     = 2 * time.Second
-	restful  = 1 << 20 // bytes
-	worth    = 2 << 20 // bytes
-	allocked = "/gc/heap/allocs:bytes"
+	look    = 2 * time.Second
+	restful = 1 << 20 // bytes
+	worth   = 2 << 20 // bytes
 )
 
-// Keep trims the process whenever it has come to rest, until ctx ends. Where that
+// What the runtime tells of itself, see runtime/metrics.
+const (
+	allocated  = "/gc/heap/allocs:bytes"
+	live       = "/gc/heap/live:bytes"
+	stacks     = "/memory/classes/heap/stacks:bytes"
+	percentNow = "/gc/gogc:percent"
+)
+
+// Keep trims the process whenever it has come to rest, and lets it collect garbage
+// sooner while it is large and has little to do, until ctx ends. Where the first
 // cannot be done, it says so once and does nothing more.
 func Keep(ctx context.Context, log *slog.Logger) {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
-	sample := []metrics.Sample{{Name: allocked}}
+	sample := []metrics.Sample{{Name: allocated}, {Name: live}, {Name: stacks}, {Name: percentNow}}
+	metrics.Read(sample)
+	press := newPress(sample[3].Value.Uint64())
 	var p pace
 	for {
 		select {
@@ -40,6 +50,7 @@ func Keep(ctx context.Context, log *slog.Logger) {
 		case <-tick.C:
 		}
 		metrics.Read(sample)
+		press.apply(sample[0].Value.Uint64(), sample[1].Value.Uint64()+sample[2].Value.Uint64())
 		if !p.rests(sample[0].Value.Uint64()) {
 			continue
 		}
