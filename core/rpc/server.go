@@ -31,9 +31,11 @@ const (
 	streamWindow = 1 << 20
 	stopGrace    = 2 * time.Second
 	// A connection whose other side is silent, though nothing was reset, is given
-	// up after pingEvery + pingAnswer; gRPC makes that 10 s + 5 s at the side that
-	// dials.
-	pingEvery  = 5 * time.Second
+	// up when a ping stays without an answer. Who dials asks, as soon as gRPC lets
+	// it; who listens only when no question came: a scheduler has a silent connection
+	// to each worker, and each ping costs it a fourth of what a heartbeat does.
+	pingEvery  = 10 * time.Second
+	pingIdle   = 15 * time.Second // at the side that listens
 	pingAnswer = 5 * time.Second
 	// A scheduler has two connections to each worker, most of them silent: what
 	// a connection holds while it is silent is what many workers cost. TLS has a
@@ -87,7 +89,7 @@ func (p *Port) newServer(c ServerConfig) *Server {
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(window),
 		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(writeBuffer), experimental.BufferPool(&loans{}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingEvery, Timeout: pingAnswer}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingIdle, Timeout: pingAnswer}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
 	return &Server{grpc: s, listen: p.share(), handshakes: handshakes}

@@ -165,7 +165,7 @@ func (c *Crowd) server(byPort map[int]*member) *grpc.Server {
 	s := grpc.NewServer(
 		grpc.Creds(c.handshakes.Credentials(config)), grpc.ReadBufferSize(0),
 		grpc.InitialWindowSize(1<<20), grpc.InitialConnWindowSize(4<<20),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Second, Timeout: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 15 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
 	droverv1.RegisterWorkerServiceServer(s, &service{crowd: c})
