@@ -25,6 +25,11 @@ type Connector struct {
 	closed bool
 }
 
+// orderBuffer is how much gRPC gathers before it writes to a worker, in bytes.
+// Orders are small: output goes the other way. Of ten thousand connections some
+// thousand write at the same moment, a ping perhaps, and each takes a whole buffer.
+const orderBuffer = 4 << 10
+
 type workerConn struct {
 	address string
 	conn    *grpc.ClientConn
@@ -62,7 +67,7 @@ func (c *Connector) conn(id job.WorkerID, address, name string) (*grpc.ClientCon
 		_ = w.conn.Close()
 		delete(c.byID, id)
 	}
-	conn, err := c.handshakes.Dial(address, c.source.ClientConfig(certs.RoleWorker, name))
+	conn, err := c.handshakes.Dial(address, c.source.ClientConfig(certs.RoleWorker, name), grpc.WithWriteBufferSize(orderBuffer))
 	if err != nil {
 		return nil, err
 	}

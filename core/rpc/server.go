@@ -192,9 +192,9 @@ func Dial(address string, tlsConfig *tls.Config) (*grpc.ClientConn, error) {
 	return NewHandshakes().Dial(address, tlsConfig)
 }
 
-// Dial is the function Dial with these bounds.
-func (h *Handshakes) Dial(address string, tlsConfig *tls.Config) (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient("passthrough:///"+address,
+// Dial is the function Dial with these bounds, and perhaps other options.
+func (h *Handshakes) Dial(address string, tlsConfig *tls.Config, more ...grpc.DialOption) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("passthrough:///"+address, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(h.Credentials(tlsConfig)),
 		grpc.WithContextDialer(reach),
 		grpc.WithDefaultCallOptions(
@@ -205,7 +205,7 @@ func (h *Handshakes) Dial(address string, tlsConfig *tls.Config) (*grpc.ClientCo
 		grpc.WithReadBufferSize(readBuffer), grpc.WithWriteBufferSize(writeBuffer), experimental.WithBufferPool(&loans{}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingAnswer, PermitWithoutStream: true}),
 		grpc.WithConnectParams(quickConnect()),
-	)
+	}, more...)...)
 	if err != nil {
 		return nil, errs.E("dial "+address, errs.Invalid, "ADDRESS", err)
 	}
