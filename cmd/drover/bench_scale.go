@@ -26,6 +26,7 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/plot"
 	"github.com/droverhq/drover/cmd/drover/internal/render"
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/scheduler"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -33,6 +34,7 @@ import (
 type scaleFlags struct {
 	output
 	workers []int
+	lease   time.Duration
 	plan    measure.ScalePlan
 	svg     string
 }
@@ -51,6 +53,7 @@ func newBenchScale(e *env) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.IntSliceVar(&s.workers, "workers", []int{10, 100, 1000}, "how many workers; several numbers make several measurements")
+	f.DurationVar(&s.lease, "lease", scheduler.DefaultLease, "lease of the workers, as of \"drover scheduler\"")
 	f.DurationVar(&s.plan.Steady, "steady", 10*time.Second, "how long the silent cluster is watched")
 	f.IntVar(&s.plan.Queued, "queued", 10_000, "how many jobs wait while submits are timed")
 	f.IntVar(&s.plan.More, "more", 0, "how many jobs run through after the queue has emptied")
@@ -96,7 +99,7 @@ func (s *scaleFlags) measure(ctx context.Context, e *env) (f figures, err error)
 		plan := s.plan
 		plan.Workers = n
 		var got measure.Scale
-		if got, err = scaleOnce(ctx, plan); err != nil {
+		if got, err = scaleOnce(ctx, plan, s.lease); err != nil {
 			break
 		}
 		out.Results = append(out.Results, got)
@@ -153,13 +156,13 @@ func scaleCurves(all []measure.Scale) []plot.Curve {
 	return curves
 }
 
-func scaleOnce(ctx context.Context, plan measure.ScalePlan) (got measure.Scale, err error) {
+func scaleOnce(ctx context.Context, plan measure.ScalePlan, lease time.Duration) (got measure.Scale, err error) {
 	dir, err := os.MkdirTemp("", "drover-bench-")
 	if err != nil {
 		return got, fmt.Errorf("make a folder to measure in: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	f := &farm{dir: dir}
+	f := &farm{dir: dir, lease: lease}
 	defer f.close()
 	if err := f.open(ctx, plan.Workers); err != nil {
 		return got, err
@@ -174,6 +177,7 @@ func scaleOnce(ctx context.Context, plan measure.ScalePlan) (got measure.Scale, 
 // farm is a scheduler process and crowds of simulated workers, each a process.
 type farm struct {
 	dir       string
+	lease     time.Duration
 	address   string
 	scheduler *exec.Cmd
 	client    *client.Client
@@ -237,7 +241,8 @@ func (f *farm) start(ctx context.Context, listen string) error {
 		return fmt.Errorf("make a log: %w", err)
 	}
 	defer log.Close()
-	f.scheduler = exec.Command(self, "scheduler", "--listen", listen, "--data", f.path("data"), "--certs", f.path("scheduler"), "--log-level", "warn")
+	f.scheduler = exec.Command(self, "scheduler", "--listen", listen, "--data", f.path("data"), "--certs", f.path("scheduler"),
+		"--lease", f.lease.String(), "--log-level", "warn")
 	f.scheduler.Stdout, f.scheduler.Stderr = log, log
 	f.scheduler.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := f.scheduler.Start(); err != nil {

@@ -157,17 +157,24 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
+// tell is how often it is said how far a long wait has come.
+const tell = 10 * time.Second
+
 // until waits for a condition. It may fail while the scheduler is down.
-func until(ctx context.Context, within time.Duration, cond func() (bool, string)) error {
-	ctx, cancel := context.WithTimeout(ctx, within)
+func (s *scaling) until(ctx context.Context, cond func() (bool, string)) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	for {
+	for told := time.Now(); ; {
 		ok, state := cond()
 		if ok {
 			return nil
 		}
 		if ctx.Err() != nil {
 			return fmt.Errorf("wait: %s: %w", state, ctx.Err())
+		}
+		if time.Since(told) >= tell {
+			told = time.Now()
+			s.Log("%d workers: so far %s", s.Workers, state)
 		}
 		pause(ctx, poll)
 	}
@@ -179,7 +186,7 @@ const patience = 10 * time.Minute
 // online waits until the scheduler says of all workers that they are online and
 // each has a session.
 func (s *scaling) online(ctx context.Context) error {
-	return until(ctx, patience, func() (bool, string) {
+	return s.until(ctx, func() (bool, string) {
 		c, err := s.Crowd()
 		if err != nil || c.Sessions < int64(s.Workers) {
 			return false, fmt.Sprintf("%d sessions (%v)", c.Sessions, err)
@@ -217,7 +224,7 @@ func (s *scaling) pages(ctx context.Context, yield func(*droverv1.Worker)) error
 
 // ready waits until all workers are there, before any looks for the scheduler.
 func (s *scaling) ready(ctx context.Context) error {
-	return until(ctx, patience, func() (bool, string) {
+	return s.until(ctx, func() (bool, string) {
 		c, err := s.Crowd()
 		return c.Ready == int64(s.Workers), fmt.Sprintf("%d workers (%v)", c.Ready, err)
 	})
@@ -416,7 +423,7 @@ func (s *scaling) drain(ctx context.Context) error {
 	}
 	s.out.Finished = s.Workers + s.Queued + 2*s.Samples + s.More
 	var b crowd.Counts
-	if err := until(ctx, patience, func() (bool, string) {
+	if err := s.until(ctx, func() (bool, string) {
 		b, err = s.Crowd()
 		return b.Acked >= int64(s.out.Finished), fmt.Sprintf("%d of %d jobs ended (%v)", b.Acked, s.out.Finished, err)
 	}); err != nil {
