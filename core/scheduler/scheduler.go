@@ -19,10 +19,13 @@ import (
 	"github.com/droverhq/drover/plugins/failpoint"
 )
 
-// Bounds of the loop's inbox (P16): submits are refused before heartbeats,
-// stops and reports are.
+// Bounds of the loop's inbox (P16): submits are refused before heartbeats and
+// stops are. What workers tell on their sessions waits for room instead; it has an
+// inbox of its own, or thousands of workers that all tell something keep that of
+// heartbeats full, and are called offline.
 const (
 	inboxUrgent = 4096
+	inboxFrames = 4096
 	inboxNormal = 4096
 	maxRound    = 1024 // events per commit, each of several submits counted
 	maxLists    = 32   // lists of jobs that are read or wait: each may look at many records
@@ -56,6 +59,7 @@ type Scheduler struct {
 	hub     *hub
 	term    uint64
 	urgent  chan Event
+	frames  chan Event // of workers
 	normal  chan Event
 	bulks   chan struct{} // one for each StartJobs that waits
 	lists   chan struct{} // one for each list that is being read, or waits
@@ -92,7 +96,7 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 	c.Store = store.Fence(c.Store, term) // P3: nothing is written after a newer life began
 	s := &Scheduler{
 		config: c, records: records{c.Store}, hub: newHub(), term: term,
-		urgent: make(chan Event, inboxUrgent), normal: make(chan Event, inboxNormal),
+		urgent: make(chan Event, inboxUrgent), frames: make(chan Event, inboxFrames), normal: make(chan Event, inboxNormal),
 		bulks: make(chan struct{}, bulksAtOnce), lists: make(chan struct{}, maxLists), listing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 		waiting: map[uint64]chan Result{},
 	}
@@ -172,6 +176,8 @@ func (s *Scheduler) gather(ctx context.Context, tick <-chan time.Time, round []E
 		return round
 	case ev := <-s.urgent:
 		round = append(round, ev)
+	case ev := <-s.frames:
+		round = append(round, ev)
 	case ev := <-s.normal:
 		round = append(round, ev)
 	case <-tick:
@@ -185,7 +191,15 @@ func (s *Scheduler) gather(ctx context.Context, tick <-chan time.Time, round []E
 		default:
 		}
 		select {
+		case ev := <-s.frames:
+			round = append(round, ev)
+			continue
+		default:
+		}
+		select {
 		case ev := <-s.urgent:
+			round = append(round, ev)
+		case ev := <-s.frames:
 			round = append(round, ev)
 		case ev := <-s.normal:
 			round = append(round, ev)
@@ -312,7 +326,7 @@ func overloaded(op, why string) error {
 // deliver puts an event of a link into the inbox; it waits for room.
 func (s *Scheduler) deliver(ctx context.Context, ev Event) {
 	select {
-	case s.urgent <- ev:
+	case s.frames <- ev:
 	case <-ctx.Done():
 	}
 }

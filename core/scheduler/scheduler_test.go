@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -199,6 +200,36 @@ func TestAFullInboxRefusesSubmitsFirst(t *testing.T) {
 		if !errors.Is(err, context.DeadlineExceeded) || len(s.waiting) != 0 {
 			t.Errorf("a registration: %v; %d wait for nothing", err, len(s.waiting))
 		}
+	})
+}
+
+// TestP16FramesOfWorkersShutOutNoHeartbeat: thousands of workers that all tell
+// something wait for room; heartbeats are not refused meanwhile, and come first.
+func TestP16FramesOfWorkersShutOutNoHeartbeat(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(t.Context(), Config{Store: memory.New()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		var wait sync.WaitGroup
+		for range inboxFrames + 1 {
+			wait.Go(func() { s.deliver(ctx, Event{Up: &UpEvent{}}) })
+		}
+		synctest.Wait()
+		wait.Go(func() {
+			if _, err := s.Register(ctx, Caller{Name: "w", Role: roleWorker}, registration("w", 1)); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("a registration is not let in: %v", err)
+			}
+		})
+		synctest.Wait()
+		round := s.gather(ctx, nil, nil)
+		if len(round) != maxRound || !slices.ContainsFunc(round[:2], func(ev Event) bool { return ev.Register != nil }) {
+			t.Errorf("the registration is not among the first of a round of %d", len(round))
+		}
+		wait.Wait()
 	})
 }
 
