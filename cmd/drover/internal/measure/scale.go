@@ -85,7 +85,8 @@ type scaling struct {
 	out     Scale
 	offline atomic.Int64
 	missed  atomic.Uint64
-	calm    atomic.Bool // workers have no reason to be offline
+	events  atomic.Int64 // that the watcher has read
+	calm    atomic.Bool  // workers have no reason to be offline
 }
 
 // pss is the memory of the scheduler in bytes.
@@ -123,7 +124,7 @@ func MeasureScale(ctx context.Context, f Farm, p ScalePlan) (Scale, error) {
 		if err := step.run(ctx); err != nil {
 			return s.out, fmt.Errorf("%s with %d workers: %w", step.name, p.Workers, err)
 		}
-		p.Log("%d workers: %s: %.1f s", p.Workers, step.name, time.Since(begin).Seconds())
+		p.Log("%d workers: %s: %.1f s, %d false OFFLINE so far", p.Workers, step.name, time.Since(begin).Seconds(), s.offline.Load())
 	}
 	s.out.Offline, s.out.WatchLost = s.offline.Load(), s.missed.Load()
 	return s.out, nil
@@ -138,6 +139,7 @@ func (s *scaling) watch(ctx context.Context) {
 			if ev, err = stream.Recv(); err != nil {
 				break
 			}
+			s.events.Add(1)
 			if ev.GetWorker().GetState() == droverv1.WorkerState_WORKER_STATE_OFFLINE && s.calm.Load() {
 				s.offline.Add(1)
 			}
@@ -145,6 +147,15 @@ func (s *scaling) watch(ctx context.Context) {
 		}
 		pause(ctx, poll) // the scheduler is being restarted
 	}
+}
+
+// calmDown begins to count workers that are said to be offline, once the watcher
+// has read what was said before: it may be far behind.
+func (s *scaling) calmDown(ctx context.Context) {
+	for seen := int64(-1); ctx.Err() == nil && seen != s.events.Load(); pause(ctx, 5*poll) {
+		seen = s.events.Load()
+	}
+	s.calm.Store(true)
 }
 
 // poll is how often a condition is looked at.
@@ -245,7 +256,7 @@ func (s *scaling) join(ctx context.Context) error {
 	s.out.JoinS = time.Since(begin).Seconds()
 	after, err := s.cpu()
 	s.out.JoinCPU = float64((after - before).Microseconds()) / float64(s.Workers)
-	s.calm.Store(true)
+	s.calmDown(ctx)
 	return err
 }
 
@@ -400,7 +411,7 @@ func (s *scaling) restart(ctx context.Context) error {
 	s.out.ReconnectS = time.Since(begin).Seconds()
 	used, err := s.cpu() // of the new process, with its start
 	s.out.ReturnCPU = float64(used.Microseconds()) / float64(s.Workers)
-	s.calm.Store(true)
+	s.calmDown(ctx)
 	return err
 }
 
