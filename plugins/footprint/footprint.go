@@ -25,23 +25,12 @@ const (
 	worth   = 2 << 20 // bytes
 )
 
-// What the runtime tells of itself, see runtime/metrics.
-const (
-	allocated  = "/gc/heap/allocs:bytes"
-	live       = "/gc/heap/live:bytes"
-	stacks     = "/memory/classes/heap/stacks:bytes"
-	percentNow = "/gc/gogc:percent"
-)
-
-// Keep trims the process whenever it has come to rest, and lets it collect garbage
-// sooner while it is large and has little to do, until ctx ends. Where the first
+// Keep trims the process whenever it has come to rest, until ctx ends. Where that
 // cannot be done, it says so once and does nothing more.
 func Keep(ctx context.Context, log *slog.Logger) {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
-	sample := []metrics.Sample{{Name: allocated}, {Name: live}, {Name: stacks}, {Name: percentNow}}
-	metrics.Read(sample)
-	press := newPress(sample[3].Value.Uint64())
+	sample := []metrics.Sample{{Name: allocated}}
 	var p pace
 	for {
 		select {
@@ -50,7 +39,6 @@ func Keep(ctx context.Context, log *slog.Logger) {
 		case <-tick.C:
 		}
 		metrics.Read(sample)
-		press.apply(sample[0].Value.Uint64(), sample[1].Value.Uint64()+sample[2].Value.Uint64())
 		if !p.rests(sample[0].Value.Uint64()) {
 			continue
 		}

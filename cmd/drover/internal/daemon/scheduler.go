@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/droverhq/drover/certs"
@@ -170,9 +171,13 @@ func (d *schedulerDaemon) tellAddress() error {
 	return nil
 }
 
-// resting gives back memory whenever the daemon has nothing to do.
+// resting gives back memory whenever the daemon has nothing to do, and lets it have
+// some while it works.
 func resting(log *slog.Logger) lifecycle.Runner {
 	return lifecycle.Func(func(ctx context.Context) error {
+		var wait sync.WaitGroup
+		defer wait.Wait()
+		wait.Go(func() { footprint.Gather(ctx) })
 		footprint.Keep(ctx, log)
 		<-ctx.Done()
 		return nil
