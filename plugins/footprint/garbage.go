@@ -15,8 +15,8 @@ import (
 // do holds as much garbage as data, though collecting sooner would cost it little.
 const (
 	usual = 100      // Go's own
-	most  = 400      // of a small process
-	spare = 32 << 20 // bytes that may always gather; at rest Keep gives them back
+	most  = 200      // of a small process
+	spare = 16 << 20 // bytes that may always gather; at rest Keep gives them back
 	tight = 20       // of a large process that has little to do
 	large = 64 << 20 // bytes of data and stacks
 	// A process has much to do when it allocates a busyAt-th of its size between two

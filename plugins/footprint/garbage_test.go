@@ -13,7 +13,7 @@ import (
 func TestASmallProcessMayGatherGarbageAndALargeOneNot(t *testing.T) {
 	t.Parallel()
 	for live, want := range map[uint64]int{
-		0: most, 1 << 20: most, 8 << 20: most, 16 << 20: 200, 20 << 20: 160, 32 << 20: usual, 1 << 30: usual,
+		0: most, 1 << 20: most, 8 << 20: most, 10 << 20: 160, 16 << 20: usual, 1 << 30: usual,
 	} {
 		if got := share(live); got != want {
 			t.Errorf("%d bytes in use: %d, want %d", live, got, want)
@@ -38,7 +38,7 @@ func TestGarbageIsCollectedAsTheProcessNeedsIt(t *testing.T) {
 		want  []int // percent after each look; 0: unchanged
 	}{
 		{"small", usual, []look{{10, 5}, {10, 5}, {11, 5}}, []int{most, 0, 0}},
-		{"growing", usual, []look{{10, 5}, {60, 16}, {100, 17}, {200, 40}, {300, 41}}, []int{most, 200, 0, usual, 0}},
+		{"growing", usual, []look{{10, 5}, {60, 10}, {70, 11}, {200, 40}, {300, 41}}, []int{most, 160, 0, usual, 0}},
 		{"large and quiet", usual, []look{{900, 1000}, {940, 1000}, {980, 1000}}, []int{0, tight, 0}},
 		{"large and busy", usual, []look{{900, 1000}, {960, 1000}, {1020, 1000}}, []int{0, 0, 0}},
 		{"work in between", usual, []look{{900, 1000}, {910, 1000}, {2000, 1000}, {2001, 1000}}, []int{0, tight, usual, tight}},
