@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/droverhq/drover/core/errs"
@@ -15,10 +16,23 @@ import (
 // connects in between waits.
 type Port struct{ listen *net.TCPListener }
 
-// Listen listens on address. A port in use is a Precondition error that names it.
+// portPatience is how long a port in use is waited for: a process that was killed
+// counts as ended a moment before its sockets are closed, and whoever starts the next
+// one at once means the same port.
+const (
+	portPatience = time.Second
+	portLook     = 5 * time.Millisecond
+)
+
+// Listen listens on address. A port that stays in use is a Precondition error that
+// names it.
 func Listen(address string) (*Port, error) {
 	const op = "listen on "
 	listen, err := net.Listen("tcp", address)
+	for end := time.Now().Add(portPatience); errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(end); {
+		time.Sleep(portLook)
+		listen, err = net.Listen("tcp", address)
+	}
 	if err != nil {
 		return nil, errs.E(op+address, errs.Precondition, "LISTEN", err).
 			WithHint("another process may use the port; choose one with --listen")
