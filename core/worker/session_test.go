@@ -305,7 +305,7 @@ func TestANewSessionEndsTheOneBefore(t *testing.T) {
 		// After a restart the scheduler sends what was on its way again, with the
 		// fence that it had given before.
 		third.down <- Down{Starts: []job.StartOrder{order(1)}, Stops: []job.StopOrder{stopOrder(2, 0)}}
-		time.Sleep(2 * youngLeast)
+		time.Sleep(3 * youngLeast)
 		if third.state(1) != job.Running || third.state(2) != job.Stopped {
 			t.Errorf("states %s %s", third.state(1), third.state(2))
 		}
