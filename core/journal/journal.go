@@ -16,12 +16,12 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/lifecycle"
 	"github.com/droverhq/drover/plugins/failpoint"
 )
 
@@ -39,11 +39,6 @@ const (
 	defaultCompact = 32 << 20
 	reserveStep    = 4 << 20
 	reserveLow     = 1 << 20
-
-	// A process that was killed counts as ended a moment before the last of its
-	// threads has let go of its files.
-	lockPatience = time.Second
-	lockLook     = 5 * time.Millisecond
 )
 
 // Config says where a journal lies. Only Path is needed.
@@ -130,11 +125,7 @@ func takeLock(path string) (*os.File, error) {
 	if err != nil {
 		return nil, errs.E(op, errs.Internal, ReasonWrite, err)
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	for end := time.Now().Add(lockPatience); errors.Is(err, unix.EAGAIN) && time.Now().Before(end); {
-		time.Sleep(lockLook)
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	}
+	err = lifecycle.Inherit(unix.EAGAIN, func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	if err != nil {
 		holder := make([]byte, 32)
 		n, _ := f.ReadAt(holder, 0)

@@ -10,29 +10,22 @@ import (
 	"time"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/lifecycle"
 )
 
 // Port is an address that is listened on while servers on it come and go: who
 // connects in between waits.
 type Port struct{ listen *net.TCPListener }
 
-// portPatience is how long a port in use is waited for: a process that was killed
-// counts as ended a moment before its sockets are closed, and whoever starts the next
-// one at once means the same port.
-const (
-	portPatience = time.Second
-	portLook     = 5 * time.Millisecond
-)
-
 // Listen listens on address. A port that stays in use is a Precondition error that
 // names it.
 func Listen(address string) (*Port, error) {
 	const op = "listen on "
-	listen, err := net.Listen("tcp", address)
-	for end := time.Now().Add(portPatience); errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(end); {
-		time.Sleep(portLook)
+	var listen net.Listener
+	err := lifecycle.Inherit(syscall.EADDRINUSE, func() (err error) {
 		listen, err = net.Listen("tcp", address)
-	}
+		return err
+	})
 	if err != nil {
 		return nil, errs.E(op+address, errs.Precondition, "LISTEN", err).
 			WithHint("another process may use the port; choose one with --listen")

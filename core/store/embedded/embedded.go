@@ -12,13 +12,13 @@ import (
 	"os"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/lifecycle"
 	"github.com/droverhq/drover/core/store"
 )
 
@@ -79,20 +79,12 @@ func open(dir string, log *slog.Logger, fs vfs.FS) (*Store, error) {
 	return &Store{db: db, lock: lock, room: room}, nil
 }
 
-// lockPatience is how long a lock is waited for: a process that was killed counts
-// as ended a moment before the last of its threads has let go of its files.
-const (
-	lockPatience = time.Second
-	lockLook     = 5 * time.Millisecond
-)
-
-func lockFolder(dir string, fs vfs.FS) (*pebble.Lock, error) {
-	for end := time.Now().Add(lockPatience); ; time.Sleep(lockLook) {
-		lock, err := pebble.LockDirectory(dir, fs)
-		if !errors.Is(err, syscall.EAGAIN) || time.Now().After(end) {
-			return lock, err
-		}
-	}
+func lockFolder(dir string, fs vfs.FS) (lock *pebble.Lock, err error) {
+	err = lifecycle.Inherit(syscall.EAGAIN, func() error {
+		lock, err = pebble.LockDirectory(dir, fs)
+		return err
+	})
+	return lock, err
 }
 
 func options(lock *pebble.Lock, log *slog.Logger, fs vfs.FS) *pebble.Options {
