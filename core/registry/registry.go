@@ -36,6 +36,9 @@ func (s State) String() string {
 	return names[min(int(s), len(names)-1)]
 }
 
+// Leased tells whether a worker in this state has a lease that lasts.
+func (s State) Leased() bool { return s == Online || s == Draining }
+
 // Worker is what the scheduler knows of one worker. Values that were handed
 // out are never written again.
 type Worker struct {
@@ -261,7 +264,7 @@ func (r *Registry) SetDrain(id job.WorkerID, drain bool, reason string) (Worker,
 		return Worker{}, unknown("drain worker", id.String())
 	}
 	e.Drain, e.DrainReason = drain, reason
-	if e.State == Online || e.State == Draining {
+	if e.State.Leased() {
 		e.State = e.present()
 		r.moved(e)
 	}

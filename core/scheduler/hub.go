@@ -100,7 +100,7 @@ func (h *hub) count(j *job.Job, n int) {
 
 // countWorker keeps account of the workers that have a lease; h.mu is held.
 func (h *hub) countWorker(w *registry.Worker, n int) {
-	if w != nil && (w.State == registry.Online || w.State == registry.Draining) {
+	if w != nil && w.State.Leased() {
 		h.online += n
 	}
 }

@@ -247,7 +247,7 @@ func (m *Machine) setReachable(id job.WorkerID, reachable bool) {
 func (m *Machine) reached(id job.WorkerID) {
 	w, ok := m.workers.Get(id)
 	l := m.links[id]
-	if ok && l != nil && l.complete && (w.State == registry.Online || w.State == registry.Draining) {
+	if ok && l != nil && l.complete && w.State.Leased() {
 		m.setReachable(id, true)
 	}
 }
@@ -337,7 +337,7 @@ func (m *Machine) removeWorker(to uint64, id job.WorkerID) {
 		m.reply(to, Result{Err: errs.E("remove worker", errs.NotFound, "WORKER_UNKNOWN", fmt.Errorf("there is no worker %s", id))})
 		return
 	}
-	if w.State == registry.Online || w.State == registry.Draining {
+	if w.State.Leased() {
 		m.reply(to, Result{Err: errs.E("remove worker", errs.Precondition, "WORKER_ONLINE", fmt.Errorf("%q is %s", w.Name, w.State)).
 			WithHint("stop the worker first; it deregisters by itself")})
 		return

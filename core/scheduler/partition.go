@@ -38,7 +38,7 @@ func (m *Machine) surelyStopped(e *entry, w *registry.Worker) time.Time {
 // partitioned gives an attempt up whose worker has surely stopped it.
 func (m *Machine) partitioned(e *entry) {
 	w, ok := m.workers.Get(e.Worker)
-	if !ok || w.State == registry.Online || w.State == registry.Draining {
+	if !ok || w.State.Leased() {
 		return // it was heard of: its own report settles the attempt
 	}
 	if at := m.surelyStopped(e, &w); m.now.Before(at) {
