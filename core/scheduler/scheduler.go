@@ -184,30 +184,25 @@ func (s *Scheduler) gather(ctx context.Context, tick <-chan time.Time, round []E
 		round = append(round, Event{Tick: true})
 	}
 	for size := weigh(&round[0]); size < maxRound; size += weigh(&round[len(round)-1]) {
-		select {
-		case ev := <-s.urgent:
-			round = append(round, ev)
-			continue
-		default:
+		ev, ok := s.first()
+		if !ok {
+			break
 		}
-		select {
-		case ev := <-s.frames:
-			round = append(round, ev)
-			continue
-		default:
-		}
-		select {
-		case ev := <-s.urgent:
-			round = append(round, ev)
-		case ev := <-s.frames:
-			round = append(round, ev)
-		case ev := <-s.normal:
-			round = append(round, ev)
-		default:
-			return round
-		}
+		round = append(round, ev)
 	}
 	return round
+}
+
+// first takes what comes first of the events that are there.
+func (s *Scheduler) first() (ev Event, ok bool) {
+	for _, inbox := range [...]<-chan Event{s.urgent, s.frames, s.normal} {
+		select {
+		case ev := <-inbox:
+			return ev, true
+		default:
+		}
+	}
+	return Event{}, false
 }
 
 // weigh is how much of a round an event takes.

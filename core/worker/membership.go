@@ -120,9 +120,8 @@ func (w *Worker) register(ctx context.Context) (time.Duration, bool) {
 }
 
 // renew sends heartbeats, as often as the scheduler says, until it does not know
-// the worker any more.
-// After one that was not delivered it tries again soon: another scheduler may
-// have taken over.
+// the worker any more. After one that was not delivered it tries again soon: another
+// scheduler may have taken over.
 func (w *Worker) renew(ctx context.Context, every time.Duration) {
 	said, again := "", firstRetry
 	for next := every; w.pauseOrBeat(ctx, jitter(next)); {
