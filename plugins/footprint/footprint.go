@@ -25,26 +25,48 @@ const (
 	worth   = 2 << 20 // bytes
 )
 
-// Keep trims the process whenever it has come to rest, until ctx ends. Where that
-// cannot be done, it says so once and does nothing more.
-func Keep(ctx context.Context, log *slog.Logger) {
+// What the runtime tells of itself, see runtime/metrics.
+const (
+	allocated  = "/gc/heap/allocs:bytes"
+	live       = "/gc/heap/live:bytes"
+	stacks     = "/memory/classes/heap/stacks:bytes"
+	percentNow = "/gc/gogc:percent"
+)
+
+// Keep trims the process whenever it has come to rest, and has garbage collected as
+// its size and its work want it, until ctx ends. Where memory cannot be given back, it
+// says so once and does not try again. A percentage that the process was started with
+// (GOGC) is kept, but for that of a large process with little to do. The collector is the
+// whole process's: one call at a time.
+func Keep(ctx context.Context, log *slog.Logger) { keep(ctx, log, collections(ctx)) }
+
+func keep(ctx context.Context, log *slog.Logger, collected <-chan struct{}) {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
-	sample := []metrics.Sample{{Name: allocated}}
+	sample := []metrics.Sample{{Name: allocated}, {Name: live}, {Name: stacks}, {Name: percentNow}}
+	metrics.Read(sample)
+	g := newGarbage(sample[3].Value.Uint64())
 	var p pace
-	for {
+	for trims := true; ; {
+		if percent, changed := g.next(sample[1].Value.Uint64()); changed {
+			debug.SetGCPercent(percent)
+		}
 		select {
 		case <-ctx.Done():
 			return
+		case <-collected:
+			metrics.Read(sample)
+			continue
 		case <-tick.C:
+			metrics.Read(sample)
 		}
-		metrics.Read(sample)
-		if !p.rests(sample[0].Value.Uint64()) {
+		g.look(sample[0].Value.Uint64(), sample[1].Value.Uint64()+sample[2].Value.Uint64())
+		if !p.rests(sample[0].Value.Uint64()) || !trims {
 			continue
 		}
 		if err := Trim(); err != nil {
 			log.Warn("memory not given back", "error", err)
-			return
+			trims = false
 		}
 	}
 }

@@ -100,7 +100,7 @@ func TestKeepEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*look)
 		defer cancel()
-		if Keep(ctx, slog.New(slog.DiscardHandler)); ctx.Err() == nil {
+		if keep(ctx, slog.New(slog.DiscardHandler), nil); ctx.Err() == nil {
 			t.Error("it ended before its context")
 		}
 	})

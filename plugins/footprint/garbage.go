@@ -4,9 +4,6 @@ import (
 	"context"
 	"math"
 	"runtime"
-	"runtime/debug"
-	"runtime/metrics"
-	"time"
 )
 
 // How much garbage may gather before it is collected, in percent of what is in use, as
@@ -23,41 +20,6 @@ const (
 	// looks.
 	busyAt = 20
 )
-
-// What the runtime tells of itself, see runtime/metrics.
-const (
-	allocated  = "/gc/heap/allocs:bytes"
-	live       = "/gc/heap/live:bytes"
-	stacks     = "/memory/classes/heap/stacks:bytes"
-	percentNow = "/gc/gogc:percent"
-)
-
-// Gather lets garbage gather while the process is small, and collects it sooner while
-// the process is large and has little to do, until ctx ends. A percentage that the
-// process was started with (GOGC) is kept but for the latter. The collector is the
-// whole process's: one call at a time.
-func Gather(ctx context.Context) {
-	sample := []metrics.Sample{{Name: allocated}, {Name: live}, {Name: stacks}, {Name: percentNow}}
-	metrics.Read(sample)
-	g := newGarbage(sample[3].Value.Uint64())
-	tick := time.NewTicker(look)
-	defer tick.Stop()
-	collected := collections(ctx)
-	for {
-		if percent, changed := g.next(sample[1].Value.Uint64()); changed {
-			debug.SetGCPercent(percent)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-collected:
-			metrics.Read(sample)
-		case <-tick.C:
-			metrics.Read(sample)
-			g.look(sample[0].Value.Uint64(), sample[1].Value.Uint64()+sample[2].Value.Uint64())
-		}
-	}
-}
 
 // garbage decides how soon to collect.
 type garbage struct {

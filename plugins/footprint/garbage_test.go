@@ -2,6 +2,7 @@ package footprint
 
 import (
 	"context"
+	"log/slog"
 	"math"
 	"runtime"
 	"runtime/debug"
@@ -62,14 +63,14 @@ func TestGarbageIsCollectedAsTheProcessNeedsIt(t *testing.T) {
 }
 
 // Not parallel: the collector is the whole process's.
-func TestGatherSetsWhatTheRuntimeUses(t *testing.T) {
+func TestKeepSetsWhatTheRuntimeUses(t *testing.T) {
 	before := debug.SetGCPercent(usual)
 	defer debug.SetGCPercent(before)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		Gather(ctx)
+		Keep(ctx, slog.New(slog.DiscardHandler))
 	}()
 	sample := []metrics.Sample{{Name: percentNow}}
 	for told := collections(ctx); ; {

@@ -158,7 +158,6 @@ func runPlugin(r Runner, dir string, idle time.Duration, logFile *os.File) error
 	})
 	resting, end := context.WithCancel(context.Background())
 	wait.Go(func() { footprint.Keep(resting, log) })
-	wait.Go(func() { footprint.Gather(resting) })
 	detach := sync.OnceFunc(func() { detachFrom(logFile) })
 	plugin.Serve(&plugin.ServeConfig{
 		HandshakeConfig: Handshake(),

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/droverhq/drover/certs"
@@ -175,11 +174,7 @@ func (d *schedulerDaemon) tellAddress() error {
 // some while it works.
 func resting(log *slog.Logger) lifecycle.Runner {
 	return lifecycle.Func(func(ctx context.Context) error {
-		var wait sync.WaitGroup
-		defer wait.Wait()
-		wait.Go(func() { footprint.Gather(ctx) })
 		footprint.Keep(ctx, log)
-		<-ctx.Done()
 		return nil
 	})
 }
