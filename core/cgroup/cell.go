@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/droverhq/drover/plugins/kernfile"
 )
 
 const (
@@ -110,7 +112,7 @@ func taskFolder(pid int) string { return filepath.Join("/proc", strconv.Itoa(pid
 
 // runs tells whether a thread is there and has not ended.
 func runs(pid, tid int) bool {
-	text, err := readFile(filepath.Join(taskFolder(pid), strconv.Itoa(tid), "stat"), make([]byte, 512))
+	text, err := kernfile.Read(filepath.Join(taskFolder(pid), strconv.Itoa(tid), "stat"), make([]byte, 512))
 	if err != nil {
 		return false
 	}

@@ -11,45 +11,20 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/droverhq/drover/plugins/kernfile"
 )
 
 // rmdirPatience is how long a cgroup that was just emptied is given to let go of
 // its last dying task.
 const rmdirPatience = time.Second
 
-// readFile reads a small kernel file with three plain system calls: this runs at
-// the end of every attempt.
-func readFile(path string, buf []byte) ([]byte, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	defer closeFd(fd)
-	n := 0
-	for {
-		if n == len(buf) {
-			buf = append(buf, make([]byte, len(buf)+4096)...)
-		}
-		k, err := unix.Read(fd, buf[n:])
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return nil, &os.PathError{Op: "read", Path: path, Err: err}
-		}
-		if k == 0 {
-			return buf[:n], nil
-		}
-		n += k
-	}
-}
-
 // closeFd closes a descriptor that holds nothing back to be written.
 func closeFd(fd int) { _ = unix.Close(fd) }
 
 // readLine reads a file of one line.
 func readLine(dir, file string) (string, error) {
-	text, err := readFile(filepath.Join(dir, file), make([]byte, 256))
+	text, err := kernfile.Read(filepath.Join(dir, file), make([]byte, 256))
 	return strings.TrimSpace(string(text)), err
 }
 
@@ -70,7 +45,7 @@ func writeFile(dir, file, value string) error {
 // readKey reads the number beside key in a flat keyed file such as cgroup.events.
 // A key that is not there is 0.
 func readKey(dir, file, key string) (uint64, error) {
-	text, err := readFile(filepath.Join(dir, file), make([]byte, 1024))
+	text, err := kernfile.Read(filepath.Join(dir, file), make([]byte, 1024))
 	if err != nil {
 		return 0, err
 	}
@@ -90,7 +65,7 @@ func keyed(text []byte, key string) uint64 {
 
 // readPids appends the numbers of a cgroup.procs or tasks file.
 func readPids(pids []int, dir, file string) ([]int, error) {
-	text, err := readFile(filepath.Join(dir, file), make([]byte, 4096))
+	text, err := kernfile.Read(filepath.Join(dir, file), make([]byte, 4096))
 	if gone(err) {
 		return pids, nil
 	}

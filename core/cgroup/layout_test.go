@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/droverhq/drover/plugins/kernfile"
 )
 
 func TestLayout(t *testing.T) {
@@ -139,7 +141,7 @@ func TestReadFileGrowsItsBuffer(t *testing.T) {
 	if err := os.WriteFile(path, long, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	got, err := readFile(path, make([]byte, 10))
+	got, err := kernfile.Read(path, make([]byte, 10))
 	if err != nil || string(got) != string(long) {
 		t.Errorf("read %d bytes of %d, %v", len(got), len(long), err)
 	}

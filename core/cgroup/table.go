@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/droverhq/drover/plugins/kernfile"
 )
 
 // entry is one process of the table.
@@ -27,7 +29,7 @@ func (e entry) alive() bool { return e.state != 'Z' && e.state != 'X' || e.threa
 
 // readStat reads /proc/PID/stat (proc_pid_stat(5)).
 func readStat(pid int) (entry, error) {
-	text, err := readFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"), make([]byte, 512))
+	text, err := kernfile.Read(filepath.Join("/proc", strconv.Itoa(pid), "stat"), make([]byte, 512))
 	if err != nil {
 		return entry{}, err
 	}
@@ -91,7 +93,7 @@ func readTable() ([]entry, error) {
 		if err != nil {
 			continue
 		}
-		text, err := readFile("/proc/"+name+"/stat", buf)
+		text, err := kernfile.Read("/proc/"+name+"/stat", buf)
 		if err != nil {
 			continue // it ended meanwhile
 		}
@@ -102,7 +104,7 @@ func readTable() ([]entry, error) {
 		if e.parent == kthreadd || pid == kthreadd {
 			continue
 		}
-		if environ, err := readFile("/proc/"+name+"/environ", buf); err == nil {
+		if environ, err := kernfile.Read("/proc/"+name+"/environ", buf); err == nil {
 			e.mark = markOf(environ)
 		}
 		table = append(table, e)

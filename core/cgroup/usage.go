@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/plugins/kernfile"
 )
 
 // Usage is what the processes of a group have used.
@@ -64,7 +65,7 @@ func (g *Group) read(dir string) (Usage, error) {
 }
 
 func readNumber(dir, file string) (uint64, error) {
-	text, err := readFile(filepath.Join(dir, file), make([]byte, 64))
+	text, err := kernfile.Read(filepath.Join(dir, file), make([]byte, 64))
 	if err != nil {
 		return 0, err
 	}

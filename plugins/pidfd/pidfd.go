@@ -5,7 +5,6 @@ package pidfd
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/droverhq/drover/plugins/kernfile"
 )
 
 // Stat is what is needed of /proc/PID/stat, see proc_pid_stat(5).
@@ -31,10 +32,12 @@ const forkNoExec = 0x40
 
 // ReadStat reads the state of a process.
 func ReadStat(pid int) (Stat, error) {
-	text, err := readStat(pid)
+	var buf [2048]byte // 52 numbers and a name of at most 64 bytes
+	data, err := kernfile.Read("/proc/"+strconv.Itoa(pid)+"/stat", buf[:])
 	if err != nil {
 		return Stat{}, fmt.Errorf("read process %d: %w", pid, err)
 	}
+	text := string(data)
 	// The command name may hold spaces and brackets: count from the last one.
 	f := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
 	if len(f) < 50 {
@@ -49,22 +52,6 @@ func ReadStat(pid int) (Stat, error) {
 		return Stat{}, fmt.Errorf("read process %d: %w", pid, err)
 	}
 	return Stat{f[0][0], parent, session, flags&forkNoExec != 0, ticks, syscall.WaitStatus(code)}, nil
-}
-
-// readStat reads with three system calls: a runner asks at every third start or so.
-func readStat(pid int) (string, error) {
-	path := "/proc/" + strconv.Itoa(pid) + "/stat"
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return "", &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	defer unix.Close(fd) //nolint:errcheck // it was only read
-	var buf [2048]byte   // 52 numbers and a name of at most 64 bytes
-	n, err := unix.Read(fd, buf[:])
-	if err != nil {
-		return "", &os.PathError{Op: "read", Path: path, Err: err}
-	}
-	return string(buf[:n]), nil
 }
 
 // tick is the unit of start times: USER_HZ is 100 on every Linux that Go runs on

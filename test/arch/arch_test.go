@@ -15,6 +15,7 @@ var layers = map[string]int{
 	"proto/drover/v1":            0,
 	"proto/drover/runner/v1":     0,
 	"certs":                      1,
+	"plugins/kernfile":           0,
 	"plugins/pidfd":              1,
 	"plugins/failpoint":          0,
 	"plugins/footprint":          1,

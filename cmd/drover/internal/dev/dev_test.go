@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/plugins/pidfd"
 )
 
 // devPatience bounds waits on a loaded machine.
@@ -99,11 +100,11 @@ func TestResetTouchesNothingElse(t *testing.T) {
 func TestResetRefusesWhileItRuns(t *testing.T) {
 	t.Parallel()
 	c := open(t, Options{})
-	ticks, _, err := stat(os.Getpid())
+	stat, err := pidfd.ReadStat(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.save(&Running{Processes: []Process{{"scheduler", "scheduler", os.Getpid(), ticks}}}); err != nil {
+	if err := c.save(&Running{Processes: []Process{{"scheduler", "scheduler", os.Getpid(), stat.Ticks}}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Reset(); errs.ReasonOf(err) != "RUNNING" {
@@ -122,12 +123,12 @@ func TestAReusedPidIsNotSignalled(t *testing.T) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}()
-	ticks, _, err := stat(cmd.Process.Pid)
+	stat, err := pidfd.ReadStat(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := Process{"worker", "w1", cmd.Process.Pid, ticks}
-	other := Process{"worker", "w1", cmd.Process.Pid, ticks + 1}
+	p := Process{"worker", "w1", cmd.Process.Pid, stat.Ticks}
+	other := Process{"worker", "w1", cmd.Process.Pid, stat.Ticks + 1}
 	if !p.Alive() || other.Alive() || (Process{}).Alive() {
 		t.Errorf("alive: %v, with another start time %v", p.Alive(), other.Alive())
 	}

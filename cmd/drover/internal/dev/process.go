@@ -6,10 +6,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/droverhq/drover/plugins/pidfd"
 )
 
 // Process is one process of the cluster. Pid and start time together name it
@@ -23,11 +24,7 @@ type Process struct {
 
 // Alive tells whether the process exists and is the one that was meant.
 func (p Process) Alive() bool {
-	if p.PID <= 0 {
-		return false
-	}
-	ticks, state, err := stat(p.PID)
-	return err == nil && ticks == p.StartTicks && state != "Z"
+	return p.PID > 0 && pidfd.Alive(p.PID, p.StartTicks)
 }
 
 // Kill is kill -9.
@@ -48,20 +45,6 @@ func (p Process) signal(s syscall.Signal) error {
 		return fmt.Errorf("signal %s %s: %w", p.Role, p.Name, err)
 	}
 	return nil
-}
-
-// stat reads start time (field 22 of proc(5) stat) and state of a process.
-func stat(pid int) (ticks uint64, state string, err error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0, "", fmt.Errorf("read process %d: %w", pid, err)
-	}
-	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
-	if len(fields) < 20 {
-		return 0, "", fmt.Errorf("read process %d: short stat", pid)
-	}
-	ticks, err = strconv.ParseUint(fields[19], 10, 64)
-	return ticks, fields[0], err
 }
 
 // child is a daemon that this process started and therefore waits for.
@@ -85,11 +68,11 @@ func spawn(role, name, logDir, binary string, args ...string) (*child, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	ticks, _, err := stat(cmd.Process.Pid)
+	stat, err := pidfd.ReadStat(cmd.Process.Pid)
 	if err != nil {
 		return nil, err
 	}
-	c := &child{Process{role, name, cmd.Process.Pid, ticks}, path, make(chan struct{})}
+	c := &child{Process{role, name, cmd.Process.Pid, stat.Ticks}, path, make(chan struct{})}
 	// The waiter ends with the daemon; when drover itself ends first, the
 	// daemon goes on and init takes it over.
 	go func() {
