@@ -105,19 +105,27 @@ func (p *hosted) died(proc *process) {
 	p.mu.Lock()
 	ids := slices.Sorted(maps.Keys(p.attempts))
 	p.mu.Unlock()
-	p.settle(proc, left, ids)
+	if p.settle(proc, left, ids) {
+		p.mu.Lock()
+		p.useful = true
+		p.mu.Unlock()
+	}
 }
 
-// settle goes through attempts of a dead process.
-func (p *hosted) settle(proc *process, left runner.Journal, ids []string) {
+// settle goes through attempts of a dead process, and tells whether it had started
+// any, though the news of that may have died with it.
+func (p *hosted) settle(proc *process, left runner.Journal, ids []string) (begun bool) {
 	found, never := p.locate(proc, left, ids)
+	begun = len(found) > 0
 	p.withdraw(proc, left, never)
 	// Before the news: the answer to it may close the grave.
 	p.bury(proc.record, left, ids)
 	for _, id := range ids {
+		begun = begun || left.Started[id].GetPid() != 0
 		p.settleOne(id, left.Started[id], left.Exited[id], found)
 	}
 	p.closeGraves(nil)
+	return begun
 }
 
 // withdraw makes starts whose fork never happened ones that never reached the

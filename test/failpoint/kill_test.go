@@ -270,6 +270,18 @@ func TestEveryFailpoint(t *testing.T) {
 	})
 }
 
+// TestALifeWhoseNewsIsLostIsNoFutileOne: P7. A plugin that starts a job and dies
+// before it can tell has done its work. After three such lives in a row the next
+// job was refused, for the runner "does not stay up".
+func TestALifeWhoseNewsIsLostIsNoFutileOne(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, nil)
+	for range 3 {
+		s.visit(failpoint.PluginSendBefore, 1)
+	}
+	s.visit(failpoint.PluginStartBefore, 1)
+}
+
 // TestACertificateIsWholeAtEveryFailpoint: whoever stores a certificate dies at
 // each step. What lies there is nothing or a whole one, and then the next try
 // succeeds.
