@@ -43,7 +43,10 @@ const (
 type sizes struct{ shared, private, chunk, move uint64 }
 
 func defaultSizes() sizes {
-	return sizes{shared: 64 << 20, private: failpoint.Sooner[uint64](256<<10, 16<<10), chunk: 8 << 20, move: maxMove}
+	return sizes{
+		shared: 64 << 20, private: failpoint.Sooner[uint64](256<<10, 16<<10), chunk: 8 << 20,
+		move: failpoint.Sooner[uint64](maxMove, 16<<10), // what waited in a pipe in one move would not need a chunk
+	}
 }
 
 // Config configures a Store.
