@@ -341,6 +341,9 @@ func startCrowd(f *farm, first, count int) (*crowdProcess, error) {
 	c := &crowdProcess{done: make(chan struct{})}
 	c.cmd = exec.Command(self, "bench", "crowd", "--scheduler", f.address, "--ca", f.path("ca"),
 		"--first", fmt.Sprint(first), "--count", fmt.Sprint(count))
+	// The machines of real workers have processors of their own. Those here are the
+	// scheduler's as well: the memory of a simulation may cost more than its time.
+	c.cmd.Env = append(os.Environ(), "GOGC=400")
 	c.cmd.Stderr = os.Stderr
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if c.stdin, err = c.cmd.StdinPipe(); err != nil {

@@ -196,7 +196,7 @@ func (c *Crowd) member(number int) (*member, error) {
 
 // Pauses after a registration that failed, as a worker makes them.
 const (
-	firstPause = 100 * time.Millisecond
+	firstPause = 200 * time.Millisecond
 	lastPause  = 2 * time.Second
 )
 
@@ -235,20 +235,22 @@ func (m *member) live(ctx context.Context) error {
 		pause = firstPause
 		reg.WorkerID = got.WorkerID
 		m.crowd.byID.Store(got.WorkerID.String(), m)
-		every := got.Heartbeat
-		for sleep(ctx, jitter(every)) {
+		every, again := got.Heartbeat, firstPause
+		for next := every; sleep(ctx, jitter(next)); {
 			renewal, err := members.Heartbeat(ctx, worker.Beat{WorkerID: got.WorkerID, Running: m.board.running()})
 			if errs.KindOf(err) == errs.NotFound {
 				break
 			}
 			if err != nil {
 				m.crowd.counts.missed.Add(1)
+				next, again = min(again, every), 2*again
 				continue
 			}
 			m.crowd.counts.beats.Add(1)
 			if renewal.Heartbeat > 0 {
 				every = renewal.Heartbeat
 			}
+			next, again = every, firstPause
 		}
 	}
 	return nil
