@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/droverhq/drover/cmd/drover/internal/measure"
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/scheduler"
 )
 
 // allFlags say how much each part measures, and where the result goes too.
@@ -28,11 +30,11 @@ type allFlags struct {
 
 func newBenchAll(e *env, b *benchFlags) *cobra.Command {
 	a := allFlags{benchFlags: b, stream: streamFlags{benchFlags: b, size: 1 << 30}}
-	a.scale.plan = measure.ScalePlan{Samples: 100}
+	a.scale.plan, a.scale.lease = measure.ScalePlan{Samples: 100}, scheduler.DefaultLease
 	cmd := &cobra.Command{
 		Use: "all", Short: "Measure every part, one after the other", Args: exactly(),
 		Long: "all runs the parts one after the other: spawn, jobs, latency, stream, scale in a small size, and\n" +
-			"memory. The result is one document, or a table for each part.",
+			"memory. The result is one document, or a table for each part. One that fails does not stop the others.",
 		Example: "  drover bench all --peer auto --save figures.json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return part{a.check, a.measure}.run(cmd.Context(), e, &b.output)
@@ -95,13 +97,30 @@ func (a allFlags) partNames() []string {
 }
 
 func (a *allFlags) measure(ctx context.Context, e *env) (figures, error) {
+	all, err := measureParts(ctx, e, a.parts())
+	if a.save != "" {
+		err = errors.Join(err, saveJSON(a.save, all.document))
+	}
+	return all, err
+}
+
+// measureParts goes on after a part that fails: what takes minutes is not thrown
+// away for it.
+func measureParts(ctx context.Context, e *env, parts []namedPart) (figures, error) {
 	documents := map[string]any{}
 	all := figures{document: documents}
-	for _, p := range a.parts() {
+	var failed []error
+	for _, p := range parts {
+		if ctx.Err() != nil {
+			break
+		}
 		fmt.Fprintf(e.stderr, "Part %q of the measurement.\n", p.name)
 		got, err := p.measure(ctx, e)
 		if err != nil {
-			return all, fmt.Errorf("measure part %q: %w", p.name, err)
+			failed = append(failed, fmt.Errorf("measure part %q: %w", p.name, err))
+		}
+		if got.document == nil {
+			continue
 		}
 		documents[p.name] = got.document
 		for i, s := range got.sheets {
@@ -111,10 +130,10 @@ func (a *allFlags) measure(ctx context.Context, e *env) (figures, error) {
 			all.sheets = append(all.sheets, s)
 		}
 	}
-	if a.save == "" {
-		return all, nil
+	if len(failed) == 0 {
+		return all, ctx.Err() //nolint:wrapcheck // it was asked to end, and no more is to be said
 	}
-	return all, saveJSON(a.save, documents)
+	return all, errors.Join(failed...)
 }
 
 // saveJSON writes a document into a file whose folder may not be there yet.

@@ -29,3 +29,26 @@ func TestFiguresOfAnUnfinishedMeasurementAreShown(t *testing.T) {
 		t.Errorf("printed %q", out.String())
 	}
 }
+
+// TestAPartThatFailsDoesNotStopTheOthers: nor is what was measured thrown away.
+func TestAPartThatFailsDoesNotStopTheOthers(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("no scheduler")
+	one := func(name string, err error) namedPart {
+		return namedPart{name, part{measure: func(context.Context, *env) (figures, error) {
+			if err != nil {
+				return figures{}, err
+			}
+			return table(map[string]int{"n": 1}, []string{"N"}, [][]string{{"1"}}), nil
+		}}}
+	}
+	e := osEnv()
+	e.stderr = &bytes.Buffer{}
+	got, err := measureParts(t.Context(), e, []namedPart{one("first", nil), one("second", broken), one("third", nil)})
+	if !errors.Is(err, broken) || !strings.Contains(err.Error(), `"second"`) {
+		t.Errorf("ended with %v", err)
+	}
+	if parts := got.document.(map[string]any); len(parts) != 2 || parts["first"] == nil || parts["third"] == nil || len(got.sheets) != 2 {
+		t.Errorf("got %+v", got)
+	}
+}

@@ -122,8 +122,8 @@ func TestBenchAllPutsThePartsTogether(t *testing.T) {
 	t.Parallel()
 	saved := filepath.Join(t.TempDir(), "new", "figures.json")
 	var got, file map[string]json.RawMessage
-	bench(t, &got, "all", "--skip", "jobs,latency,scale,memory", "--rounds", "1", "--slice", "10ms",
-		"--size", "100K", "--lines", "5", "--followers", "1", "--save", saved)
+	bench(t, &got, "all", "--skip", "jobs,latency,memory", "--rounds", "1", "--slice", "10ms",
+		"--workers", "2", "--steady", "10ms", "--queued", "5", "--size", "100K", "--lines", "5", "--followers", "1", "--save", saved)
 	data, err := os.ReadFile(saved)
 	if err == nil {
 		err = json.Unmarshal(data, &file)
@@ -132,7 +132,7 @@ func TestBenchAllPutsThePartsTogether(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, parts := range []map[string]json.RawMessage{got, file} {
-		if len(parts) != 2 || len(parts["spawn"]) == 0 || len(parts["stream"]) == 0 {
+		if len(parts) != 3 || len(parts["spawn"]) == 0 || len(parts["stream"]) == 0 || len(parts["scale"]) == 0 {
 			t.Errorf("parts %s", parts)
 		}
 	}
