@@ -120,18 +120,12 @@ func (w *Worker) register(ctx context.Context) (time.Duration, bool) {
 }
 
 // renew sends heartbeats, as often as the scheduler says, until it does not know
-// the worker any more. After one that was not delivered it tries again soon: another
-// scheduler may have taken over.
+// the worker any more.
 func (w *Worker) renew(ctx context.Context, every time.Duration) {
-	said, again := "", firstRetry
-	for next := every; w.pauseOrBeat(ctx, jitter(next)); {
+	said, rhythm := "", NewRhythm(every)
+	for next := rhythm.Next(0, nil); w.pauseOrBeat(ctx, next); {
 		got, err := w.heartbeat(ctx)
-		if got.Heartbeat > 0 {
-			every = got.Heartbeat
-		}
-		if next, again = min(again, every), 2*again; err == nil {
-			next, again = every, firstRetry
-		}
+		next = rhythm.Next(got.Heartbeat, err)
 		switch {
 		case err == nil && said != "":
 			said = ""
@@ -145,6 +139,31 @@ func (w *Worker) renew(ctx context.Context, every time.Duration) {
 			w.log.Warn("heartbeat not delivered", "error", err)
 		}
 	}
+}
+
+// Rhythm is how long a worker waits from one heartbeat to the next. After one that
+// was not delivered it tries again soon, and goes on to: the scheduler may be back,
+// or another have taken over (P15). It is one goroutine's own.
+type Rhythm struct {
+	every, again time.Duration
+}
+
+// NewRhythm takes how often the scheduler wants a heartbeat.
+func NewRhythm(every time.Duration) Rhythm { return Rhythm{every: every, again: firstRetry} }
+
+// Next tells how long to wait after a heartbeat that ended with err. told is how
+// often the scheduler wants them from now on; 0: as before.
+func (r *Rhythm) Next(told time.Duration, err error) time.Duration {
+	if told > 0 {
+		r.every = told
+	}
+	if err == nil {
+		r.again = firstRetry
+		return jitter(r.every)
+	}
+	wait := min(r.again, r.every)
+	r.again = min(2*r.again, longestRetry)
+	return jitter(wait)
 }
 
 func (w *Worker) heartbeat(ctx context.Context) (Renewal, error) {

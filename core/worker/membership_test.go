@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"strings"
 	"sync"
@@ -147,6 +148,32 @@ func TestTheSchedulerSetsThePace(t *testing.T) {
 			}
 		}
 	}, with(r))
+}
+
+// TestASlowRhythmIsQuickAfterAFailure: P15. A worker that the scheduler of a large
+// cluster hears every ten seconds, or less often, is back within five.
+func TestASlowRhythmIsQuickAfterAFailure(t *testing.T) {
+	t.Parallel()
+	r := NewRhythm(time.Second)
+	between := func(least, most time.Duration, told time.Duration, err error) {
+		t.Helper()
+		if got := r.Next(told, err); got < least || got > most {
+			t.Errorf("it waits %v, want %v to %v", got, least, most)
+		}
+	}
+	between(900*time.Millisecond, 1100*time.Millisecond, 0, nil)
+	between(54*time.Second, 66*time.Second, time.Minute, nil)
+	for range 2 {
+		between(180*time.Millisecond, 220*time.Millisecond, 0, io.EOF)
+		for range 20 {
+			between(360*time.Millisecond, 5*time.Second, 0, io.EOF)
+		}
+		between(54*time.Second, 66*time.Second, 0, nil)
+	}
+	r = NewRhythm(100 * time.Millisecond) // and never slower than without
+	for range 5 {
+		between(90*time.Millisecond, 110*time.Millisecond, 0, io.EOF)
+	}
 }
 
 func TestRegistrationIsTriedForEverAndSaidOnce(t *testing.T) {

@@ -235,22 +235,18 @@ func (m *member) live(ctx context.Context) error {
 		pause = firstPause
 		reg.WorkerID = got.WorkerID
 		m.crowd.byID.Store(got.WorkerID.String(), m)
-		every, again := got.Heartbeat, firstPause
-		for next := every; sleep(ctx, jitter(next)); {
+		rhythm := worker.NewRhythm(got.Heartbeat)
+		for next := rhythm.Next(0, nil); sleep(ctx, next); {
 			renewal, err := members.Heartbeat(ctx, worker.Beat{WorkerID: got.WorkerID, Running: m.board.running()})
 			if errs.KindOf(err) == errs.NotFound {
 				break
 			}
+			next = rhythm.Next(renewal.Heartbeat, err)
 			if err != nil {
 				m.crowd.counts.missed.Add(1)
-				next, again = min(again, every), 2*again
 				continue
 			}
 			m.crowd.counts.beats.Add(1)
-			if renewal.Heartbeat > 0 {
-				every = renewal.Heartbeat
-			}
-			next, again = every, firstPause
 		}
 	}
 	return nil
