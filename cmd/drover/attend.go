@@ -189,6 +189,8 @@ func (a *attending) stop(ctx context.Context, grace *durationpb.Duration) error 
 
 // watch streams every attempt and waits for the end of the job.
 func (a *attending) watch(ctx context.Context) outcome {
+	ended, leave := a.await(ctx)
+	defer leave()
 	s := newLanes(a.e, a.raw, false)
 	sum, err := a.stream(ctx, s)
 	if errClose := s.close(); err == nil && errClose != nil {
@@ -205,8 +207,26 @@ func (a *attending) watch(ctx context.Context) outcome {
 	if a.e.complain(&sum) && o.code == problem.Done {
 		o.code = problem.DroverFailed // the job's own code would say that all is well
 	}
-	o.job, o.err = a.e.awaitJob(ctx, a.c, a.id)
+	o.job, o.err = ended()
 	return o
+}
+
+// await asks how the job ends while its output still comes: a short one would wait
+// for the question otherwise. ended returns the answer; leave is to be called when
+// nobody wants it any more.
+func (a *attending) await(ctx context.Context) (ended func() (*droverv1.Job, error), leave func()) {
+	early, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	var j *droverv1.Job
+	var err error
+	wg.Go(func() { j, err = a.e.awaitJob(early, a.c, a.id) })
+	ended = func() (*droverv1.Job, error) {
+		if wg.Wait(); err == nil {
+			return j, nil
+		}
+		return a.e.awaitJob(ctx, a.c, a.id) // what went wrong may be long ago
+	}
+	return ended, func() { cancel(); wg.Wait() }
 }
 
 // unwritable stops a job whose output nobody takes any more, as SIGPIPE would

@@ -58,6 +58,7 @@ type fakeJob struct {
 	out     map[uint32]*[2]fakeStream // by attempt
 	stops   []*droverv1.StopJobRequest
 	readers int
+	waiters int // who has asked for its end
 	breaks  int // bytes after which a connection breaks; 0 never
 }
 
@@ -414,6 +415,10 @@ func (f *fake) GetJob(ctx context.Context, r *droverv1.GetJobRequest) (*droverv1
 	j, err := f.find("get job", r.GetJobId())
 	if err != nil {
 		return nil, err
+	}
+	if r.GetWait() {
+		j.waiters++
+		f.changed.Broadcast()
 	}
 	f.await(ctx, func() bool { return !r.GetWait() || terminal(j.job.GetState()) })
 	return &droverv1.GetJobResponse{Job: proto.CloneOf(j.job)}, ctx.Err()

@@ -78,6 +78,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":   scriptExits,
 			"reading": scriptReading,
+			"awaited": scriptAwaited,
 			"stops":   scriptStops,
 			"begun":   scriptBegun,
 			"same":    scriptSame,
@@ -105,6 +106,12 @@ func scriptExits(ts *testscript.TestScript, _ bool, args []string) {
 func scriptReading(ts *testscript.TestScript, _ bool, _ []string) {
 	f := ts.Value("fake").(*fake)
 	f.until(ts, func() bool { return len(f.jobs) == 1 && f.jobs[0].readers > 0 })
+}
+
+// scriptAwaited waits until somebody has asked for the end of the only job.
+func scriptAwaited(ts *testscript.TestScript, _ bool, _ []string) {
+	f := ts.Value("fake").(*fake)
+	f.until(ts, func() bool { return len(f.jobs) == 1 && f.jobs[0].waiters > 0 })
 }
 
 // scriptStops is "stops N": waits until the only job has been stopped N times.
