@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -213,13 +214,18 @@ func (d *daemon) text() string {
 	return tail(string(data))
 }
 
-// freePort returns a port that nobody listens on at this moment.
+// freePort returns a port that nobody listens on at this moment. It is none of those
+// that the kernel gives to whoever asks for any (ip_local_port_range, see ip(7)):
+// another program could have got it before the peer is there.
 func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("find a port: %w", err)
+	var err error
+	for range 100 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20_000+rand.N(12_000))); err == nil {
+			return l.Addr().(*net.TCPAddr).Port, l.Close()
+		}
 	}
-	return l.Addr().(*net.TCPAddr).Port, l.Close()
+	return 0, fmt.Errorf("find a port: %w", err)
 }
 
 func listens(port int) bool {
