@@ -42,7 +42,7 @@ func newBenchAll(e *env, b *benchFlags) *cobra.Command {
 	}
 	f := cmd.Flags()
 	a.stream.register(cmd)
-	f.IntVar(&a.memory.jobs, "jobs", 200, "how many jobs run at once while memory is measured")
+	f.IntVar(&a.memory.jobs, "jobs", 1000, "how many jobs run at once while memory is measured")
 	f.IntSliceVar(&a.scale.workers, "workers", []int{10, 100}, "how many simulated workers a scheduler gets")
 	f.DurationVar(&a.scale.plan.Steady, "steady", 5*time.Second, "how long their silent cluster is watched")
 	f.IntVar(&a.scale.plan.Queued, "queued", 1000, "how many jobs wait for them")
