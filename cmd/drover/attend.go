@@ -189,7 +189,7 @@ func (a *attending) stop(ctx context.Context, grace *durationpb.Duration) error 
 
 // watch streams every attempt and waits for the end of the job.
 func (a *attending) watch(ctx context.Context) outcome {
-	ended, leave := a.await(ctx)
+	ended, leave := ahead(ctx, func(ctx context.Context) (*droverv1.Job, error) { return a.e.awaitJob(ctx, a.c, a.id) })
 	defer leave()
 	s := newLanes(a.e, a.raw, false)
 	sum, err := a.stream(ctx, s)
@@ -211,20 +211,33 @@ func (a *attending) watch(ctx context.Context) outcome {
 	return o
 }
 
-// await asks how the job ends while its output still comes: a short one would wait
-// for the question otherwise. ended returns the answer; leave is to be called when
-// nobody wants it any more.
-func (a *attending) await(ctx context.Context) (ended func() (*droverv1.Job, error), leave func()) {
+// ahead asks how a job ends while its output still comes: a short one would wait for
+// the question otherwise. ended returns the answer; an error that came before it is
+// called is of another time, and ask is called again. leave is to be called when nobody
+// wants the answer any more.
+func ahead(ctx context.Context, ask func(context.Context) (*droverv1.Job, error)) (ended func() (*droverv1.Job, error), leave func()) {
+	type answer struct {
+		job *droverv1.Job
+		err error
+	}
 	early, cancel := context.WithCancel(ctx)
+	answers := make(chan answer, 1)
 	var wg sync.WaitGroup
-	var j *droverv1.Job
-	var err error
-	wg.Go(func() { j, err = a.e.awaitJob(early, a.c, a.id) })
+	wg.Go(func() {
+		j, err := ask(early)
+		answers <- answer{j, err}
+	})
 	ended = func() (*droverv1.Job, error) {
-		if wg.Wait(); err == nil {
-			return j, nil
+		select {
+		case got := <-answers:
+			if got.err != nil {
+				return ask(ctx)
+			}
+			return got.job, nil
+		default:
+			got := <-answers
+			return got.job, got.err
 		}
-		return a.e.awaitJob(ctx, a.c, a.id) // what went wrong may be long ago
 	}
 	return ended, func() { cancel(); wg.Wait() }
 }

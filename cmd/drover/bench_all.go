@@ -98,7 +98,7 @@ func (a allFlags) partNames() []string {
 
 func (a *allFlags) measure(ctx context.Context, e *env) (figures, error) {
 	all, err := measureParts(ctx, e, a.parts())
-	if a.save != "" {
+	if a.save != "" && (err == nil || len(all.sheets) > 0) { // figures of before stay when there are none
 		err = errors.Join(err, saveJSON(a.save, all.document))
 	}
 	return all, err

@@ -70,8 +70,9 @@ func (s *scaleFlags) check() error {
 		return errs.Field(op, "--workers", "WORKERS", "%v is not one number above 0 or more", s.workers)
 	case s.plan.Queued < 0 || s.plan.More < 0 || s.plan.Samples < 1:
 		return errs.Field(op, "--queued, --more, --samples", "JOBS", "a number is too small")
-	case s.lease < 2*scheduler.DefaultHeartbeat:
-		return errs.Field(op, "--lease", "LEASE", "%v is not at least two heartbeats of %v", s.lease, scheduler.DefaultHeartbeat)
+	}
+	if err := scheduler.CheckLease(op, s.lease, scheduler.DefaultHeartbeat); err != nil {
+		return err
 	}
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {

@@ -1,6 +1,10 @@
 package scheduler
 
-import "time"
+import (
+	"time"
+
+	"github.com/droverhq/drover/core/errs"
+)
 
 // Heartbeats of many workers.
 const (
@@ -17,4 +21,13 @@ const (
 // it is for a few; it is never asked for more often.
 func pace(every, lease time.Duration, workers int) time.Duration {
 	return max(every, min(time.Duration(workers)*time.Second/beatsPerSecond, lease/beatsPerLease))
+}
+
+// CheckLease refuses a lease that one late heartbeat would end, with an Invalid error
+// about the field lease. op is what was asked for.
+func CheckLease(op string, lease, heartbeat time.Duration) error {
+	if heartbeat <= 0 || lease < 2*heartbeat {
+		return errs.Field(op, "lease", "LEASE", "%v is not at least two heartbeats of %v", lease, heartbeat)
+	}
+	return nil
 }

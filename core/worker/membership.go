@@ -88,8 +88,8 @@ func (w *Worker) membership(ctx context.Context) {
 // register tries until it is registered. One line is logged per change of the
 // error, not per try.
 func (w *Worker) register(ctx context.Context) (time.Duration, bool) {
-	said := ""
-	for pause := firstRetry; ; pause = min(2*pause, w.cfg.Retry) {
+	said, rhythm := "", NewRhythm(longestRetry)
+	for {
 		id, _ := w.identity.get()
 		asked, lapses := w.cfg.Now().Boot, w.lapsed()
 		got, err := w.cfg.Scheduler.Register(ctx, Registration{
@@ -113,7 +113,7 @@ func (w *Worker) register(ctx context.Context) (time.Duration, bool) {
 			said = err.Error()
 			w.log.Warn("not registered", "error", err)
 		}
-		if !w.pause(ctx, jitter(pause)) {
+		if !w.pause(ctx, rhythm.Next(0, err)) {
 			return 0, false
 		}
 	}
@@ -141,18 +141,19 @@ func (w *Worker) renew(ctx context.Context, every time.Duration) {
 	}
 }
 
-// Rhythm is how long a worker waits from one heartbeat to the next. After one that
-// was not delivered it tries again soon, and goes on to: the scheduler may be back,
-// or another have taken over (P15). It is one goroutine's own.
+// Rhythm is how long a worker waits from one call of its scheduler to the next. After
+// one that failed it tries again soon, and goes on to: the scheduler may be back, or
+// another have taken over (P15). It is one goroutine's own.
 type Rhythm struct {
 	every, again time.Duration
 }
 
-// NewRhythm takes how often the scheduler wants a heartbeat.
+// NewRhythm takes how often there is a call, which is also the longest wait after one
+// that failed, where that is less than four seconds.
 func NewRhythm(every time.Duration) Rhythm { return Rhythm{every: every, again: firstRetry} }
 
-// Next tells how long to wait after a heartbeat that ended with err. told is how
-// often the scheduler wants them from now on; 0: as before.
+// Next tells how long to wait after a call that ended with err. told is how often the
+// scheduler wants them from now on; 0: as before.
 func (r *Rhythm) Next(told time.Duration, err error) time.Duration {
 	if told > 0 {
 		r.every = told

@@ -44,8 +44,7 @@ type Config struct {
 	Runners Runners
 	Feed    *Feed // where Runners and Output push their news
 
-	Scheduler Scheduler     // nil: the worker registers nowhere
-	Retry     time.Duration // longest wait between registrations; 0: 4 s
+	Scheduler Scheduler // nil: the worker registers nowhere
 
 	Log     *slog.Logger   // nil: slog.Default
 	Now     func() Instant // nil: the host's clocks
@@ -98,9 +97,6 @@ func New(c Config) (*Worker, error) {
 	}
 	if c.State == nil {
 		c.State = &journal.State{}
-	}
-	if c.Retry == 0 {
-		c.Retry = longestRetry
 	}
 	if c.BootID == "" {
 		boot, err := BootID()

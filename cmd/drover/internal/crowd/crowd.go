@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -194,11 +193,8 @@ func (c *Crowd) member(number int) (*member, error) {
 	return &member{crowd: c, name: name, listen: l, cert: cert, board: newBoard()}, nil
 }
 
-// Pauses after a registration that failed, as a worker makes them.
-const (
-	firstPause = 200 * time.Millisecond
-	lastPause  = 2 * time.Second
-)
+// longestPause is the longest pause after a registration that failed.
+const longestPause = 2 * time.Second
 
 // live registers and renews the lease, as core/worker does.
 func (m *member) live(ctx context.Context) error {
@@ -221,18 +217,17 @@ func (m *member) live(ctx context.Context) error {
 		Address: m.listen.Addr().String(), Labels: map[string]string{"simulated": "yes"}, Slots: m.crowd.config.Slots,
 		BootID: "sim", InstanceID: m.name, Commands: []string{Command}, Version: "sim",
 	}
-	pause := firstPause
+	retry := worker.NewRhythm(longestPause)
 	for ctx.Err() == nil {
 		got, err := members.Register(ctx, reg)
 		if err != nil {
 			if kind := errs.KindOf(err); kind == errs.Denied || kind == errs.Invalid {
 				return fmt.Errorf("register %s: %w", m.name, err)
 			}
-			sleep(ctx, jitter(pause))
-			pause = min(2*pause, lastPause)
+			sleep(ctx, retry.Next(0, err))
 			continue
 		}
-		pause = firstPause
+		retry = worker.NewRhythm(longestPause)
 		reg.WorkerID = got.WorkerID
 		m.crowd.byID.Store(got.WorkerID.String(), m)
 		rhythm := worker.NewRhythm(got.Heartbeat)
@@ -251,8 +246,6 @@ func (m *member) live(ctx context.Context) error {
 	}
 	return nil
 }
-
-func jitter(d time.Duration) time.Duration { return d - d/10 + rand.N(d/5+1) }
 
 // sleep waits, or returns false when ctx ends first.
 func sleep(ctx context.Context, d time.Duration) bool {

@@ -57,9 +57,10 @@ const (
 
 func (o *SchedulerOptions) check() error {
 	const op = "start the scheduler"
+	if err := scheduler.CheckLease(op, o.Lease, o.Heartbeat); err != nil {
+		return err
+	}
 	switch {
-	case o.Heartbeat <= 0 || o.Lease < 2*o.Heartbeat:
-		return errs.Field(op, "lease", "LEASE", "%v is not at least two heartbeats of %v", o.Lease, o.Heartbeat)
 	case o.Standby && !redis.IsURL(o.Store):
 		return errs.Field(op, "--standby", "STANDBY_STORE", "it needs a store that two schedulers can reach, and --store is %s", ShownStore(o.Store)).
 			WithHint("keep the records in Redis: --store redis://HOST/0; see \"drover help stores\"")
