@@ -67,9 +67,11 @@ func (r *Reader) mayGather() (wait time.Duration, plenty [2]<-chan struct{}) {
 		return 0, plenty
 	}
 	for i, c := range r.cursors {
+		// What came before anybody gathered counts, too.
 		if c.st.plenty == nil {
-			c.st.plenty, c.st.enough = make(chan struct{}), c.st.size+gathered
+			c.st.plenty, c.st.enough = make(chan struct{}), c.off+gathered
 		}
+		c.st.enough = min(c.st.enough, c.off+gathered)
 		plenty[i] = c.st.plenty
 	}
 	return wait, plenty
