@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
-	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/output"
 )
@@ -49,6 +48,8 @@ type printer struct {
 	hold  [2]int   // read ends of the runner plugin
 	want  [2][]byte
 	over  bool // no process is left
+	// removed output is a gap to who has not read it to the end by then.
+	removed bool
 }
 
 // tail is a reader that follows while the store lives.
@@ -59,6 +60,7 @@ type tail struct {
 	cancel context.CancelFunc
 	wait   sync.WaitGroup
 	got    []byte
+	gap    *output.Chunk
 	err    error
 }
 
@@ -237,9 +239,11 @@ func (m *model) tail(p *printer, id output.StreamID, from uint64) {
 			case c.End != nil:
 				f.err = io.EOF
 				return
-			case c.Gap != nil || c.Offset != from+uint64(len(f.got)):
+			case f.gap != nil || c.Offset != from+uint64(len(f.got)):
 				f.err = errOffset
 				return
+			case c.Gap != nil:
+				f.gap = &c
 			}
 			f.got = append(f.got, c.Data...)
 		}
@@ -251,8 +255,11 @@ func (m *model) tail(p *printer, id output.StreamID, from uint64) {
 func (m *model) settle(f *tail) {
 	f.cancel()
 	f.wait.Wait()
-	if !errors.Is(f.err, context.Canceled) && !errors.Is(f.err, io.EOF) && errs.KindOf(f.err) != errs.NotFound {
+	if !errors.Is(f.err, context.Canceled) && !errors.Is(f.err, io.EOF) {
 		m.t.Fatalf("a follower ended with %v", f.err)
+	}
+	if g := f.gap; g != nil && (!f.p.removed || g.Gap.Reason != "RETENTION" || g.Gap.To != uint64(len(f.p.want[f.id-1]))) {
+		m.t.Fatalf("a follower of %d bytes saw a gap from %d: %+v, removed %v", len(f.p.want[f.id-1]), g.Offset, *g.Gap, f.p.removed)
 	}
 	if want := f.p.want[f.id-1]; !bytes.HasPrefix(want[min(f.from, uint64(len(want))):], f.got) {
 		m.t.Fatalf("a follower from %d saw %d other bytes", f.from, len(f.got))
@@ -334,6 +341,7 @@ func (m *model) remove(p *printer) {
 	if err := m.store.Remove(p.key); err != nil {
 		m.t.Fatal(err)
 	}
+	p.removed = true
 	m.finished = without(m.finished, p)
 }
 

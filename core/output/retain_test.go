@@ -22,12 +22,18 @@ func (w *world) gap(key job.Key, size uint64, reason string) {
 		w.t.Fatal(err)
 	}
 	defer r.Close()
-	c, err := r.Next(w.t.Context(), true)
+	declared(w.t, r, size, reason)
+}
+
+// declared requires a gap up to the size of an ended stream, and then its end.
+func declared(t *testing.T, r *output.Reader, size uint64, reason string) {
+	t.Helper()
+	c, err := r.Next(t.Context(), true)
 	if err != nil || c.Gap == nil || *c.Gap != (output.Gap{To: size, Reason: reason}) {
-		w.t.Fatalf("gap %+v, %d bytes, %v, want %s to %d", c.Gap, len(c.Data), err, reason, size)
+		t.Fatalf("gap %+v, %d bytes, %v, want %s to %d", c.Gap, len(c.Data), err, reason, size)
 	}
-	if c, err = r.Next(w.t.Context(), true); err != nil || c.End == nil || c.End.Size != size || len(c.End.SHA256) != 64 {
-		w.t.Fatalf("end %+v, %v", c.End, err)
+	if c, err = r.Next(t.Context(), true); err != nil || c.End == nil || c.End.Size != size || len(c.End.SHA256) != 64 {
+		t.Fatalf("end %+v, %v", c.End, err)
 	}
 }
 
@@ -294,6 +300,23 @@ func TestP8AReadOverRetention(t *testing.T) {
 	if _, err = r.Next(t.Context(), true); !errors.Is(err, io.EOF) {
 		t.Errorf("after the end: %v", err)
 	}
+}
+
+// TestP8RemovedOutputIsDeclaredToItsReaders: who reads an attempt while it is
+// forgotten is told that there was more, and how much.
+func TestP8RemovedOutputIsDeclaredToItsReaders(t *testing.T) {
+	t.Parallel()
+	w := open(t, output.Config{})
+	key := w.run("echo hello")
+	r, err := w.Read(key, output.Stdout, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := w.Remove(key); err != nil {
+		t.Fatal(err)
+	}
+	declared(t, r, 6, "RETENTION")
 }
 
 func TestRetentionThatIsNegativeIsRefusedByName(t *testing.T) {
