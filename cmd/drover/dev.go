@@ -46,7 +46,7 @@ func newDev(e *env) *cobra.Command {
 	local := cmd.Flags()
 	local.IntVar(&d.Workers, "workers", 0, "how many workers; 0: as before, or 1")
 	local.BoolVar(&d.Memory, "memory", false, "keep the scheduler's records in memory only")
-	local.StringVar(&d.Scripts, "scripts", "", "script `folder`; empty: examples/scripts beside the binary")
+	local.StringVar(&d.Scripts, "scripts", "", "script `folder`, remembered; empty: as before, or examples/scripts beside the binary")
 	local.BoolVar(&d.reset, "reset", false, "forget everything first")
 	local.BoolVar(&d.detach, "detach", false, "return when the cluster is ready and leave it running")
 	cmd.AddCommand(newDevStop(e, &d), newDevStatus(e, &d))
@@ -87,6 +87,9 @@ func runDev(ctx context.Context, e *env, d devFlags) error {
 			return err
 		}
 	}
+	if err := c.Validate(); err != nil {
+		return err
+	}
 	ctx, stop := e.untilSignal(ctx)
 	defer stop()
 	start, cancel := context.WithTimeout(ctx, devReady)
@@ -99,7 +102,7 @@ func runDev(ctx context.Context, e *env, d devFlags) error {
 		return err
 	}
 	fmt.Fprintf(e.stderr, "The dev cluster is up: scheduler at %s, %d worker(s), mutual TLS.\n", r.Address, c.Workers)
-	fmt.Fprintf(e.stderr, "Scripts: %s\n", c.Scripts)
+	fmt.Fprintf(e.stderr, "Scripts: %s\n", r.Scripts)
 	if d.Dir != mustDefault() {
 		fmt.Fprintf(e.stderr, "For other commands: export DROVER_ADDRESS=%s DROVER_CERTS=%s\n", r.Address, r.Certs)
 	}
@@ -141,7 +144,7 @@ func downDev(ctx context.Context, e *env, c *dev.Cluster) error {
 func probeDev(cluster *dev.Cluster) dev.Probe {
 	return func(ctx context.Context, address, certs string) (int, error) {
 		scripts := uint32(0)
-		if holdsFiles(cluster.Scripts) {
+		if holdsFiles(cluster.ScriptFolder()) {
 			scripts = 1
 		}
 		return readyWorkers(ctx, address, certs, scripts)

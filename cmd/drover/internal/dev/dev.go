@@ -45,13 +45,14 @@ type settings struct {
 	Address string `json:"address"`
 	Workers int    `json:"workers"`
 	Memory  bool   `json:"memory"`
-	Scripts string `json:"scripts"`
+	Scripts string `json:"scripts"` // that somebody named; "": the one beside the binary
 }
 
 // Running is dev.json: what clients need to find the cluster, and its processes.
 type Running struct {
 	Address   string    `json:"address"`
 	Certs     string    `json:"certs"`
+	Scripts   string    `json:"scripts"` // of its workers
 	Processes []Process `json:"processes"`
 }
 
@@ -112,9 +113,9 @@ func (c *Cluster) prepare() error {
 			return fmt.Errorf("make the data folder: %w", err)
 		}
 	}
-	if c.Scripts == "" {
-		if err := c.chooseScripts(); err != nil {
-			return err
+	if folder := c.ScriptFolder(); !isFolder(folder) {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return fmt.Errorf("make the script folder: %w", err)
 		}
 	}
 	if err := c.prepareCertificates(); err != nil {
@@ -127,16 +128,40 @@ func (c *Cluster) prepare() error {
 	return writeFile(c.path("policy.yaml"), []byte(policy))
 }
 
-// chooseScripts prefers the examples of the clone that the binary was built in.
-func (c *Cluster) chooseScripts() error {
-	examples := filepath.Join(filepath.Dir(c.opts.Binary), "..", "examples", "scripts")
-	if info, err := os.Stat(examples); err == nil && info.IsDir() {
-		c.Scripts = filepath.Clean(examples)
-		return nil
+// ScriptFolder is the one that was named, now or earlier. Without, it is the
+// examples of the clone that the binary was built in, which another clone does not
+// inherit; without those, a folder of the cluster's own.
+func (c *Cluster) ScriptFolder() string {
+	if c.Scripts != "" {
+		return c.Scripts
 	}
-	c.Scripts = c.path("scripts")
-	if err := os.MkdirAll(c.Scripts, 0o755); err != nil {
-		return fmt.Errorf("make the script folder: %w", err)
+	examples := filepath.Join(filepath.Dir(c.opts.Binary), "..", "examples", "scripts")
+	if isFolder(examples) {
+		return examples
+	}
+	return c.path("scripts")
+}
+
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// Validate refuses what cannot be, and changes nothing: a script folder that was
+// named and is not there, or is not the one that workers run with.
+func (c *Cluster) Validate() error {
+	const op = "start the dev cluster"
+	if c.Scripts != "" && !isFolder(c.Scripts) {
+		return errs.Field(op, "scripts", "SCRIPTS", "there is no folder %s", c.Scripts).
+			WithHint("name another with --scripts, or forget this cluster with --reset")
+	}
+	r, err := c.running()
+	if err != nil {
+		return err
+	}
+	if c.opts.Scripts != "" && r.hasWorkers() && r.Scripts != c.opts.Scripts {
+		return errs.Field(op, "scripts", "RUNNING", "its workers run with %s", r.Scripts).
+			WithHint(`stop them first with "drover dev stop"`)
 	}
 	return nil
 }

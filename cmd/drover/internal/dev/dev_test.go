@@ -60,6 +60,61 @@ func TestSettingsAreRememberedAndAddedTo(t *testing.T) {
 	}
 }
 
+// TestTheExamplesBelongToTheBinary: a second clone does not run the scripts of the
+// first, which may be gone.
+func TestTheExamplesBelongToTheBinary(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for range 2 {
+		clone := t.TempDir()
+		examples := filepath.Join(clone, "examples", "scripts")
+		if err := os.MkdirAll(examples, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		c := open(t, Options{Dir: dir, Binary: filepath.Join(clone, "bin", "drover")})
+		if got := c.ScriptFolder(); got != examples {
+			t.Errorf("scripts of %s, want %s", got, examples)
+		}
+		if err := c.save(&Running{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := open(t, Options{Dir: dir, Binary: filepath.Join(t.TempDir(), "drover")})
+	if got := c.ScriptFolder(); got != filepath.Join(dir, "scripts") {
+		t.Errorf("without examples: %s", got)
+	}
+}
+
+// TestScriptFoldersThatCannotBeAreRefused, and nothing is changed: neither one that
+// is gone nor another one than that of workers that run.
+func TestScriptFoldersThatCannotBeAreRefused(t *testing.T) {
+	t.Parallel()
+	stat, err := pidfd.ReadStat(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	worker := Process{"worker", workerName(0), os.Getpid(), stat.Ticks}
+	dir, first, second := t.TempDir(), t.TempDir(), t.TempDir()
+	for _, c := range []struct {
+		name, scripts, reason, names string
+		running                      Running
+	}{
+		{"gone", filepath.Join(first, "gone"), "SCRIPTS", "gone", Running{}},
+		{"another than that of a worker", second, "RUNNING", first, Running{Scripts: first, Processes: []Process{worker}}},
+		{"that of a worker", first, "", "", Running{Scripts: first, Processes: []Process{worker}}},
+		{"none beside a worker", "", "", "", Running{Scripts: first, Processes: []Process{worker}}},
+		{"another than before", second, "", "", Running{Scripts: first}},
+	} {
+		if err := open(t, Options{Dir: dir}).save(&c.running); err != nil {
+			t.Fatal(err)
+		}
+		err := open(t, Options{Dir: dir, Scripts: c.scripts}).Validate()
+		if errs.ReasonOf(err) != c.reason || err != nil && !strings.Contains(err.Error(), c.names) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
 func TestABrokenSettingsFileIsNamed(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

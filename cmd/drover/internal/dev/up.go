@@ -82,6 +82,10 @@ func (r *Running) has(name string) bool {
 	return slices.ContainsFunc(r.Processes, func(p Process) bool { return p.Name == name })
 }
 
+func (r *Running) hasWorkers() bool {
+	return slices.ContainsFunc(r.Processes, func(p Process) bool { return p.Role == "worker" })
+}
+
 // save writes both files after each start, so that a drover that is killed in
 // between leaves no daemon that "dev stop" does not know.
 func (c *Cluster) save(r *Running) error {
@@ -105,12 +109,15 @@ func (c *Cluster) startMissing(ctx context.Context, r *Running) ([]*child, error
 			return started, err
 		}
 	}
+	if r.Scripts == "" || !r.hasWorkers() {
+		r.Scripts = c.ScriptFolder()
+	}
 	for i := range c.Workers {
 		name := workerName(i)
 		if r.has(name) {
 			continue
 		}
-		ch, err := c.startWorker(name)
+		ch, err := c.startWorker(name, r.Scripts)
 		if err != nil {
 			return started, err
 		}
@@ -178,11 +185,11 @@ func (c *Cluster) listenOn(ctx context.Context, listen string) (*child, error) {
 // defaultSlots of a dev worker: it is there to try things.
 const defaultSlots = 256
 
-func (c *Cluster) startWorker(name string) (*child, error) {
+func (c *Cluster) startWorker(name, scripts string) (*child, error) {
 	return spawn("worker", name, c.path("logs"), c.opts.Binary, "worker",
 		"--name", name, "--scheduler", c.Address, "--listen", "127.0.0.1:0",
 		"--data", c.path(name), "--certs", c.path("certs", name), "--plugins", c.path("plugins"),
-		"--scripts", c.Scripts, "--policy", c.path("policy.yaml"), "--slots", strconv.Itoa(cmp.Or(c.opts.Slots, defaultSlots)), "--drain-timeout", "0s")
+		"--scripts", scripts, "--policy", c.path("policy.yaml"), "--slots", strconv.Itoa(cmp.Or(c.opts.Slots, defaultSlots)), "--drain-timeout", "0s")
 }
 
 // errDied is in the error of a daemon that ended before it was ready.
