@@ -170,7 +170,7 @@ func (s *Scheduler) read(ctx context.Context, op string, id job.ID) (job.Job, er
 	if err != nil {
 		return job.Job{}, errs.E(op, errs.Internal, "STORE", err)
 	}
-	return j, nil
+	return *j, nil
 }
 
 func jobUnknown(op, ref string) error {

@@ -43,27 +43,24 @@ func (m *Machine) accept(s *Submit) (job.Job, error) {
 	if len(spec.Upload) > 0 {
 		spec.UploadSHA256 = job.SHA256(spec.Upload)
 	}
-	key, hash := "", specHash(&spec) // of what is recorded: a restart computes it anew
+	var key string
+	var hash [32]byte
 	if s.RequestID != "" {
-		key = requestKey(s.Caller.Name, s.RequestID)
-		earlier, known := m.requests[key]
-		if !known && s.Earlier != nil {
-			earlier, known = *s.Earlier, true
-		}
-		if known {
-			return repeated(earlier, hash, s.RequestID)
+		key, hash = requestKey(s.Caller.Name, s.RequestID), specHash(&spec)
+		if earlier := m.earlier(key, s.Earlier); earlier != nil {
+			return repeated(*earlier, hash, s.RequestID)
 		}
 	}
 	w, reason := m.workers.Place(&spec)
 	if err := m.refuse(&spec, reason); err != nil {
 		return job.Job{}, err
 	}
-	e := &entry{key: key, hash: hash, Job: job.Job{
+	e := &entry{key: key, Job: job.Job{
 		ID: s.ID, Spec: spec, State: job.Queued, Submit: s.Time, RequestedBy: s.Caller.Name, RequestID: s.RequestID,
 	}}
 	m.jobs[e.ID] = e
 	if key != "" {
-		m.requests[key] = Accepted{e.ID, hash}
+		m.requests[key] = e
 	}
 	m.enqueue(e)
 	switch {
@@ -77,6 +74,16 @@ func (m *Machine) accept(s *Submit) (job.Job, error) {
 	j := e.Job
 	m.effect(Effect{Put: &j, New: true, Hash: hash})
 	return j, nil
+}
+
+// earlier is what is known of a request id: of a live job by what is recorded of it,
+// which is worked out when it is asked for, as repeated requests are rare; of another
+// what the store says.
+func (m *Machine) earlier(key string, stored *Accepted) *Accepted {
+	if e := m.requests[key]; e != nil {
+		return &Accepted{e.ID, specHash(&e.Spec)}
+	}
+	return stored
 }
 
 // repeated answers a request id that was seen before.

@@ -105,11 +105,13 @@ func (d *desk) restart() {
 	d.t.Helper()
 	d.term++
 	d.m = NewMachine(d.term, testLease)
-	err := d.records.load(context.Background(), d.m.LoadWorker, func(j job.Job) {
-		if j.State.Live() && j.UnreachableSince.IsZero() {
-			j.UnreachableSince = d.now.Round(0)
+	err := d.records.load(context.Background(), d.m.LoadWorker, func(jobs []*job.Job) {
+		for _, j := range jobs {
+			if j.State.Live() && j.UnreachableSince.IsZero() {
+				j.UnreachableSince = d.now.Round(0)
+			}
+			d.m.LoadJob(d.now, *j)
 		}
-		d.m.LoadJob(d.now, j)
 	})
 	if err != nil {
 		d.t.Fatalf("load: %v", err)
@@ -191,7 +193,7 @@ func (d *desk) job(id job.ID) job.Job {
 	if err != nil {
 		d.t.Fatalf("read job: %v", err)
 	}
-	return j
+	return *j
 }
 
 // says is the next report on the present attempt of a job.

@@ -73,9 +73,11 @@ func (s *Scheduler) Jobs(ctx context.Context, by Caller, q JobQuery) ([]job.Job,
 		}
 		j, live := s.hub.job(last)
 		if !live {
-			if j, err = decodeJob(p.Value); err != nil {
+			stored, err := decodeJob(p.Value)
+			if err != nil {
 				return nil, "", errs.E(op, errs.Internal, "STORE", err)
 			}
+			j = *stored
 		}
 		if q.matches(&j, by) {
 			out = append(out, j)

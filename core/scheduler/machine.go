@@ -22,7 +22,7 @@ type Machine struct {
 	workers  *registry.Registry
 	jobs     map[job.ID]*entry                  // live ones: QUEUED to STOPPING
 	placed   map[job.WorkerID]map[job.ID]*entry // of them, those that have a worker
-	requests map[string]Accepted
+	requests map[string]*entry                  // live jobs by their request id
 	queue    *queue
 	timers   deadlines
 	drains   map[job.WorkerID]time.Time // when jobs of a draining worker are stopped
@@ -37,8 +37,7 @@ type Machine struct {
 // entry is a live job with what only the machine knows of it.
 type entry struct {
 	job.Job
-	key      string // of the request id, "" without one
-	hash     [32]byte
+	key      string        // of the request id, "" without one
 	class    *class        // while queued
 	deadline time.Time     // of the queue, the retry, or a partition; zero without one
 	delayed  bool          // a retry waits for its backoff
@@ -58,7 +57,7 @@ type link struct {
 // than that of any life before (P3).
 func NewMachine(term uint64, lease time.Duration) *Machine {
 	return &Machine{
-		term: term, workers: registry.New(lease), jobs: map[job.ID]*entry{}, placed: map[job.WorkerID]map[job.ID]*entry{}, requests: map[string]Accepted{},
+		term: term, workers: registry.New(lease), jobs: map[job.ID]*entry{}, placed: map[job.WorkerID]map[job.ID]*entry{}, requests: map[string]*entry{},
 		queue: newQueue(), links: map[job.WorkerID]*link{}, drains: map[job.WorkerID]time.Time{},
 	}
 }
@@ -71,8 +70,8 @@ func (m *Machine) LoadWorker(w registry.Worker) { m.workers.Load(w) }
 func (m *Machine) LoadJob(now time.Time, j job.Job) {
 	e := &entry{Job: j}
 	if j.RequestID != "" {
-		e.key, e.hash = requestKey(j.RequestedBy, j.RequestID), specHash(&j.Spec)
-		m.requests[e.key] = Accepted{j.ID, e.hash}
+		e.key = requestKey(j.RequestedBy, j.RequestID)
+		m.requests[e.key] = e
 	}
 	m.jobs[j.ID], m.now = e, now
 	if m.began.IsZero() {

@@ -32,7 +32,7 @@ const (
 	prefixWorker  = 'w'
 )
 
-// How load reads: so many records are in memory twice, by so many readers.
+// How load reads: parts of so many records, by so many readers.
 const (
 	loadAtOnce = 1024
 	loaders    = 8
@@ -71,8 +71,9 @@ func SetTerm(ctx context.Context, st store.Store, term uint64) error {
 	return nil
 }
 
-// load calls the functions for every worker and every live job.
-func (r records) load(ctx context.Context, worker func(registry.Worker), live func(job.Job)) error {
+// load calls the functions for every worker, and for all live jobs in parts. While
+// one part is taken up the next is read: both are work for a processor.
+func (r records) load(ctx context.Context, worker func(registry.Worker), live func([]*job.Job)) error {
 	for p, err := range r.store.Scan(ctx, store.Prefix([]byte{prefixWorker})) {
 		if err != nil {
 			return fmt.Errorf("load workers: %w", err)
@@ -83,6 +84,19 @@ func (r records) load(ctx context.Context, worker func(registry.Worker), live fu
 		}
 		worker(w)
 	}
+	parts, failed := make(chan []*job.Job), make(chan error, 1)
+	go func() {
+		defer close(parts)
+		failed <- r.readLive(ctx, parts)
+	}()
+	for jobs := range parts {
+		live(jobs)
+	}
+	return <-failed
+}
+
+// readLive sends all live jobs.
+func (r records) readLive(ctx context.Context, parts chan<- []*job.Job) error {
 	ids := make([]job.ID, 0, loadAtOnce)
 	for p, err := range r.store.Scan(ctx, store.Prefix([]byte{prefixLive})) {
 		if err != nil {
@@ -91,18 +105,18 @@ func (r records) load(ctx context.Context, worker func(registry.Worker), live fu
 		if ids = append(ids, job.ID(p.Key[1:])); len(ids) < loadAtOnce {
 			continue
 		}
-		if err := r.loadJobs(ctx, ids, live); err != nil {
+		if err := r.readJobs(ctx, ids, parts); err != nil {
 			return err
 		}
 		ids = ids[:0]
 	}
-	return r.loadJobs(ctx, ids, live)
+	return r.readJobs(ctx, ids, parts)
 }
 
-// loadJobs reads several jobs at a time: the store may be on another machine.
-func (r records) loadJobs(ctx context.Context, ids []job.ID, live func(job.Job)) error {
+// readJobs reads several jobs at a time: the store may be on another machine.
+func (r records) readJobs(ctx context.Context, ids []job.ID, parts chan<- []*job.Job) error {
 	var (
-		jobs     = make([]job.Job, len(ids))
+		jobs     = make([]*job.Job, len(ids))
 		failures [loaders]error
 		wait     sync.WaitGroup
 	)
@@ -117,24 +131,22 @@ func (r records) loadJobs(ctx context.Context, ids []job.ID, live func(job.Job))
 	if err := errors.Join(failures[:]...); err != nil {
 		return err
 	}
-	for i := range jobs {
-		live(jobs[i])
-	}
+	parts <- jobs
 	return nil
 }
 
-func (r records) job(ctx context.Context, id job.ID) (job.Job, error) {
+func (r records) job(ctx context.Context, id job.ID) (*job.Job, error) {
 	v, err := r.store.Get(ctx, idKey(prefixJob, id))
 	if err != nil {
-		return job.Job{}, fmt.Errorf("read job %s: %w", id, err)
+		return nil, fmt.Errorf("read job %s: %w", id, err)
 	}
 	return decodeJob(v)
 }
 
-func decodeJob(v []byte) (job.Job, error) {
-	var j job.Job
-	if err := json.Unmarshal(v, &j); err != nil {
-		return job.Job{}, fmt.Errorf("decode a job: %w", err)
+func decodeJob(v []byte) (*job.Job, error) {
+	j := new(job.Job)
+	if err := json.Unmarshal(v, j); err != nil {
+		return nil, fmt.Errorf("decode a job: %w", err)
 	}
 	return j, nil
 }

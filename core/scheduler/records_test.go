@@ -45,7 +45,11 @@ func TestEveryLiveJobIsLoadedInOrder(t *testing.T) {
 		for n := range live {
 			want = append(want, jobID(2*n))
 		}
-		err := records{filled(t, live)}.load(t.Context(), func(registry.Worker) {}, func(j job.Job) { got = append(got, j.ID) })
+		err := records{filled(t, live)}.load(t.Context(), func(registry.Worker) {}, func(jobs []*job.Job) {
+			for _, j := range jobs {
+				got = append(got, j.ID)
+			}
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -64,7 +68,7 @@ func TestAMissingRecordIsAnError(t *testing.T) {
 	if err := st.Apply(t.Context(), &b); err != nil {
 		t.Fatal(err)
 	}
-	err := records{st}.load(t.Context(), func(registry.Worker) {}, func(job.Job) {})
+	err := records{st}.load(t.Context(), func(registry.Worker) {}, func([]*job.Job) {})
 	if !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("got %v", err)
 	}

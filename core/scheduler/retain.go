@@ -203,8 +203,8 @@ func (r *retainer) gather(ctx context.Context) ([]job.Job, error) {
 		if over <= int64(len(out)) && (young == 0 || now.Sub(j.Submit) < young) {
 			break
 		}
-		if r.rules.removes(&j, now, over > int64(len(out))) {
-			out = append(out, j)
+		if r.rules.removes(j, now, over > int64(len(out))) {
+			out = append(out, *j)
 		}
 	}
 	return out, nil

@@ -112,20 +112,22 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 
 func (s *Scheduler) load(ctx context.Context) error {
 	now := s.config.Now()
-	var effects []Effect
-	err := s.records.load(ctx, func(w registry.Worker) {
+	effects := make([]Effect, 0, loadAtOnce)
+	return s.records.load(ctx, func(w registry.Worker) {
 		s.machine.LoadWorker(w)
 		loaded, _ := s.machine.workers.Get(w.ID)
-		effects = append(effects, Effect{Worker: &loaded})
-	}, func(j job.Job) {
-		if j.State.Live() && j.UnreachableSince.IsZero() {
-			j.UnreachableSince = now.Round(0)
+		s.hub.publish([]Effect{{Worker: &loaded}})
+	}, func(jobs []*job.Job) {
+		effects = effects[:0]
+		for _, j := range jobs {
+			if j.State.Live() && j.UnreachableSince.IsZero() {
+				j.UnreachableSince = now.Round(0)
+			}
+			s.machine.LoadJob(now, *j)
+			effects = append(effects, Effect{Put: j})
 		}
-		s.machine.LoadJob(now, j)
-		effects = append(effects, Effect{Put: &j})
+		s.hub.publish(effects)
 	})
-	s.hub.publish(effects)
-	return err
 }
 
 // Term is the term of this scheduler life.
