@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -61,6 +62,11 @@ func (s *Store) Run(ctx context.Context) error {
 		}
 		if last && len(ready) == 0 {
 			return nil
+		}
+		if len(ready) == 0 {
+			// The readers that were woken go first, on this thread: it is about to
+			// block in the kernel, and waking another one for them takes longer.
+			runtime.Gosched()
 		}
 	}
 }

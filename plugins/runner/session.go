@@ -218,9 +218,9 @@ func (q *startQueue) add(starts []*runnerv1.Start, from *outbox) {
 	q.mu.Lock()
 	for _, s := range starts {
 		q.starts = append(q.starts, asked{s, from})
+		q.more.Signal()
 	}
 	q.mu.Unlock()
-	q.more.Broadcast()
 }
 
 func (q *startQueue) len() int {

@@ -2,6 +2,7 @@ package process
 
 import (
 	"errors"
+	"runtime"
 	"syscall"
 	"time"
 	"unsafe"
@@ -25,6 +26,9 @@ func (r *Runner) reap() {
 			}
 		default:
 			r.collect(end)
+			// Who tells of the end goes first, on this thread: it is about to block in
+			// the kernel, and waking another one takes longer.
+			runtime.Gosched()
 		}
 	}
 }
