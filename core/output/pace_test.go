@@ -33,6 +33,8 @@ type crowd struct {
 
 func newCrowd(t *testing.T, c output.Config, n int) *crowd {
 	t.Helper()
+	began := time.Now()
+	c.Now = func() time.Time { return began } // or what is moved much later is a piece of its own
 	w := open(t, c)
 	key, l := w.take(output.Options{})
 	f, err := os.OpenFile(l.Stdout, os.O_RDWR, 0)
