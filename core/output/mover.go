@@ -64,8 +64,9 @@ func (s *Store) Run(ctx context.Context) error {
 			return nil
 		}
 		if len(ready) == 0 {
-			// The readers that were woken go first, on this thread: it is about to
-			// block in the kernel, and waking another one for them takes longer.
+			// Whoever is ready goes first, on this thread: it is about to block in the
+			// kernel, and waking another one for them takes longer. They are readers
+			// that the mover has woken, mostly.
 			runtime.Gosched()
 		}
 	}
