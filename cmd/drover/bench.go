@@ -251,7 +251,7 @@ func (b *benchFlags) onCluster(ctx context.Context, f func(*testbed) error) (err
 	defer func() { err = errors.Join(err, quietDown(context.WithoutCancel(ctx), cluster)) }()
 	up, cancel := context.WithTimeout(ctx, devReady)
 	defer cancel()
-	running, err := cluster.Up(up, probeDev(cluster))
+	running, err := cluster.Up(up, probeDev)
 	if err != nil {
 		return err
 	}
@@ -273,7 +273,7 @@ func (b *benchFlags) onCluster(ctx context.Context, f func(*testbed) error) (err
 func quietDown(ctx context.Context, c *dev.Cluster) error {
 	ctx, cancel := context.WithTimeout(ctx, devReady)
 	defer cancel()
-	_, err := c.Down(ctx, probeDev(c))
+	_, err := c.Down(ctx, probeDev)
 	return err
 }
 

@@ -74,7 +74,7 @@ func (m *memoryFlags) measure(ctx context.Context, e *env) (f figures, err error
 func (m *memoryFlags) weigh(ctx context.Context, e *env, cluster *dev.Cluster) (r measure.MemoryResult, err error) {
 	up, cancel := context.WithTimeout(ctx, devReady)
 	defer cancel()
-	if _, err := cluster.Up(up, probeDev(cluster)); err != nil {
+	if _, err := cluster.Up(up, probeDev); err != nil {
 		return r, err
 	}
 	running, err := cluster.Status()

@@ -104,7 +104,7 @@ func (c *chaosFlags) attack(ctx context.Context, e *env, dir string) (ledger cha
 	defer func() { err = errors.Join(err, quietDown(context.WithoutCancel(ctx), cluster)) }()
 	up, cancel := context.WithTimeout(ctx, devReady)
 	defer cancel()
-	running, err := cluster.Up(up, probeDev(cluster))
+	running, err := cluster.Up(up, probeDev)
 	if err != nil {
 		return ledger, err
 	}

@@ -94,7 +94,7 @@ func runDev(ctx context.Context, e *env, d devFlags) error {
 	defer stop()
 	start, cancel := context.WithTimeout(ctx, devReady)
 	defer cancel()
-	r, err := c.Up(start, probeDev(c))
+	r, err := c.Up(start, probeDev)
 	if err != nil && !d.detach {
 		return errors.Join(err, quietDown(context.WithoutCancel(ctx), c))
 	}
@@ -127,7 +127,7 @@ func mustDefault() string {
 func downDev(ctx context.Context, e *env, c *dev.Cluster) error {
 	ctx, cancel := context.WithTimeout(ctx, devReady)
 	defer cancel()
-	n, err := c.Down(ctx, probeDev(c))
+	n, err := c.Down(ctx, probeDev)
 	if err != nil {
 		return err
 	}
@@ -141,14 +141,12 @@ func downDev(ctx context.Context, e *env, c *dev.Cluster) error {
 
 // probeDev counts the workers that can take jobs, and that have told which
 // scripts they have if there are any.
-func probeDev(cluster *dev.Cluster) dev.Probe {
-	return func(ctx context.Context, address, certs string) (int, error) {
-		scripts := uint32(0)
-		if holdsFiles(cluster.ScriptFolder()) {
-			scripts = 1
-		}
-		return readyWorkers(ctx, address, certs, scripts)
+func probeDev(ctx context.Context, r dev.Running) (int, error) {
+	scripts := uint32(0)
+	if holdsFiles(r.Scripts) {
+		scripts = 1
 	}
+	return readyWorkers(ctx, r.Address, r.Certs, scripts)
 }
 
 // holdsFiles tells whether there is a file in a folder or below it.

@@ -113,10 +113,8 @@ func (c *Cluster) prepare() error {
 			return fmt.Errorf("make the data folder: %w", err)
 		}
 	}
-	if folder := c.ScriptFolder(); !isFolder(folder) {
-		if err := os.MkdirAll(folder, 0o755); err != nil {
-			return fmt.Errorf("make the script folder: %w", err)
-		}
+	if err := os.MkdirAll(c.scriptFolder(), 0o755); err != nil {
+		return fmt.Errorf("make the script folder: %w", err)
 	}
 	if err := c.prepareCertificates(); err != nil {
 		return err
@@ -128,10 +126,10 @@ func (c *Cluster) prepare() error {
 	return writeFile(c.path("policy.yaml"), []byte(policy))
 }
 
-// ScriptFolder is the one that was named, now or earlier. Without, it is the
+// scriptFolder is the one that was named, now or earlier. Without, it is the
 // examples of the clone that the binary was built in, which another clone does not
 // inherit; without those, a folder of the cluster's own.
-func (c *Cluster) ScriptFolder() string {
+func (c *Cluster) scriptFolder() string {
 	if c.Scripts != "" {
 		return c.Scripts
 	}

@@ -72,7 +72,7 @@ func TestTheExamplesBelongToTheBinary(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := open(t, Options{Dir: dir, Binary: filepath.Join(clone, "bin", "drover")})
-		if got := c.ScriptFolder(); got != examples {
+		if got := c.scriptFolder(); got != examples {
 			t.Errorf("scripts of %s, want %s", got, examples)
 		}
 		if err := c.save(&Running{}); err != nil {
@@ -80,7 +80,7 @@ func TestTheExamplesBelongToTheBinary(t *testing.T) {
 		}
 	}
 	c := open(t, Options{Dir: dir, Binary: filepath.Join(t.TempDir(), "drover")})
-	if got := c.ScriptFolder(); got != filepath.Join(dir, "scripts") {
+	if got := c.scriptFolder(); got != filepath.Join(dir, "scripts") {
 		t.Errorf("without examples: %s", got)
 	}
 }
@@ -112,6 +112,43 @@ func TestScriptFoldersThatCannotBeAreRefused(t *testing.T) {
 		if errs.ReasonOf(err) != c.reason || err != nil && !strings.Contains(err.Error(), c.names) {
 			t.Errorf("%s: %v", c.name, err)
 		}
+	}
+}
+
+// TestWorkersThatAreTakenOverKeepTheirScripts, and it is those that readiness is about:
+// a worker without any never tells of the scripts of another clone.
+func TestWorkersThatAreTakenOverKeepTheirScripts(t *testing.T) {
+	t.Parallel()
+	stat, err := pidfd.ReadStat(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	clone := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(clone, "examples", "scripts"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c := open(t, Options{Binary: filepath.Join(clone, "bin", "drover")})
+	first := t.TempDir()
+	pid := os.Getpid()
+	taken := []Process{{"scheduler", "scheduler", pid, stat.Ticks}, {"worker", workerName(0), pid, stat.Ticks}}
+	if err := c.save(&Running{Scripts: first, Processes: taken}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.running()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if started, err := c.startMissing(t.Context(), &r); err != nil || len(started) > 0 {
+		t.Fatalf("%d started, %v", len(started), err)
+	}
+	err = c.awaitReady(t.Context(), func(_ context.Context, asked Running) (int, error) {
+		if asked.Scripts != first {
+			t.Errorf("asked for scripts of %s, want %s", asked.Scripts, first)
+		}
+		return 1, nil
+	}, r, nil)
+	if err != nil {
+		t.Error(err)
 	}
 }
 

@@ -17,9 +17,9 @@ import (
 	"github.com/droverhq/drover/core/errs"
 )
 
-// Probe asks a running scheduler how many of its workers are online and have
-// a runner that is ready.
-type Probe func(ctx context.Context, address, certs string) (ready int, err error)
+// Probe asks a running cluster's scheduler how many of its workers are online and
+// have a runner that is ready.
+type Probe func(ctx context.Context, r Running) (ready int, err error)
 
 // Up starts what is missing of the cluster and returns when every worker is
 // online with a runner. It takes over daemons that run already.
@@ -110,7 +110,7 @@ func (c *Cluster) startMissing(ctx context.Context, r *Running) ([]*child, error
 		}
 	}
 	if r.Scripts == "" || !r.hasWorkers() {
-		r.Scripts = c.ScriptFolder()
+		r.Scripts = c.scriptFolder()
 	}
 	for i := range c.Workers {
 		name := workerName(i)
@@ -207,7 +207,7 @@ func (c *Cluster) awaitReady(ctx context.Context, probe Probe, r Running, starte
 	defer tick.Stop()
 	var last error
 	for {
-		ready, err := probe(ctx, r.Address, r.Certs)
+		ready, err := probe(ctx, r)
 		if err == nil && ready >= c.Workers {
 			return nil
 		}
