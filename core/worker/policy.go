@@ -1,19 +1,15 @@
 package worker
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"path"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 
-	"github.com/goccy/go-yaml"
-
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/yamlfile"
 )
 
 // ReasonPolicyFile is the reason of errors in a policy file.
@@ -43,7 +39,7 @@ func ReadPolicy(file string) (Policy, error) {
 	if file == "" {
 		return Policy{}, nil
 	}
-	data, err := os.ReadFile(file)
+	data, err := yamlfile.Read(file)
 	if err != nil {
 		return Policy{}, errs.E("read policy", errs.Invalid, ReasonPolicyFile, err)
 	}
@@ -55,63 +51,13 @@ func ReadPolicy(file string) (Policy, error) {
 func ParsePolicy(name string, data []byte) (Policy, error) {
 	const op = "read policy"
 	var p Policy
-	if err := yaml.UnmarshalWithOptions(data, &p, yaml.Strict()); err != nil {
-		return Policy{}, errs.E(op, errs.Invalid, ReasonPolicyFile, yamlError(name, err))
+	if err := yamlfile.Decode(name, data, &p); err != nil {
+		return Policy{}, errs.E(op, errs.Invalid, ReasonPolicyFile, err)
 	}
 	if err := p.check(); err != nil {
 		return Policy{}, errs.E(op, errs.Invalid, ReasonPolicyFile, fmt.Errorf("%s: %w", name, err))
 	}
 	return p, nil
-}
-
-// yamlError says in one line where and what.
-func yamlError(name string, err error) error {
-	var at yaml.Error
-	if !errors.As(err, &at) || at.GetToken() == nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	text := at.GetMessage()
-	var unknown *yaml.UnknownFieldError
-	if errors.As(err, &unknown) {
-		key := at.GetToken().Value
-		text = fmt.Sprintf("unknown key %q, did you mean %q?", key, nearest(key, policyKeys()))
-	}
-	p := at.GetToken().Position
-	return fmt.Errorf("%s:%d:%d: %s", name, p.Line, p.Column, text)
-}
-
-func policyKeys() []string {
-	typ := reflect.TypeFor[Policy]()
-	keys := make([]string, typ.NumField())
-	for i := range keys {
-		keys[i] = typ.Field(i).Tag.Get("yaml")
-	}
-	return keys
-}
-
-// nearest returns the word with the fewest edits from s.
-func nearest(s string, words []string) string {
-	return slices.MinFunc(words, func(a, b string) int { return distance(s, a) - distance(s, b) })
-}
-
-// distance is Levenshtein's.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
-		}
-	}
-	return row[len(b)]
 }
 
 func (p *Policy) check() error {

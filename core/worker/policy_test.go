@@ -45,6 +45,7 @@ func TestPolicyErrorsNameTheLineAndTheNearestKey(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ text, want string }{
 		"unknown key": {"users: [a]\ncomands: [x]\n", `p.yaml:2:1: unknown key "comands", did you mean "commands"?`},
+		"tag":         {"users: !x", `p.yaml:1:8: tags such as "!x" are not supported`},
 		"type":        {"users: [a]\n\ncommands: 3\n", "p.yaml:3:11: "},
 		"syntax":      {"users: [a\ncommands: x", "p.yaml:"},
 		"relative":    {"commands: [bin/x]", "commands[0]"},

@@ -25,6 +25,7 @@ var layers = map[string]int{
 	"runners/bash":               5,
 	"runners/python":             5,
 	"runners/binary":             5,
+	"core/yamlfile":              0,
 	"core/errs":                  10,
 	"core/job":                   11,
 	"core/lifecycle":             11,

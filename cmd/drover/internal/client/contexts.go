@@ -11,6 +11,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/yamlfile"
 )
 
 // Target is how one cluster is reached.
@@ -38,21 +39,14 @@ func ConfigFile(getenv func(string) string) string {
 // error with its line.
 func LoadContexts(file string) (Contexts, error) {
 	var c Contexts
-	data, err := os.ReadFile(file)
+	data, err := yamlfile.Read(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, nil
 	}
 	if err != nil {
 		return c, errs.E("read contexts", errs.Invalid, "CONFIG_UNREADABLE", err)
 	}
-	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
-		var at yaml.Error
-		if errors.As(err, &at) && at.GetToken() != nil {
-			p := at.GetToken().Position
-			err = fmt.Errorf("%s:%d:%d: %s", file, p.Line, p.Column, at.GetMessage())
-		} else {
-			err = fmt.Errorf("%s: %w", file, err)
-		}
+	if err := yamlfile.Decode(file, data, &c); err != nil {
 		return Contexts{}, errs.E("read contexts", errs.Invalid, "CONFIG_SYNTAX", err).
 			WithHint("known keys: current, contexts; of a context: address, certs")
 	}

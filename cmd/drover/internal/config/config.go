@@ -11,12 +11,10 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/goccy/go-yaml"
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
 	"github.com/spf13/pflag"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/yamlfile"
 )
 
 // Origin says where the value of a flag came from: "flag", "environment NAME",
@@ -28,14 +26,14 @@ type Origin map[string]string
 type Loader struct {
 	Prefix  string                              // DROVER_WORKER
 	Lookup  func(name string) (string, bool)    // os.LookupEnv
-	Read    func(name string) ([]byte, error)   // os.ReadFile
+	Read    func(name string) ([]byte, error)   // yamlfile.Read
 	Exclude []string                            // flags that are not settings, such as config itself
 	skip    func(f *pflag.Flag) (excluded bool) // from Exclude
 }
 
 // New returns a Loader on the process's environment and files.
 func New(prefix string, exclude ...string) *Loader {
-	return &Loader{Prefix: prefix, Lookup: os.LookupEnv, Read: os.ReadFile, Exclude: exclude}
+	return &Loader{Prefix: prefix, Lookup: os.LookupEnv, Read: yamlfile.Read, Exclude: exclude}
 }
 
 // Load sets every flag of fs that was not given on the command line from the
@@ -127,9 +125,9 @@ func (l *Loader) parse(fs *pflag.FlagSet, file string) (map[string]value, error)
 	if err != nil {
 		return nil, errs.E("read configuration", errs.Invalid, "CONFIG_UNREADABLE", err)
 	}
-	doc, err := parser.ParseBytes(data, 0)
+	settings, err := yamlfile.Settings(file, data)
 	if err != nil {
-		return nil, malformed(file, err)
+		return nil, malformed(err)
 	}
 	var known []string
 	fs.VisitAll(func(f *pflag.Flag) {
@@ -137,121 +135,30 @@ func (l *Loader) parse(fs *pflag.FlagSet, file string) (map[string]value, error)
 			known = append(known, key(f.Name))
 		}
 	})
-	for _, d := range doc.Docs {
-		if d.Body == nil {
-			continue
+	for _, s := range settings {
+		if !slices.Contains(known, s.Key) {
+			return nil, unknownKey(file, s.Line, s.Key, known)
 		}
-		pairs, err := mapping(file, d.Body)
-		if err != nil {
-			return nil, err
-		}
-		for _, pair := range pairs {
-			name, line := pair.Key.GetToken().Value, pair.Key.GetToken().Position.Line
-			if !slices.Contains(known, name) {
-				return nil, unknownKey(file, line, name, known)
-			}
-			texts, err := scalars(file, pair.Value)
-			if err != nil {
-				return nil, err
-			}
-			values[strings.ReplaceAll(name, "_", "-")] = value{texts: texts, line: line}
-		}
+		values[strings.ReplaceAll(s.Key, "_", "-")] = value{texts: s.Values, line: s.Line}
 	}
 	return values, nil
 }
 
-// malformed says in one line where and what: FILE:LINE:COLUMN, as editors read it.
-func malformed(file string, err error) error {
-	var at yaml.Error
-	if !errors.As(err, &at) || at.GetToken() == nil {
-		return errs.E("read configuration "+file, errs.Invalid, "CONFIG_SYNTAX", err)
+func malformed(err error) error {
+	var at *yamlfile.Error
+	if !errors.As(err, &at) {
+		return errs.E("read configuration", errs.Invalid, "CONFIG_SYNTAX", err)
 	}
-	p := at.GetToken().Position
-	return errs.E(fmt.Sprintf("read %s:%d:%d", file, p.Line, p.Column), errs.Invalid, "CONFIG_SYNTAX", errors.New(at.GetMessage())).
+	return errs.E("read "+at.Place(), errs.Invalid, "CONFIG_SYNTAX", errors.New(at.Text)).
 		WithHint("the file is a list of \"key: value\" lines in YAML")
 }
 
 func unknownKey(file string, line int, name string, known []string) error {
 	e := errs.Field(fmt.Sprintf("read %s:%d", file, line), name, "CONFIG_KEY", "there is no such key")
-	return e.WithHint("did you mean %q? known keys: %s", Nearest(name, known), strings.Join(known, ", "))
-}
-
-func mapping(file string, body ast.Node) ([]*ast.MappingValueNode, error) {
-	switch n := body.(type) {
-	case *ast.MappingNode:
-		return n.Values, nil
-	case *ast.MappingValueNode:
-		return []*ast.MappingValueNode{n}, nil
-	default:
-		at := fmt.Sprintf("read %s:%d", file, body.GetToken().Position.Line)
-		return nil, errs.E(at, errs.Invalid, "CONFIG_SYNTAX", fmt.Errorf("the file must be a list of key: value lines"))
-	}
-}
-
-// scalars flattens a value: a scalar is itself, a list its elements, a mapping
-// its k=v pairs.
-func scalars(file string, node ast.Node) ([]string, error) {
-	switch n := node.(type) {
-	case *ast.SequenceNode:
-		var out []string
-		for _, v := range n.Values {
-			s, err := scalars(file, v)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, s...)
-		}
-		return out, nil
-	case *ast.MappingNode, *ast.MappingValueNode:
-		pairs, err := mapping(file, node)
-		if err != nil {
-			return nil, err
-		}
-		out := make([]string, 0, len(pairs))
-		for _, p := range pairs {
-			out = append(out, p.Key.GetToken().Value+"="+p.Value.GetToken().Value)
-		}
-		return out, nil
-	case ast.ScalarNode:
-		return []string{n.GetToken().Value}, nil
-	default:
-		at := fmt.Sprintf("read %s:%d", file, node.GetToken().Position.Line)
-		return nil, errs.E(at, errs.Invalid, "CONFIG_SYNTAX", fmt.Errorf("a %s is not a setting", node.Type()))
-	}
+	return e.WithHint("did you mean %q? known keys: %s", yamlfile.Nearest(name, known), strings.Join(known, ", "))
 }
 
 func key(flag string) string { return strings.ReplaceAll(flag, "-", "_") }
-
-// Nearest returns the word of known that is the fewest edits away from name.
-func Nearest(name string, known []string) string {
-	best, bestDistance := "", -1
-	for _, k := range known {
-		if d := distance(name, k); bestDistance < 0 || d < bestDistance {
-			best, bestDistance = k, d
-		}
-	}
-	return best
-}
-
-// distance is the Levenshtein distance of a and b.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
-		}
-	}
-	return row[len(b)]
-}
 
 // Print writes every setting of fs with its value and origin, one per line.
 func Print(w io.Writer, fs *pflag.FlagSet, origin Origin) error {

@@ -85,6 +85,7 @@ func TestMistakesNameFileLineAndKey(t *testing.T) {
 		{"bad value", "\nslots: many\n", `read w.yaml:2: slots: "many" is not a whole number`, ""},
 		{"too large", "slots: 99999999999999999999\n", `w.yaml:1: slots: "99999999999999999999" is too large or too small for a whole number`, ""},
 		{"not a mapping", "- a\n- b\n", "read w.yaml:1", ""},
+		{"a tag", "slots: !x\n", `read w.yaml:1:8: tags such as "!x" are not supported`, "YAML"},
 		{"syntax", "slots: 3\nscripts: [a\n", "read w.yaml:2:10: sequence end token ']' not found", "YAML"},
 		{"missing file", "", "read configuration", ""},
 	}
@@ -113,12 +114,5 @@ func TestBadEnvironmentNamesTheVariable(t *testing.T) {
 	_, err := loader(map[string]string{"DROVER_WORKER_SLOTS": "x"}, "").Load(f, "")
 	if err == nil || !strings.HasSuffix(err.Error(), `DROVER_WORKER_SLOTS: "x" is not a whole number`) {
 		t.Errorf("got %v", err)
-	}
-}
-
-func TestNearest(t *testing.T) {
-	t.Parallel()
-	if got := config.Nearest("lable", []string{"listen", "label", "slots"}); got != "label" {
-		t.Errorf("got %q", got)
 	}
 }
