@@ -49,10 +49,16 @@ func guard(file string, data []byte, parse func(data []byte) error) (err error) 
 	}
 }
 
+// maxQuote is how much of a file an error quotes, in bytes.
+const maxQuote = 200
+
 // firstLine returns the first line of a message of the parser, which quotes the file
 // as it is.
 func firstLine(s string) string {
 	line, _, _ := strings.Cut(strings.TrimSpace(s), "\n")
+	if len(line) > maxQuote {
+		line = strings.ToValidUTF8(line[:maxQuote], "") + "..."
+	}
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r

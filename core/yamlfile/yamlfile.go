@@ -71,7 +71,7 @@ func Decode(file string, data []byte, v any) error {
 		if !errors.As(err, &unknown) || !errors.As(err, &at) {
 			return err
 		}
-		key := at.GetToken().Value
+		key := firstLine(at.GetToken().Value)
 		p := at.GetToken().Position
 		return &Error{
 			File: file, Line: p.Line, Column: p.Column,
