@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -35,6 +36,7 @@ const (
 type CA struct {
 	dir     string
 	cluster string
+	seen    atomic.Pointer[index] // issued/ as it was last
 }
 
 // authority is the signing half of a CA as it stands on disk.

@@ -27,25 +27,50 @@ func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
-// writeFile replaces a file whole and durably. The temporary name is unique,
-// so that two processes never write into one another's file.
+// writeFile replaces a file whole and durably.
 func writeFile(path string, data []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	f, err := stageFile(path, data, mode)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return err
 	}
-	defer os.Remove(f.Name()) //nolint:errcheck // gone after the rename
-	_, errWrite := f.Write(data)
-	if err := errors.Join(errWrite, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+	defer f.discard()
+	if err := f.commit(); err != nil {
+		return err
 	}
-	failpoint.At(failpoint.CertsFileBefore)
-	if err := os.Rename(f.Name(), path); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	failpoint.At(failpoint.CertsFileAfter)
 	return syncFolder(filepath.Dir(path))
 }
+
+// staged is a file that is durable, and not in its place yet.
+type staged struct{ path, temporary string }
+
+// stageFile writes a file beside its place. The temporary name is unique, so that two
+// processes never write into one another's file.
+func stageFile(path string, data []byte, mode os.FileMode) (*staged, error) {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return nil, fmt.Errorf("write %s: %w", path, err)
+	}
+	s := &staged{path, f.Name()}
+	_, errWrite := f.Write(data)
+	if err := errors.Join(errWrite, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+		s.discard()
+		return nil, fmt.Errorf("write %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// commit puts the file into its place; syncFolder makes that durable.
+func (s *staged) commit() error {
+	failpoint.At(failpoint.CertsFileBefore)
+	if err := os.Rename(s.temporary, s.path); err != nil {
+		return fmt.Errorf("write %s: %w", s.path, err)
+	}
+	failpoint.At(failpoint.CertsFileAfter)
+	return nil
+}
+
+// discard removes what was not put into its place.
+func (s *staged) discard() { _ = os.Remove(s.temporary) }
 
 // syncFolder makes renames and removals in a folder survive a power loss.
 func syncFolder(dir string) error {

@@ -46,6 +46,9 @@ func (r Role) server() bool { return r == RoleScheduler || r == RoleWorker }
 // maxName is the length of the longest name.
 const maxName = 63
 
+// ErrName is the refusal of a name.
+var ErrName = errors.New("not 1 to 63 letters, digits, dots, dashes, underscores")
+
 // CheckName refuses names that are not 1 to 63 letters, digits, dots, dashes
 // and underscores, from a letter or digit to a letter or digit: what is safe in
 // a URI, a file name and a terminal.
@@ -53,7 +56,7 @@ func CheckName(name string) error {
 	sign := func(c rune) bool { return strings.ContainsRune("._-", c) }
 	strange := func(c rune) bool { return !alphanumeric(c) && !sign(c) }
 	if name == "" || len(name) > maxName || strings.ContainsFunc(name, strange) || strings.TrimFunc(name, sign) != name {
-		return fmt.Errorf("name %q is not 1 to 63 letters, digits, dots, dashes, underscores", name)
+		return fmt.Errorf("name %q is %w", name, ErrName)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -11,12 +12,10 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/url"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -28,46 +27,92 @@ type IssueRequest struct {
 	Hosts  []string         // DNS names and addresses; only servers carry them
 	Public crypto.PublicKey // the key that it is for
 	Now    time.Time        // zero is the present
+
+	renews string // serial of the certificate that it takes the place of
 }
 
 // Issue signs one leaf with exactly one URI SAN and returns it as PEM with its
 // serial in hex. A copy is on disk in issued/ before it is returned, so that
 // nothing is ever valid that Revoke does not know.
 func (ca *CA) Issue(r IssueRequest) (cert []byte, serial string, err error) {
-	unlock, err := lockFolder(ca.dir)
-	if err != nil {
-		return nil, "", fmt.Errorf("issue a certificate: %w", err)
-	}
-	defer unlock()
-	return ca.issue(r)
+	made, err := ca.issue(r, func() error { return nil })
+	return made.cert, made.serial, err
 }
 
-// issue is Issue under the lock.
-func (ca *CA) issue(r IssueRequest) (cert []byte, serial string, err error) {
+// issuance is a certificate that was signed.
+type issuance struct {
+	cert   []byte // PEM, with the link that a rotation made
+	serial string
+	bundle []byte // every CA to trust
+}
+
+// issue is Issue where may, asked under the folder's lock, has the last word. The
+// disk is waited for without the lock, for Join and Revoke need it, too: the copy is
+// durable before it is in its place, and its place before anybody has the certificate.
+func (ca *CA) issue(r IssueRequest, may func() error) (issuance, error) {
+	made, leaf, err := ca.signLeaf(r)
+	if err != nil {
+		return issuance{}, err
+	}
+	record, err := stageFile(ca.issuedFile(made.serial), encodeIssued(leaf.Raw, r.renews), 0o600)
+	if err != nil {
+		return issuance{}, err
+	}
+	defer record.discard()
+	if err := ca.enter(made, record, may); err != nil {
+		return issuance{}, err
+	}
+	return made, syncFolder(ca.file("issued"))
+}
+
+// enter puts the copy of a certificate into its place, unless may forbids it.
+func (ca *CA) enter(made issuance, record *staged, may func() error) error {
+	unlock, err := lockFolder(ca.dir)
+	if err != nil {
+		return fmt.Errorf("issue a certificate: %w", err)
+	}
+	defer unlock()
+	switch bundle, err := ca.Bundle(); {
+	case err != nil:
+		return err
+	case !bytes.Equal(bundle, made.bundle):
+		return errors.New("issue a certificate: the CA was changed at this moment; try again")
+	}
+	if err := ca.prune(time.Now()); err != nil {
+		return err
+	}
+	if err := may(); err != nil {
+		return err
+	}
+	return record.commit()
+}
+
+// signLeaf signs what was asked for; nobody knows of it yet.
+func (ca *CA) signLeaf(r IssueRequest) (issuance, *x509.Certificate, error) {
 	template, err := ca.template(r)
 	if err != nil {
-		return nil, "", fmt.Errorf("issue a certificate: %w", err)
+		return issuance{}, nil, fmt.Errorf("issue a certificate: %w", err)
+	}
+	bundle, err := ca.Bundle()
+	if err != nil {
+		return issuance{}, nil, err
 	}
 	a, err := ca.load()
 	if err != nil {
-		return nil, "", err
+		return issuance{}, nil, err
 	}
 	if template.NotBefore.After(a.cert.NotAfter) {
-		return nil, "", fmt.Errorf("issue a certificate: the CA expired on %s; rotate it", day(a.cert.NotAfter))
+		return issuance{}, nil, fmt.Errorf("issue a certificate: the CA expired on %s; rotate it", day(a.cert.NotAfter))
 	}
 	if template.NotAfter.After(a.cert.NotAfter) {
 		template.NotAfter = a.cert.NotAfter // nobody would accept it for longer
 	}
 	leaf, err := sign(template, a.cert, r.Public, a.key)
 	if err != nil {
-		return nil, "", err
-	}
-	serial, cert = Serial(leaf), encodeCert(leaf.Raw)
-	if err := writeFile(ca.issuedFile(serial), cert, 0o600); err != nil {
-		return nil, "", err
+		return issuance{}, nil, err
 	}
 	// Peers that know only the CA before a rotation trust the leaf through the link.
-	return append(cert, encodeCerts(a.chain)...), serial, nil
+	return issuance{append(encodeCert(leaf.Raw), encodeCerts(a.chain)...), Serial(leaf), bundle}, leaf, nil
 }
 
 func (ca *CA) issuedFile(serial string) string {
@@ -119,21 +164,23 @@ func (ca *CA) template(r IssueRequest) (*x509.Certificate, error) {
 	return t, nil
 }
 
-// checkKey refuses keys that are too weak to stand for an identity.
+// checkKey refuses keys that are too weak to stand for an identity, and those that
+// cost whoever checks their signatures much: the work for RSA grows with the square
+// of the key, and with the exponent.
 func checkKey(public crypto.PublicKey) error {
 	switch k := public.(type) {
 	case *ecdsa.PublicKey:
-		if k.Curve.Params().BitSize >= 256 {
+		if k.Curve == elliptic.P256() || k.Curve == elliptic.P384() {
 			return nil
 		}
 	case ed25519.PublicKey:
 		return nil
 	case *rsa.PublicKey:
-		if k.N.BitLen() >= 2048 {
+		if bits := k.N.BitLen(); 2048 <= bits && bits <= 4096 && k.E <= 65537 {
 			return nil
 		}
 	}
-	return fmt.Errorf("a key of type %T and its size is not good enough; use ECDSA P-256, Ed25519 or RSA of 2048 bits or more", public)
+	return fmt.Errorf("a key of type %T and its size is not accepted; use ECDSA P-256 or P-384, Ed25519, or RSA of 2048 to 4096 bits with an exponent up to 65537", public)
 }
 
 // IssuePair makes a key and a certificate for it in dir, beside ca.crt. The
@@ -155,110 +202,105 @@ func (ca *CA) IssuePair(dir string, r IssueRequest) error {
 	return WritePair(dir, key, cert, bundle)
 }
 
+// TooSoonError is the refusal of a renewal that nobody needs yet.
+type TooSoonError struct {
+	ID    ID
+	Until time.Time // it may be renewed from then on
+}
+
+// Error implements error.
+func (e *TooSoonError) Error() string {
+	return fmt.Sprintf("the certificate of %s is fresh; it can be renewed from %s on", e.ID, day(e.Until))
+}
+
+// Bounds of renewals.
+const (
+	// freshOnes is how many renewals of one certificate may be in the first third of
+	// their life: one whose answer was lost is made again.
+	freshOnes = 3
+	// mostInForce is how many certificates an identity may have by renewing.
+	mostInForce = 1000
+)
+
 // RenewFor signs a fresh certificate of an identity that the caller has proved
-// over TLS; of the CSR only the key counts. An identity whose every certificate
-// is revoked gets none, also when the revocation overtook the call.
-func (ca *CA) RenewFor(id ID, csr []byte, hosts []string, now time.Time) (cert, bundle []byte, err error) {
+// over TLS with the certificate of a serial; of the CSR only the key counts. An
+// identity whose every certificate is revoked gets none, also when the revocation
+// overtook the call. Before a third of its life is over, a certificate that the present
+// key of the CA signed is not renewed: that is a *TooSoonError.
+func (ca *CA) RenewFor(id ID, serial string, csr []byte, hosts []string, now time.Time) (cert, bundle []byte, err error) {
+	if id.Cluster != ca.cluster {
+		return nil, nil, fmt.Errorf("renew: %s is not of the cluster %s", id, ca.cluster)
+	}
+	if err := ca.mayRenew(id, serial, now); err != nil {
+		return nil, nil, err
+	}
 	public, err := csrKey(csr)
 	if err != nil {
 		return nil, nil, err
 	}
-	if id.Cluster != ca.cluster {
-		return nil, nil, fmt.Errorf("renew: %s is not of the cluster %s", id, ca.cluster)
-	}
-	unlock, err := lockFolder(ca.dir)
-	if err != nil {
-		return nil, nil, fmt.Errorf("renew: %w", err)
-	}
-	defer unlock()
-	inForce, err := ca.inForce(id, now)
-	if err != nil {
-		return nil, nil, err
-	}
-	if !inForce {
-		return nil, nil, fmt.Errorf("renew: no certificate of %s is in force here; ask an admin for a new one", id)
-	}
-	return ca.issueWithBundle(IssueRequest{Name: id.Name, Role: id.Role, Public: public, Now: now, Hosts: hosts})
+	made, err := ca.issue(IssueRequest{Name: id.Name, Role: id.Role, Public: public, Now: now, Hosts: hosts, renews: serial},
+		func() error { return ca.mayRenew(id, serial, now) })
+	return made.cert, made.bundle, err
 }
 
-func (ca *CA) issueWithBundle(r IssueRequest) (cert, bundle []byte, err error) {
-	if cert, _, err = ca.issue(r); err != nil {
-		return nil, nil, err
+// mayRenew tells whether an identity may have a fresh certificate for the one of a
+// serial.
+func (ca *CA) mayRenew(id ID, serial string, now time.Time) error {
+	all, err := ca.inForce(id, now)
+	if err != nil {
+		return err
 	}
-	bundle, err = ca.Bundle()
-	return cert, bundle, err
+	if len(all) == 0 {
+		return fmt.Errorf("renew: no certificate of %s is in force here; ask an admin for a new one", id)
+	}
+	a, err := ca.load()
+	if err != nil {
+		return err
+	}
+	var fresh []time.Time // until when its renewals are
+	for _, c := range all {
+		switch until := renewableAt(c.cert); {
+		case !now.Before(until):
+		case !bytes.Equal(c.cert.AuthorityKeyId, a.cert.SubjectKeyId): // of before a rotation
+		case c.Serial == serial:
+			return &TooSoonError{id, until}
+		case c.renews == serial:
+			fresh = append(fresh, until)
+		}
+	}
+	if len(fresh) >= freshOnes {
+		return &TooSoonError{id, slices.MinFunc(fresh, time.Time.Compare)}
+	}
+	if len(all) >= mostInForce {
+		return fmt.Errorf("renew: %s has %d certificates in force; revoke those that are not used", id, len(all))
+	}
+	return nil
 }
 
-// csrKey takes the key, and nothing else, from a certificate request.
+// maxCSR is the size of the largest certificate request that is looked at, in bytes.
+// That of an RSA key of 4096 bits has 1.5 KiB.
+const maxCSR = 16 << 10
+
+// ErrCSR is the refusal of a certificate request.
+var ErrCSR = errors.New("certificate request refused")
+
+// csrKey takes the key, and nothing else, from a certificate request. The key is
+// looked at before anything is computed with it.
 func csrKey(der []byte) (crypto.PublicKey, error) {
+	if len(der) > maxCSR {
+		return nil, fmt.Errorf("%w: it has %d bytes, more than %d", ErrCSR, len(der), maxCSR)
+	}
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
-		return nil, fmt.Errorf("read the certificate request: %w", err)
-	}
-	if err := csr.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("check the certificate request: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrCSR, err)
 	}
 	if err := checkKey(csr.PublicKey); err != nil {
-		return nil, fmt.Errorf("check the certificate request: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrCSR, err)
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCSR, err)
 	}
 	return csr.PublicKey, nil
-}
-
-// Issued is one certificate that the CA signed.
-type Issued struct {
-	ID        ID
-	Serial    string // hex
-	NotBefore time.Time
-	NotAfter  time.Time
-	Revoked   bool
-
-	cert *x509.Certificate
-}
-
-// InForce tells whether peers accept the certificate at a time.
-func (i Issued) InForce(now time.Time) bool {
-	return !i.Revoked && !now.Before(i.NotBefore) && !now.After(i.NotAfter)
-}
-
-// List returns what was issued, newest first.
-func (ca *CA) List() ([]Issued, error) {
-	files, err := filepath.Glob(filepath.Join(ca.dir, "issued", "*.pem"))
-	if err != nil {
-		return nil, fmt.Errorf("list certificates: %w", err)
-	}
-	revoked, err := readRevoked(ca.RevokedFile())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("list certificates: %w", err)
-	}
-	out := make([]Issued, 0, len(files))
-	for _, f := range files {
-		cs, err := readCerts(f)
-		if err != nil {
-			return nil, fmt.Errorf("list certificates: %w", err)
-		}
-		id, err := Identify(cs[0])
-		if err != nil {
-			return nil, fmt.Errorf("list certificates: %s: %w", f, err)
-		}
-		serial := Serial(cs[0])
-		out = append(out, Issued{id, serial, cs[0].NotBefore, cs[0].NotAfter, revoked[serial], cs[0]})
-	}
-	slices.SortFunc(out, func(a, b Issued) int {
-		if c := b.NotBefore.Compare(a.NotBefore); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Serial, b.Serial)
-	})
-	return out, nil
-}
-
-// inForce tells whether an identity has a certificate that peers accept.
-func (ca *CA) inForce(id ID, now time.Time) (bool, error) {
-	all, err := ca.List()
-	if err != nil {
-		return false, err
-	}
-	return slices.ContainsFunc(all, func(i Issued) bool { return i.ID == id && i.InForce(now) }), nil
 }
 
 func day(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }

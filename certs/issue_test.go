@@ -168,19 +168,23 @@ func TestRenewalOfARevokedIdentityIsRefused(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
 	s := pair(t, ca, certs.RoleWorker, "w1")
-	if _, _, err := ca.RenewFor(s.ID(), csr(t), nil, time.Now()); err != nil {
+	renew := func(id certs.ID) error {
+		_, _, err := ca.RenewFor(id, certs.Serial(s.Leaf()), csr(t), nil, time.Now().Add(certs.LeafValidity/2))
+		return err
+	}
+	if err := renew(s.ID()); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := ca.Revoke("w1"); err != nil || len(got) != 2 {
 		t.Fatalf("revoked %v, %v", got, err)
 	}
-	if _, _, err := ca.RenewFor(s.ID(), csr(t), nil, time.Now()); err == nil || !strings.Contains(err.Error(), "ask an admin") {
+	if err := renew(s.ID()); err == nil || !strings.Contains(err.Error(), "ask an admin") {
 		t.Errorf("got %v", err)
 	}
-	if _, _, err := ca.RenewFor(certs.ID{Cluster: "test", Role: certs.RoleAdmin, Name: "w1"}, csr(t), nil, time.Now()); err == nil {
+	if err := renew(certs.ID{Cluster: "test", Role: certs.RoleAdmin, Name: "w1"}); err == nil {
 		t.Error("a role that was never issued was renewed")
 	}
-	if _, _, err := ca.RenewFor(certs.ID{Cluster: "other", Role: certs.RoleWorker, Name: "w1"}, csr(t), nil, time.Now()); err == nil {
+	if err := renew(certs.ID{Cluster: "other", Role: certs.RoleWorker, Name: "w1"}); err == nil {
 		t.Error("an identity of another cluster was renewed")
 	}
 }

@@ -25,8 +25,25 @@ const (
 // by up to a tenth of it so that a fleet does not renew at once. jitter is in
 // [0, 1).
 func RenewAt(c *x509.Certificate, jitter float64) time.Time {
-	life := c.NotAfter.Sub(c.NotBefore)
-	return c.NotBefore.Add(life/2 + time.Duration(float64(life)*0.1*jitter))
+	begin, life := lifeOf(c)
+	return begin.Add(life/2 + time.Duration(float64(life)*0.1*jitter))
+}
+
+// renewableAt is from when on the CA renews a certificate: after a third of its life.
+// Half of it is left then, and more, to those whose renewal at half of it was lost.
+func renewableAt(c *x509.Certificate) time.Time {
+	begin, life := lifeOf(c)
+	return begin.Add(life / 3)
+}
+
+// lifeOf returns when a certificate was issued, and for how long. One of a minute would
+// be due at once if what it is dated back counted as life.
+func lifeOf(c *x509.Certificate) (begin time.Time, life time.Duration) {
+	begin = c.NotBefore.Add(backdate)
+	if begin.After(c.NotAfter) {
+		begin = c.NotBefore
+	}
+	return begin, c.NotAfter.Sub(begin)
 }
 
 // NeedsRenewal tells whether that time has come.
@@ -61,7 +78,7 @@ func (ca *CA) RenewOwn(s *Source) RenewFunc {
 		for _, ip := range leaf.IPAddresses {
 			hosts = append(hosts[:len(hosts):len(hosts)], ip.String())
 		}
-		return ca.RenewFor(s.ID(), csr, hosts, time.Now())
+		return ca.RenewFor(s.ID(), Serial(leaf), csr, hosts, time.Now())
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 func TestRenewalIsAtHalfLifeWithJitter(t *testing.T) {
 	t.Parallel()
 	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	c := &x509.Certificate{NotBefore: begin, NotAfter: begin.Add(100 * time.Hour)}
+	c := &x509.Certificate{NotBefore: begin.Add(-5 * time.Minute), NotAfter: begin.Add(100 * time.Hour)}
 	if got := certs.RenewAt(c, 0).Sub(begin); got != 50*time.Hour {
 		t.Errorf("without jitter after %v", got)
 	}
@@ -25,10 +25,10 @@ func TestRenewalIsAtHalfLifeWithJitter(t *testing.T) {
 func TestRenewerReplacesThePairInPlace(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
-	s := pair(t, ca, certs.RoleWorker, "w1")
+	s := source(t, folder(t, ca, certs.IssueRequest{Name: "w1", Role: certs.RoleWorker, Now: time.Now().Add(-certs.LeafValidity / 2)}))
 	before := s.Leaf().SerialNumber
 	r := &certs.Renewer{Source: s, Log: slog.New(slog.DiscardHandler), Renew: func(_ context.Context, csr []byte) (cert, bundle []byte, err error) {
-		return ca.RenewFor(s.ID(), csr, nil, time.Now())
+		return ca.RenewFor(s.ID(), certs.Serial(s.Leaf()), csr, nil, time.Now())
 	}}
 	if err := r.Now(t.Context()); err != nil {
 		t.Fatal(err)

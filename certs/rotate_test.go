@@ -32,7 +32,9 @@ func renew(t *testing.T, ca *certs.CA, s *certs.Source) {
 func TestRotationNeverParts(t *testing.T) {
 	t.Parallel()
 	ca := newCA(t)
-	sched, worker, old := pair(t, ca, certs.RoleScheduler, "s"), pair(t, ca, certs.RoleWorker, "w"), pair(t, ca, certs.RoleAdmin, "old")
+	schedDir := folder(t, ca, certs.IssueRequest{Name: "s", Role: certs.RoleScheduler})
+	workerDir := folder(t, ca, certs.IssueRequest{Name: "w", Role: certs.RoleWorker})
+	sched, worker, old := source(t, schedDir, ca.RevokedFile()), source(t, workerDir, ca.RevokedFile()), pair(t, ca, certs.RoleAdmin, "old")
 	token, err := ca.NewToken(certs.TokenRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -81,8 +83,14 @@ func TestRotationNeverParts(t *testing.T) {
 	if err := ca.Retire(time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	renew(t, ca, sched)
-	renew(t, ca, worker)
+	bundle, err := ca.Bundle()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir, s := range map[string]*certs.Source{schedDir: sched, workerDir: worker} {
+		write(t, filepath.Join(dir, "ca.crt"), string(bundle))
+		s.Reload()
+	}
 	check("retired", sched, worker, fresh)
 	if err := meet(t, sched, old); err == nil {
 		t.Error("the retired CA is still trusted")

@@ -144,40 +144,43 @@ func (ca *CA) sweepTokens(now time.Time) error {
 }
 
 // Redeem trades a token, with or without its pin, for one worker certificate of
-// the given name and the CA bundle; of the CSR only the key counts. Of several
-// redeems of a last use exactly one wins, also across processes: everything
-// happens under the folder's lock, and the use is gone for good before anything
-// is signed. A token that is no good is ErrToken; a name that another worker's
-// certificate has is fs.ErrExist and uses nothing up.
+// the given name and the CA bundle; of the CSR only the key counts. Nothing else is
+// looked at before the token: who has none learns nothing and costs nothing. Of
+// several redeems of a last use exactly one wins, also across processes, and the use
+// is gone for good before anybody has the certificate. A token that is no good is
+// ErrToken; a name that another worker's certificate has is fs.ErrExist and uses
+// nothing up.
 func (ca *CA) Redeem(token, name string, csr []byte, now time.Time) (cert, bundle []byte, err error) {
-	public, err := csrKey(csr)
+	path := ca.tokenFile(secretOf(token))
+	rec, err := ca.checkToken(path, token, now)
 	if err != nil {
 		return nil, nil, err
 	}
 	if err := CheckName(name); err != nil {
 		return nil, nil, err
 	}
-	unlock, err := lockFolder(ca.dir)
-	if err != nil {
-		return nil, nil, fmt.Errorf("redeem a token: %w", err)
-	}
-	defer unlock()
-	path := ca.tokenFile(secretOf(token))
-	rec, err := ca.checkToken(path, token, now)
+	public, err := csrKey(csr)
 	if err != nil {
 		return nil, nil, err
 	}
-	taken, err := ca.inForce(ID{Cluster: ca.cluster, Role: rec.Role, Name: name}, now)
+	made, err := ca.issue(IssueRequest{Name: name, Role: rec.Role, Public: public, Now: now, Hosts: []string{name}}, func() error {
+		rec, err := ca.checkToken(path, token, now) // again: another may have used it up
+		if err != nil {
+			return err
+		}
+		taken, err := ca.inForce(ID{Cluster: ca.cluster, Role: rec.Role, Name: name}, now)
+		if err != nil {
+			return err
+		}
+		if len(taken) > 0 {
+			return fmt.Errorf("join as %q: another %s has a certificate of that name; choose another name or revoke that one first: %w", name, rec.Role, fs.ErrExist)
+		}
+		return useUp(path, rec)
+	})
 	if err != nil {
 		return nil, nil, err
 	}
-	if taken {
-		return nil, nil, fmt.Errorf("join as %q: another %s has a certificate of that name; choose another name or revoke that one first: %w", name, rec.Role, fs.ErrExist)
-	}
-	if err := useUp(path, rec); err != nil {
-		return nil, nil, err
-	}
-	return ca.issueWithBundle(IssueRequest{Name: name, Role: rec.Role, Public: public, Now: now, Hosts: []string{name}})
+	return made.cert, made.bundle, syncFolder(filepath.Dir(path))
 }
 
 // secretOf takes the secret out of a whole token, of one without its pin, or of
@@ -213,7 +216,7 @@ func (ca *CA) checkToken(path, token string, now time.Time) (tokenRecord, error)
 	return rec, nil
 }
 
-// useUp takes one use from a token, durably.
+// useUp takes one use from a token; syncFolder makes that durable.
 func useUp(path string, rec tokenRecord) error {
 	if rec.Uses > 1 {
 		rec.Uses--
@@ -222,7 +225,7 @@ func useUp(path string, rec tokenRecord) error {
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("use up a token: %w", err)
 	}
-	return syncFolder(filepath.Dir(path))
+	return nil
 }
 
 // CheckPin verifies that a bundle holds the CA that a token pins.

@@ -330,7 +330,12 @@ func (e *env) renew(ctx context.Context, c *client.Client) error {
 		},
 	}
 	if err := r.Now(ctx); err != nil {
-		if inner := (*errs.Error)(nil); errors.As(err, &inner) {
+		inner := (*errs.Error)(nil)
+		switch {
+		case errs.ReasonOf(err) == "TOO_SOON" && errors.As(err, &inner):
+			fmt.Fprintf(e.stdout, "not renewed: %v; it is valid until %s\n", inner.Err, source.Leaf().NotAfter.UTC().Format(time.RFC3339))
+			return nil
+		case errors.As(err, &inner):
 			return inner
 		}
 		return certError("renew the certificate", err)

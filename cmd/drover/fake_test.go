@@ -85,6 +85,9 @@ func startFake(t testing.TB, dir string) *fake {
 			t.Fatal(err)
 		}
 	}
+	if err := ca.IssuePair(filepath.Join(dir, "aged"), certs.IssueRequest{Name: "admin", Role: certs.RoleAdmin, Now: time.Now().Add(-certs.LeafValidity / 2)}); err != nil {
+		t.Fatal(err)
+	}
 	stranger, err := certs.Init(filepath.Join(dir, "other"), "test")
 	if err != nil {
 		t.Fatal(err)

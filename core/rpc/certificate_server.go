@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net/netip"
 	"time"
+
+	"google.golang.org/grpc/peer"
 
 	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/core/auth"
@@ -15,53 +19,54 @@ import (
 // CertificateServer serves drover.v1.CertificateService from a CA.
 type CertificateServer struct {
 	droverv1.UnimplementedCertificateServiceServer
-	ca *certs.CA // nil: this scheduler does not hold the CA
+	ca       *certs.CA // nil: this scheduler does not hold the CA
+	joins    *joinLimiter
+	renewals *crowd
 }
 
 // NewCertificateServer returns the service; without a CA every call is refused
 // with the reason.
-func NewCertificateServer(ca *certs.CA) *CertificateServer { return &CertificateServer{ca: ca} }
+func NewCertificateServer(ca *certs.CA) *CertificateServer {
+	return &CertificateServer{ca: ca, joins: newJoinLimiter(), renewals: newCrowd("renewals", 64, 1)}
+}
 
-// Join implements the service.
-func (s *CertificateServer) Join(_ context.Context, r *droverv1.JoinRequest) (*droverv1.JoinResponse, error) {
+// Join implements the service. Callers have no certificate: what they send is looked
+// at only when their token is good.
+func (s *CertificateServer) Join(ctx context.Context, r *droverv1.JoinRequest) (*droverv1.JoinResponse, error) {
 	const op = "join"
 	if err := s.ready(op); err != nil {
 		return nil, err
 	}
-	if err := certs.CheckName(r.GetName()); err != nil {
-		return nil, errs.Field(op, "name", "NAME", "%w", err)
-	}
-	taken, err := s.taken(r.GetName())
+	from := callerNetwork(ctx)
+	leave, err := s.joins.enter(ctx, from)
 	if err != nil {
-		return nil, errs.E(op, errs.Internal, "CA", err)
+		return nil, err
 	}
-	if taken {
-		return nil, errs.E(op, errs.Exists, "NAME_TAKEN", fmt.Errorf("a worker named %q has a certificate", r.GetName())).
-			WithHint("choose another --name, or revoke that one first")
-	}
+	defer leave()
 	cert, bundle, err := s.ca.Redeem(r.GetToken(), r.GetName(), r.GetCsr(), time.Now())
 	switch {
 	case errors.Is(err, certs.ErrToken):
+		s.joins.refused(from, time.Now())
 		return nil, errs.E(op, errs.Unauthenticated, "TOKEN", err).WithHint(`ask for a new one: "drover certs token"`)
+	case errors.Is(err, certs.ErrName):
+		return nil, errs.Field(op, "name", "NAME", "%w", err)
+	case errors.Is(err, fs.ErrExist):
+		return nil, errs.E(op, errs.Exists, "NAME_TAKEN", fmt.Errorf("a worker named %q has a certificate", r.GetName())).
+			WithHint("choose another --name, or revoke that one first")
+	case errors.Is(err, certs.ErrCSR):
+		return nil, errs.Field(op, "csr", "CSR", "%w", err)
 	case err != nil:
-		return nil, errs.E(op, errs.Invalid, "CSR", err)
+		return nil, errs.E(op, errs.Internal, "CA", err)
 	}
 	return &droverv1.JoinResponse{Certificate: cert, Ca: bundle}, nil
 }
 
-// taken tells whether a valid worker certificate of that name is about.
-func (s *CertificateServer) taken(name string) (bool, error) {
-	issued, err := s.ca.List()
-	if err != nil {
-		return false, err
+// callerNetwork is where a call comes from.
+func callerNetwork(ctx context.Context) netip.Addr {
+	if p, ok := peer.FromContext(ctx); ok {
+		return network(p.Addr)
 	}
-	now := time.Now()
-	for _, c := range issued {
-		if c.ID.Role == certs.RoleWorker && c.ID.Name == name && !c.Revoked && now.Before(c.NotAfter) {
-			return true, nil
-		}
-	}
-	return false, nil
+	return netip.Addr{}
 }
 
 // Renew implements the service: the identity is the one of the caller's
@@ -75,13 +80,24 @@ func (s *CertificateServer) Renew(ctx context.Context, r *droverv1.RenewRequest)
 	if !ok {
 		return nil, errs.E(op, errs.Unauthenticated, "NO_CERTIFICATE", nil)
 	}
+	leave, err := s.renewals.enter(id.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	var hosts []string
 	if id.Role == certs.RoleWorker {
 		hosts = []string{id.Name}
 	}
-	cert, bundle, err := s.ca.RenewFor(id.ID, r.GetCsr(), hosts, time.Now())
-	if err != nil {
-		return nil, errs.E(op, errs.Invalid, "CSR", err)
+	cert, bundle, err := s.ca.RenewFor(id.ID, id.Serial, r.GetCsr(), hosts, time.Now())
+	early := (*certs.TooSoonError)(nil)
+	switch {
+	case errors.As(err, &early):
+		return nil, errs.E(op, errs.Precondition, "TOO_SOON", early)
+	case errors.Is(err, certs.ErrCSR):
+		return nil, errs.Field(op, "csr", "CSR", "%w", err)
+	case err != nil:
+		return nil, errs.E(op, errs.Precondition, "CA", err)
 	}
 	return &droverv1.RenewResponse{Certificate: cert, Ca: bundle}, nil
 }

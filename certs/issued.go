@@ -1,0 +1,197 @@
+package certs
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Issued is one certificate that the CA signed.
+type Issued struct {
+	ID        ID
+	Serial    string // hex
+	NotBefore time.Time
+	NotAfter  time.Time
+	Revoked   bool
+
+	cert   *x509.Certificate
+	renews string // serial of the certificate that it took the place of
+}
+
+// renewsHeader stands in the copy of a certificate above its bytes.
+const renewsHeader = "Renews"
+
+func encodeIssued(der []byte, renews string) []byte {
+	b := &pem.Block{Type: "CERTIFICATE", Bytes: der}
+	if renews != "" {
+		b.Headers = map[string]string{renewsHeader: renews}
+	}
+	return pem.EncodeToMemory(b)
+}
+
+// InForce tells whether peers accept the certificate at a time.
+func (i Issued) InForce(now time.Time) bool {
+	return !i.Revoked && !now.Before(i.NotBefore) && !now.After(i.NotAfter)
+}
+
+// index is the folder issued/ at one moment. It is never written after it was made.
+type index struct {
+	files   map[string]Issued // by name; Revoked is not filled in
+	changed time.Time         // of the folder
+	// settled says that the folder had been left alone for longer than the clock of
+	// its file system is coarse: while its time stays, it is the same.
+	settled bool
+}
+
+// coarse is longer than a tick of any file system's clock.
+const coarse = 2 * time.Second
+
+// index looks into the folder. A certificate is read once: its file never changes.
+func (ca *CA) index() (*index, error) {
+	dir := ca.file("issued")
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list certificates: %w", err)
+	}
+	old := ca.seen.Load()
+	if old == nil {
+		old = &index{}
+	}
+	if old.settled && old.changed.Equal(info.ModTime()) {
+		return old, nil
+	}
+	next := &index{changed: info.ModTime(), settled: time.Since(info.ModTime()) > coarse}
+	if next.files, err = readIssued(dir, old.files); err != nil {
+		return nil, err
+	}
+	ca.seen.Store(next)
+	return next, nil
+}
+
+// readIssued reads a folder of certificates but for those that are known.
+func readIssued(dir string, known map[string]Issued) (map[string]Issued, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list certificates: %w", err)
+	}
+	names, errRead := d.Readdirnames(-1)
+	if err := errors.Join(errRead, d.Close()); err != nil {
+		return nil, fmt.Errorf("list certificates: %w", err)
+	}
+	files := make(map[string]Issued, len(names))
+	for _, name := range names {
+		if !strings.HasSuffix(name, ".pem") {
+			continue
+		}
+		c, ok := known[name]
+		if !ok {
+			c, err = readOneIssued(filepath.Join(dir, name))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // another process has removed it meanwhile
+			}
+			if err != nil {
+				return nil, fmt.Errorf("list certificates: %w", err)
+			}
+		}
+		files[name] = c
+	}
+	return files, nil
+}
+
+func readOneIssued(path string) (Issued, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Issued{}, err
+	}
+	cs, err := parseCerts(data)
+	if err != nil {
+		return Issued{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	first, _ := pem.Decode(data)
+	id, err := Identify(cs[0])
+	if err != nil {
+		return Issued{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return Issued{ID: id, Serial: Serial(cs[0]), NotBefore: cs[0].NotBefore, NotAfter: cs[0].NotAfter, cert: cs[0], renews: first.Headers[renewsHeader]}, nil
+}
+
+// List returns what was issued and is not long over, newest first.
+func (ca *CA) List() ([]Issued, error) {
+	ix, err := ca.index()
+	if err != nil {
+		return nil, err
+	}
+	revoked, err := readRevoked(ca.RevokedFile())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list certificates: %w", err)
+	}
+	out := slices.AppendSeq(make([]Issued, 0, len(ix.files)), maps.Values(ix.files))
+	for i := range out {
+		out[i].Revoked = revoked[out[i].Serial]
+	}
+	slices.SortFunc(out, func(a, b Issued) int {
+		if c := b.NotBefore.Compare(a.NotBefore); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Serial, b.Serial)
+	})
+	return out, nil
+}
+
+// inForce returns the certificates of an identity that peers accept.
+func (ca *CA) inForce(id ID, now time.Time) ([]Issued, error) {
+	ix, err := ca.index()
+	if err != nil {
+		return nil, err
+	}
+	revoked, err := readRevoked(ca.RevokedFile())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list certificates: %w", err)
+	}
+	var out []Issued
+	for _, c := range ix.files {
+		if c.ID != id {
+			continue
+		}
+		if c.Revoked = revoked[c.Serial]; c.InForce(now) {
+			out = append(out, c)
+		}
+	}
+	return out, nil
+}
+
+// Bounds of prune.
+const (
+	keepExpired = 90 * 24 * time.Hour
+	pruneAtOnce = 1000 // files in one go: the folder's lock is held
+)
+
+// prune removes the copies of certificates that have been over for as long as they
+// were good, or for keepExpired: nobody asks for them any more.
+func (ca *CA) prune(now time.Time) error {
+	ix, err := ca.index()
+	if err != nil {
+		return err
+	}
+	most := pruneAtOnce
+	for name, c := range ix.files {
+		if !now.After(c.NotAfter.Add(min(c.NotAfter.Sub(c.NotBefore), keepExpired))) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(ca.file("issued"), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove the copy of an expired certificate: %w", err)
+		}
+		if most--; most == 0 {
+			break
+		}
+	}
+	return nil
+}
