@@ -136,7 +136,7 @@ func (a *attending) submitted(ctx context.Context, signals <-chan os.Signal, beg
 
 func (a *attending) say(format string, args ...any) {
 	if !a.quiet {
-		fmt.Fprintf(a.e.stderr, "drover: "+format+"\n", args...)
+		fmt.Fprintf(a.e.stderr, "drover: %s\n", term.Line(fmt.Sprintf(format, args...)))
 	}
 }
 

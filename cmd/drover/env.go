@@ -32,7 +32,7 @@ type env struct {
 // osEnv is the surroundings of the process.
 func osEnv() *env {
 	return &env{
-		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, now: time.Now,
+		stdin: os.Stdin, stdout: term.Guard(os.Stdout), stderr: term.Guard(os.Stderr), getenv: os.Getenv, now: time.Now,
 		notify: notify, patience: 10 * time.Minute,
 	}
 }

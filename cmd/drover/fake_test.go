@@ -46,6 +46,7 @@ type fake struct {
 	calls    map[string]int
 	failNext map[string]int // calls by method that fail before one succeeds
 	drains   []*droverv1.DrainWorkerRequest
+	refusal  error // of every call; nil is none
 
 	playing sync.WaitGroup // scenarios
 }
@@ -158,6 +159,9 @@ func (f *fake) count(method string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls[method]++
+	if f.refusal != nil {
+		return f.refusal
+	}
 	if f.failNext[method] > 0 {
 		f.failNext[method]--
 		return errs.E("serve", errs.Unavailable, "SHUTTING_DOWN", errors.New("it is shutting down"))
@@ -455,6 +459,9 @@ func (f *fake) ListJobs(_ context.Context, r *droverv1.ListJobsRequest) (*drover
 
 // RemoveJobs implements the service.
 func (f *fake) RemoveJobs(_ context.Context, r *droverv1.RemoveJobsRequest) (*droverv1.RemoveJobsResponse, error) {
+	if err := f.count("RemoveJobs"); err != nil {
+		return nil, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, ref := range r.GetJobIds() {
@@ -472,6 +479,9 @@ func (f *fake) RemoveJobs(_ context.Context, r *droverv1.RemoveJobsRequest) (*dr
 
 // ListWorkers implements the service, one worker a page.
 func (f *fake) ListWorkers(_ context.Context, r *droverv1.ListWorkersRequest) (*droverv1.ListWorkersResponse, error) {
+	if err := f.count("ListWorkers"); err != nil {
+		return nil, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i, w := range f.workers {
@@ -497,6 +507,9 @@ func (f *fake) worker(name string) (*droverv1.Worker, error) {
 
 // GetWorker implements the service.
 func (f *fake) GetWorker(_ context.Context, r *droverv1.GetWorkerRequest) (*droverv1.GetWorkerResponse, error) {
+	if err := f.count("GetWorker"); err != nil {
+		return nil, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	w, err := f.worker(r.GetWorkerId())
@@ -505,6 +518,9 @@ func (f *fake) GetWorker(_ context.Context, r *droverv1.GetWorkerRequest) (*drov
 
 // DrainWorker implements the service.
 func (f *fake) DrainWorker(_ context.Context, r *droverv1.DrainWorkerRequest) (*droverv1.DrainWorkerResponse, error) {
+	if err := f.count("DrainWorker"); err != nil {
+		return nil, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.drains = append(f.drains, r)
@@ -514,6 +530,9 @@ func (f *fake) DrainWorker(_ context.Context, r *droverv1.DrainWorkerRequest) (*
 
 // RemoveWorker implements the service.
 func (f *fake) RemoveWorker(_ context.Context, r *droverv1.RemoveWorkerRequest) (*droverv1.RemoveWorkerResponse, error) {
+	if err := f.count("RemoveWorker"); err != nil {
+		return nil, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	w, err := f.worker(r.GetWorkerId())
@@ -525,6 +544,9 @@ func (f *fake) RemoveWorker(_ context.Context, r *droverv1.RemoveWorkerRequest) 
 
 // ListScripts implements the service.
 func (f *fake) ListScripts(_ context.Context, r *droverv1.ListScriptsRequest) (*droverv1.ListScriptsResponse, error) {
+	if err := f.count("ListScripts"); err != nil {
+		return nil, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	answer := &droverv1.ListScriptsResponse{}
@@ -579,6 +601,14 @@ func (f *fake) news(sent map[string]proto.Message) []*droverv1.WatchEventsRespon
 		}
 	}
 	return events
+}
+
+// Backup implements the service: an answer that the client refuses.
+func (f *fake) Backup(_ *droverv1.BackupRequest, _ grpc.ServerStreamingServer[droverv1.BackupResponse]) error {
+	if err := f.count("Backup"); err != nil {
+		return err
+	}
+	return errs.E("back up", errs.Precondition, "NO_STORE", errors.New("there are no records"))
 }
 
 // environment is what makes drover talk to the fake.

@@ -15,6 +15,7 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/client"
 	"github.com/droverhq/drover/cmd/drover/internal/follow"
 	"github.com/droverhq/drover/cmd/drover/internal/problem"
+	"github.com/droverhq/drover/cmd/drover/internal/term"
 	"github.com/droverhq/drover/core/errs"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
@@ -139,7 +140,9 @@ func (o *logsOptions) read(ctx context.Context, e *env, c *client.Client, id str
 			j, err := e.getJob(ctx, c, id, false)
 			return terminal(j.GetState()), err
 		},
-		Notice: func(why error) { fmt.Fprintf(e.stderr, "drover: %v; trying again\n", c.Explain("read output", why)) },
+		Notice: func(why error) {
+			fmt.Fprintf(e.stderr, "drover: %s; trying again\n", term.Line(c.Explain("read output", why).Error()))
+		},
 	}
 	n, err := o.lines()
 	if err != nil {

@@ -190,7 +190,8 @@ func (o *runOptions) attendMany(ctx context.Context, e *env, c *client.Client, c
 	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
 	orders := make(chan bulk.Order)
-	board := &scoreboard{many: &o.many, items: items, e: e, quiet: o.quiet, begin: time.Now(), tty: term.IsTerminal(e.stderr)}
+	board := &scoreboard{many: &o.many, items: items, e: e, quiet: o.quiet, begin: time.Now()}
+	board.tty, _ = e.stderr.(*term.Terminal)
 	config.Orders, config.Failed, config.Tick, config.Every = orders, board.failed, board.tick, board.every()
 	type outcome struct {
 		counts bulk.Counts

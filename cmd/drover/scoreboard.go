@@ -2,12 +2,9 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/cmd/drover/internal/bulk"
 	"github.com/droverhq/drover/cmd/drover/internal/render"
@@ -21,7 +18,7 @@ type scoreboard struct {
 	items bulk.Items
 	e     *env
 	quiet bool
-	tty   bool
+	tty   *term.Terminal // standard error where it is a terminal; else nil
 	begin time.Time
 
 	mu    sync.Mutex // guards the fields below and the terminal
@@ -33,7 +30,7 @@ type scoreboard struct {
 const failuresShown = 20
 
 func (b *scoreboard) every() time.Duration {
-	if b.tty {
+	if b.tty != nil {
 		return 200 * time.Millisecond
 	}
 	return 10 * time.Second
@@ -49,7 +46,7 @@ func (b *scoreboard) clear() {
 // wipe takes the bar away; b.mu is held.
 func (b *scoreboard) wipe() {
 	if b.drawn {
-		fmt.Fprint(b.e.stderr, "\r\x1b[K")
+		b.tty.EraseLine()
 		b.drawn = false
 	}
 }
@@ -61,18 +58,18 @@ func (b *scoreboard) say(format string, args ...any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.wipe()
-	fmt.Fprintf(b.e.stderr, "drover: "+format+"\n", args...)
+	fmt.Fprintf(b.e.stderr, "drover: %s\n", term.Line(fmt.Sprintf(format, args...)))
 }
 
 func (b *scoreboard) tick(c bulk.Counts) {
 	line := progress(c, time.Since(b.begin))
 	switch {
 	case b.quiet:
-	case b.tty:
+	case b.tty != nil:
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.wipe()
-		fmt.Fprint(b.e.stderr, bar(c, line, columns(b.e.stderr)))
+		fmt.Fprint(b.e.stderr, bar(c, line, b.tty.Columns()))
 		b.drawn = true
 	default:
 		b.say("%s", line)
@@ -86,7 +83,7 @@ func (b *scoreboard) failed(i int, id string, e *droverv1.JobEnd, refused *drove
 		b.say("further failures are not shown; \"drover jobs --state failed\" lists them")
 	case b.told > failuresShown:
 	case refused != nil:
-		b.say("%s was refused: %s", b.label(b.items, i), term.Line(refused.GetMessage()))
+		b.say("%s was refused: %s", b.label(b.items, i), refused.GetMessage())
 	case e.GetState() == droverv1.JobState_JOB_STATE_UNSPECIFIED:
 		b.say("%s (%s) was removed", b.label(b.items, i), render.ShortID(id))
 	default:
@@ -94,7 +91,7 @@ func (b *scoreboard) failed(i int, id string, e *droverv1.JobEnd, refused *drove
 		if why == "" {
 			why = e.GetReason()
 		}
-		b.say("%s (%s) %s: %s", b.label(b.items, i), render.ShortID(id), verbOf(e.GetState()), term.Line(why))
+		b.say("%s (%s) %s: %s", b.label(b.items, i), render.ShortID(id), verbOf(e.GetState()), why)
 	}
 }
 
@@ -138,19 +135,6 @@ func bar(c bulk.Counts, line string, width int) string {
 	default:
 		return line[:max(width-1, 0)]
 	}
-}
-
-// columns is the width of a terminal; 0 when it does not tell.
-func columns(stream any) int {
-	f, ok := stream.(*os.File)
-	if !ok {
-		return 0
-	}
-	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
-	if err != nil {
-		return 0
-	}
-	return int(size.Col)
 }
 
 // summary is the end of a run in one line.

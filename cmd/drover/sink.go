@@ -33,9 +33,12 @@ func newLanes(e *env, raw, stamps bool) *lanes {
 
 func newLane(w io.Writer, raw, stamps bool) *lane {
 	l := &lane{w: w, stamps: stamps}
-	if !raw && term.IsTerminal(w) {
-		l.escape = term.NewEscaper(w)
-		l.w = l.escape
+	if t, ok := w.(*term.Terminal); ok {
+		l.w = t.Raw()
+		if !raw {
+			l.escape = term.NewEscaper(t.Raw())
+			l.w = l.escape
+		}
 	}
 	return l
 }
@@ -112,7 +115,7 @@ func (l *lane) close() error {
 // complain tells what is missing of an output, and whether anything is.
 func (e *env) complain(s *follow.Summary) bool {
 	for _, m := range s.Missing {
-		fmt.Fprintf(e.stderr, "drover: %s\n", m)
+		fmt.Fprintf(e.stderr, "drover: %s\n", term.Line(m.String()))
 	}
 	return len(s.Missing) > 0
 }

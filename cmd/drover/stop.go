@@ -87,7 +87,7 @@ func (o *stopOptions) run(ctx context.Context, e *env, ids []string) error {
 		jobs, failure := e.stopAll(ctx, c, ids, grace)
 		if o.text() {
 			for _, j := range jobs {
-				fmt.Fprintln(e.stdout, stopped(j))
+				fmt.Fprintln(e.stdout, term.Line(stopped(j)))
 			}
 			if len(ids) == 0 {
 				fmt.Fprintln(e.stderr, "drover: no job matches")

@@ -11,6 +11,7 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/client"
 	"github.com/droverhq/drover/cmd/drover/internal/problem"
 	"github.com/droverhq/drover/cmd/drover/internal/render"
+	"github.com/droverhq/drover/cmd/drover/internal/term"
 	"github.com/droverhq/drover/core/errs"
 )
 
@@ -55,7 +56,7 @@ func (e *env) wait(ctx context.Context, o *output, timeout *duration, ids []stri
 			}
 			v := render.NewJob(j)
 			if o.text() {
-				fmt.Fprintln(e.stdout, ended(v))
+				fmt.Fprintln(e.stdout, term.Line(ended(v)))
 			}
 			jobs = append(jobs, v)
 			if failure == nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/follow"
 	"github.com/droverhq/drover/cmd/drover/internal/problem"
 	"github.com/droverhq/drover/cmd/drover/internal/render"
+	"github.com/droverhq/drover/cmd/drover/internal/term"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -140,7 +141,7 @@ func (e *env) watch(ctx context.Context, c *client.Client, again func() error, f
 		if !follow.Transient(err) && !errors.Is(err, io.EOF) || time.Since(lost) > e.patience {
 			return c.Explain("watch", err)
 		}
-		fmt.Fprintf(e.stderr, "drover: %v; trying again\n", strings.TrimSpace(fmt.Sprint(c.Explain("watch", err))))
+		fmt.Fprintf(e.stderr, "drover: %s; trying again\n", term.Line(strings.TrimSpace(fmt.Sprint(c.Explain("watch", err)))))
 		first := 100 * time.Millisecond
 		if later, ok := problem.ComeAgain(err); ok {
 			first = later/2 + rand.N(later) // not together with the others

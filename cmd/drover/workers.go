@@ -10,6 +10,7 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/client"
 	"github.com/droverhq/drover/cmd/drover/internal/problem"
 	"github.com/droverhq/drover/cmd/drover/internal/render"
+	"github.com/droverhq/drover/cmd/drover/internal/term"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -187,7 +188,7 @@ func (e *env) drain(ctx context.Context, names []string, now string, request fun
 			return c.Explain("drain the worker", err)
 		}
 		w := render.NewWorker(answer.GetWorker())
-		fmt.Fprintf(e.stdout, "%s is %s, %d of %d slots taken\n", w.Name, now, w.Running, w.Slots)
+		fmt.Fprintf(e.stdout, "%s is %s, %d of %d slots taken\n", term.Line(w.Name), now, w.Running, w.Slots)
 		return nil
 	})
 }

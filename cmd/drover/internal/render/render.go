@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
-
 	"github.com/droverhq/drover/cmd/drover/internal/term"
 	"github.com/droverhq/drover/core/errs"
 )
@@ -172,8 +170,8 @@ func (p *Printer) document(v any) error {
 	out := b.Bytes()
 	if p.Format == YAML {
 		var err error
-		if out, err = yaml.JSONToYAML(out); err != nil {
-			return fmt.Errorf("encode: %w", err)
+		if out, err = yamlFromJSON(out); err != nil {
+			return err
 		}
 	}
 	if _, err := p.Out.Write(out); err != nil {

@@ -25,14 +25,20 @@ func Widths(header []string, rows [][]string) []int {
 	for _, row := range append([][]string{header}, rows...) {
 		for i, cell := range row {
 			if i < len(w) {
-				w[i] = max(w[i], width(cell))
+				w[i] = max(w[i], width(oneLine(cell)))
 			}
 		}
 	}
 	return w
 }
 
-// WriteTable writes a header and aligned rows. Cells must hold no line breaks.
+// oneLine shows what would break the line of a table: a value must not be able to
+// forge a line.
+func oneLine(s string) string {
+	return strings.NewReplacer("\n", `\n`, "\r", `\r`, "\t", `\t`).Replace(s)
+}
+
+// WriteTable writes a header and aligned rows.
 func WriteTable(out io.Writer, header []string, rows [][]string) error {
 	widths := Widths(header, rows)
 	var b strings.Builder
@@ -49,6 +55,7 @@ func WriteTable(out io.Writer, header []string, rows [][]string) error {
 func AlignRow(row []string, widths []int) string {
 	var b strings.Builder
 	for i, cell := range row {
+		cell = oneLine(cell)
 		b.WriteString(cell)
 		if i < len(row)-1 {
 			b.WriteString(strings.Repeat(" ", max(0, widths[i]-width(cell))) + gutter)
@@ -73,7 +80,7 @@ func WriteFields(out io.Writer, fields []Field) error {
 	var b strings.Builder
 	for _, f := range fields {
 		if f.Value != "" {
-			fmt.Fprintf(&b, "%s:%s%s\n", f.Name, strings.Repeat(" ", room-width(f.Name)+1), f.Value)
+			fmt.Fprintf(&b, "%s:%s%s\n", f.Name, strings.Repeat(" ", room-width(f.Name)+1), oneLine(f.Value))
 		}
 	}
 	if _, err := io.WriteString(out, b.String()); err != nil {

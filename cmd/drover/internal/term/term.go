@@ -11,24 +11,31 @@ import (
 // IsTerminal tells whether a stream is a terminal. Anything that is no file is
 // none.
 func IsTerminal(stream any) bool {
-	f, ok := stream.(*os.File)
-	if !ok {
+	switch s := stream.(type) {
+	case *Terminal:
+		return true
+	case *os.File:
+		_, err := unix.IoctlGetTermios(int(s.Fd()), unix.TCGETS)
+		return err == nil
+	default:
 		return false
 	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }
 
 // Palette colours words, or leaves them as they are. The zero value leaves
 // them.
 type Palette struct {
-	on bool
+	mark string // of the Terminal that lets the colours through; "" is none
 }
 
 // NewPalette returns a palette for a stream: colours only on a terminal, and
 // neither with NO_COLOR (no-color.org), nor on a dumb one, nor when off is set.
 func NewPalette(stream any, getenv func(string) string, off bool) Palette {
-	return Palette{!off && getenv("NO_COLOR") == "" && getenv("TERM") != "dumb" && IsTerminal(stream)}
+	t, ok := stream.(*Terminal)
+	if !ok || off || getenv("NO_COLOR") != "" || getenv("TERM") == "dumb" {
+		return Palette{}
+	}
+	return Palette{t.mark}
 }
 
 // Colour is the number of an SGR foreground colour.
@@ -46,8 +53,8 @@ const (
 
 // Paint returns s in a colour, or s itself.
 func (p Palette) Paint(c Colour, s string) string {
-	if !p.on || c == Plain {
+	if p.mark == "" || c == Plain {
 		return s
 	}
-	return "\x1b[" + string(c) + "m" + s + "\x1b[0m"
+	return p.mark + string(c) + "m" + s + p.mark + "0m"
 }
