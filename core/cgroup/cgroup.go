@@ -79,6 +79,7 @@ type Manager struct {
 // spare is an empty group that waits for its next attempt.
 type spare struct {
 	dir    string
+	uid    int     // of its jobs
 	events *events // nil with v1
 }
 

@@ -28,6 +28,7 @@ type Group struct {
 	unified  bool         // dir is a v2 cgroup
 	limits   []controlDir // folders that were made for limits, v1 only
 	limited  bool
+	uid      int // of the job
 	reopened bool
 	events   *events     // of dir, if that is a v2 cgroup
 	base     Usage       // what former attempts in this folder had used; of limited groups only
@@ -38,10 +39,11 @@ type Group struct {
 // controlDir is a group's folder in the tree of a v1 controller.
 type controlDir struct{ controller, dir string }
 
-// Acquire returns an empty group with these limits. It takes microseconds when
-// a group is free and the limits are zero; otherwise folders are made. Answers
+// Acquire returns an empty group with these limits for a job of that user; -1 is
+// the user of this process. It takes microseconds when a group is free that had a
+// job of the same user, and the limits are zero; otherwise folders are made. Answers
 // LIMIT_UNSUPPORTED as Check does.
-func (m *Manager) Acquire(l job.Limits) (*Group, error) {
+func (m *Manager) Acquire(l job.Limits, uid int) (*Group, error) {
 	const op = "acquire cgroup"
 	if err := m.Check(l); err != nil {
 		return nil, err
@@ -49,8 +51,11 @@ func (m *Manager) Acquire(l job.Limits) (*Group, error) {
 	if m.mode == ModeNone {
 		return &Group{m: m}, nil
 	}
-	g := &Group{m: m, unified: m.mode != ModeV1, limited: l != job.Limits{}}
-	s, name := m.take(g.limited)
+	if uid < 0 {
+		uid = os.Getuid()
+	}
+	g := &Group{m: m, unified: m.mode != ModeV1, limited: l != job.Limits{}, uid: uid}
+	s, name := m.take(g.limited, uid)
 	g.dir, g.events = s.dir, s.events
 	if g.dir == "" {
 		g.dir = filepath.Join(m.base, name)
@@ -79,16 +84,18 @@ func (m *Manager) Acquire(l job.Limits) (*Group, error) {
 }
 
 // take gives a spare folder, or the name of one to make. A limited group in v2
-// gets a folder of its own, because its counters start at 0 only once.
-func (m *Manager) take(limited bool) (spare, string) {
+// gets a folder of its own, because its counters start at 0 only once. Files of the
+// folder that one user still has open are of no use against another (P19).
+func (m *Manager) take(limited bool, uid int) (spare, string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	fresh := limited && m.mode != ModeHybrid
-	if n := len(m.spares); n > 0 && !fresh {
-		s := m.spares[n-1]
-		m.spares = m.spares[:n-1]
-		m.used[s.dir] = true
-		return s, ""
+	for i := len(m.spares) - 1; i >= 0 && !fresh; i-- {
+		if s := m.spares[i]; s.uid == uid {
+			m.spares = slices.Delete(m.spares, i, i+1)
+			m.used[s.dir] = true
+			return s, ""
+		}
 	}
 	m.made++
 	name := m.instance + "-" + strconv.FormatUint(m.made, 10)
@@ -207,14 +214,13 @@ func (g *Group) Release() error {
 		g.discard()
 		return nil
 	}
-	s := spare{dir: g.dir, events: g.events}
-	kept := g.m.give(s)
+	surplus := g.m.give(spare{dir: g.dir, events: g.events, uid: g.uid})
 	for _, c := range g.limits {
 		g.m.remove(c.dir)
 	}
-	if !kept {
-		s.close()
-		g.m.remove(g.dir)
+	if surplus.dir != "" {
+		surplus.close()
+		g.m.remove(surplus.dir)
 	}
 	return nil
 }
@@ -229,16 +235,22 @@ func (g *Group) discard() {
 	g.m.sweep()
 }
 
-// give puts a folder into the pool unless that is full.
-func (m *Manager) give(s spare) bool {
+// give puts a folder into the pool. It returns one that is to be removed: the one
+// that has waited longest, so that users who have left do not keep the pool full.
+func (m *Manager) give(s spare) (surplus spare) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closed || len(m.spares) >= m.cfg.Spares {
-		return false
+	if m.closed {
+		return s
 	}
 	delete(m.used, s.dir)
 	m.spares = append(m.spares, s)
-	return true
+	if len(m.spares) > m.cfg.Spares {
+		surplus = m.spares[0]
+		m.spares = slices.Delete(m.spares, 0, 1)
+		m.used[surplus.dir] = true
+	}
+	return surplus
 }
 
 // remove removes a folder, or notes that it is to be removed: a thread that

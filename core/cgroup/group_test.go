@@ -48,6 +48,49 @@ func TestAGroupIsUsedAgainOnceItIsEmpty(t *testing.T) {
 	})
 }
 
+// TestP19_FreeGroup_ServesJobsOfOneUserOnly: what a job has open of its group, and
+// what it has set there, is for jobs of its own user at most.
+func TestP19_FreeGroup_ServesJobsOfOneUserOnly(t *testing.T) {
+	t.Parallel()
+	inEveryMode(t, func(t *testing.T, m *Manager) {
+		names := map[string]int{}
+		for _, uid := range []int{-1, 1, 65534, 1, -1, os.Getuid(), 65534} {
+			g, err := m.Acquire(job.Limits{}, uid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if uid < 0 {
+				uid = os.Getuid()
+			}
+			if of, used := names[g.Name()]; used && of != uid && g.Name() != "" {
+				t.Errorf("a job of user %d got the group of user %d", uid, of)
+			}
+			names[g.Name()] = uid
+			if err := g.Release(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if m.Mode() != ModeNone && len(names) != 3 {
+			t.Errorf("%d groups were made for three users", len(names))
+		}
+	})
+}
+
+// TestUsersWhoAreGoneDoNotKeepThePoolFull: the newest free groups stay.
+func TestUsersWhoAreGoneDoNotKeepThePoolFull(t *testing.T) {
+	t.Parallel()
+	m := &Manager{cfg: Config{Spares: 2}, used: map[string]bool{}}
+	var surplus []string
+	for _, s := range []spare{{dir: "a", uid: 1}, {dir: "b", uid: 1}, {dir: "c", uid: 2}, {dir: "d", uid: 2}} {
+		if old := m.give(s); old.dir != "" {
+			surplus = append(surplus, old.dir)
+		}
+	}
+	if !slices.Equal(surplus, []string{"a", "b"}) {
+		t.Errorf("%v left the pool", surplus)
+	}
+}
+
 // The kernel kills what is born into a group that was killed before.
 func TestAKilledGroupIsNotUsedAgain(t *testing.T) {
 	t.Parallel()
@@ -297,7 +340,7 @@ func BenchmarkAcquire(b *testing.B) {
 	defer m.Close()
 	b.Run("acquire", func(b *testing.B) {
 		for b.Loop() {
-			g, err := m.Acquire(job.Limits{})
+			g, err := m.Acquire(job.Limits{}, -1)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -310,7 +353,7 @@ func BenchmarkAcquire(b *testing.B) {
 	})
 	b.Run("acquire+release", func(b *testing.B) {
 		for b.Loop() {
-			g, err := m.Acquire(job.Limits{})
+			g, err := m.Acquire(job.Limits{}, -1)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -325,7 +368,7 @@ func BenchmarkAcquire(b *testing.B) {
 			b.Skip("limits are not supported here")
 		}
 		for b.Loop() {
-			g, err := m.Acquire(l)
+			g, err := m.Acquire(l, -1)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -138,7 +138,7 @@ func TestLimitsThatTheHostCannotKeepAreRefused(t *testing.T) {
 		"limits.memory_bytes": {Memory: 1 << 30},
 		"limits.pids":         {Pids: 10},
 	} {
-		for _, err := range []error{m.Check(l), second(m.Acquire(l))} {
+		for _, err := range []error{m.Check(l), second(m.Acquire(l, -1))} {
 			var e *errs.Error
 			if !errors.As(err, &e) || e.Kind != errs.Invalid || e.Reason != job.ReasonLimit || e.Field != field || e.Hint == "" {
 				t.Errorf("%s: %#v", field, err)

@@ -71,7 +71,7 @@ func open(t *testing.T, cfg Config) *Manager {
 
 func acquire(t *testing.T, m *Manager, l job.Limits) *Group {
 	t.Helper()
-	g, err := m.Acquire(l)
+	g, err := m.Acquire(l, -1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -109,7 +109,7 @@ func TestFinishOnAFullDiskCanBeTriedAgain(t *testing.T) {
 	}
 	<-w.Drained(key)
 	full.Store(true)
-	if _, _, err := w.Finish(context.Background(), key); err == nil {
+	if _, _, err := w.Finish(context.Background(), key, true); err == nil {
 		t.Fatal("sealed on a full disk")
 	}
 	if err := w.Remove(key); err == nil {

@@ -46,7 +46,11 @@ func (s *Store) Drained(key job.Key) <-chan struct{} {
 
 // Finish seals an attempt: sizes and sums are final, END becomes visible, the
 // lanes go back. It hashes what is left and may read the segments for that.
-func (s *Store) Finish(ctx context.Context, key job.Key) (stdout, stderr job.Stream, err error) {
+//
+// alone says that no process of the attempt is left, and that none could have left
+// a reader with somebody else by accident: only then may another job of the
+// worker's user have the pipes (P19). All others are removed.
+func (s *Store) Finish(ctx context.Context, key job.Key, alone bool) (stdout, stderr job.Stream, err error) {
 	s.mu.Lock()
 	a := s.attempts[key]
 	s.mu.Unlock()
@@ -55,14 +59,26 @@ func (s *Store) Finish(ctx context.Context, key job.Key) (stdout, stderr job.Str
 	}
 	s.part(a)
 	sums, err := s.seal(ctx, a)
+	if used := s.finish(a, sums, err, alone); used != nil {
+		used.remove()
+	}
+	if err != nil {
+		return stdout, stderr, err
+	}
+	return sums[0], sums[1], nil
+}
+
+// finish makes what was sealed visible, or goes on after an error. It returns a lane
+// that is not to be used again.
+func (s *Store) finish(a *attempt, sums [2]job.Stream, err error, alone bool) (used *lane) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
 		s.rejoin(a)
-		return stdout, stderr, err
+		return nil
 	}
 	a.finished = true
-	s.detach(a)
+	used = s.detach(a, alone)
 	for i, st := range a.streams {
 		st.sha256, st.sealed, st.hash = sums[i].SHA256, true, nil
 		if st.private != nil { // it did not come to its end
@@ -72,7 +88,7 @@ func (s *Store) Finish(ctx context.Context, key job.Key) (stdout, stderr job.Str
 		st.notify()
 	}
 	s.reclaim()
-	return sums[0], sums[1], nil
+	return used
 }
 
 // part takes an attempt's pipes away from the mover, and waits for the move that
@@ -133,27 +149,36 @@ func (s *Store) seal(ctx context.Context, a *attempt) (sums [2]job.Stream, err e
 	return sums, s.writeEnds(a, left, sums)
 }
 
-// detach takes the lane of a finished attempt back; s.mu is held.
-func (s *Store) detach(a *attempt) {
+// detach takes the lane of a finished attempt back, or returns it to be removed;
+// s.mu is held.
+func (s *Store) detach(a *attempt, alone bool) (used *lane) {
 	l := a.lane
 	if l == nil {
-		return
+		return nil
 	}
-	a.lane = nil
-	for i, st := range a.streams {
-		delete(s.byToken, l.tokens[i])
-		delete(s.blocked, st)
-		st.fd = -1
+	s.unlist(a)
+	if l.once || !alone || !a.streams[0].eof || !a.streams[1].eof {
+		return l
 	}
-	switch {
-	case !a.streams[0].eof || !a.streams[1].eof:
-		l.remove() // somebody may still hold it: never used again
-		return
-	case l.grown || len(s.free) >= openLanes:
+	if l.grown || len(s.free) >= openLanes {
 		l.close()
 		l.grown = false
 	}
 	s.free = append(s.free, l)
+	return nil
+}
+
+// unlist ends the mover's interest in the lane of an attempt; s.mu is held.
+func (s *Store) unlist(a *attempt) {
+	if a.lane == nil {
+		return
+	}
+	for i, st := range a.streams {
+		delete(s.byToken, a.lane.tokens[i])
+		delete(s.blocked, st)
+		st.fd = -1
+	}
+	a.lane = nil
 }
 
 // Remove forgets the output of a finished attempt, or of one that was never

@@ -38,7 +38,7 @@ func TestP8FinishWaitsForTheMoverToLetGo(t *testing.T) {
 	<-moving
 	done := make(chan job.Stream, 1)
 	go func() {
-		stdout, _, err := w.Finish(t.Context(), key)
+		stdout, _, err := w.Finish(t.Context(), key, true)
 		if err != nil {
 			t.Error(err)
 		}

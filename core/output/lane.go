@@ -13,19 +13,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lane is a reusable pair of named pipes. The store holds only read ends, from
-// the first job to the last: a pipe hangs up exactly while no process holds the
-// other side (P8).
+// lane is a pair of named pipes. The store holds only read ends, from the first
+// job to the last: a pipe hangs up exactly while no process holds the other side
+// (P8). Nothing tells the store of other readers, so a lane serves a second job
+// only where none can be left (P19, see Finish).
 type lane struct {
 	number int
 	paths  Lanes
 	fds    [2]int   // -1 while they are not open
 	tokens [2]int32 // by which epoll speaks of them; 0 while it does not listen
-	given  bool     // belongs to another user than the worker
 	grown  bool     // holds more than a new pipe
+	once   bool     // serves this attempt and no other
 }
 
-func makeLane(dir string, number int) (*lane, error) {
+// makeLane makes new pipes for a job of the given user, who may reopen them through
+// /dev/stdout and /dev/stderr.
+func makeLane(dir string, number int, o Options) (*lane, error) {
 	base := filepath.Join(dir, strconv.Itoa(number))
 	l := Lanes{Stdout: base + ".out", Stderr: base + ".err"}
 	for _, p := range []string{l.Stdout, l.Stderr} {
@@ -37,8 +40,14 @@ func makeLane(dir string, number int) (*lane, error) {
 		if err := syscall.Mkfifo(p, 0o600); err != nil {
 			return nil, fmt.Errorf("make the pipe %s: %w", p, err)
 		}
+		if o.own() {
+			continue
+		}
+		if err := os.Chown(p, o.UID, o.GID); err != nil {
+			return nil, fmt.Errorf("change the owner of the pipe %s: %w", p, errors.Join(err, os.Remove(p)))
+		}
 	}
-	return &lane{number: number, paths: l, fds: [2]int{-1, -1}}, nil
+	return &lane{number: number, paths: l, fds: [2]int{-1, -1}, once: !o.own()}, nil
 }
 
 func openLane(paths Lanes) (*lane, error) {
@@ -46,7 +55,8 @@ func openLane(paths Lanes) (*lane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s is not a lane: %w", paths.Stdout, err)
 	}
-	l := &lane{number: number, paths: paths, fds: [2]int{-1, -1}}
+	// What its job did while there was no worker is not known.
+	l := &lane{number: number, paths: paths, fds: [2]int{-1, -1}, once: true}
 	return l, l.open()
 }
 
@@ -63,32 +73,6 @@ func (l *lane) open() error {
 		}
 		l.fds[i] = fd
 	}
-	return nil
-}
-
-// prepare makes a free lane ready for a job of the given user.
-func (l *lane) prepare(uid, gid int) error {
-	if err := l.give(uid, gid); err != nil {
-		return err
-	}
-	return l.open()
-}
-
-// give hands the pipes to the user that the job runs as, who may reopen them
-// through /dev/stdout and /dev/stderr.
-func (l *lane) give(uid, gid int) error {
-	if uid < 0 && gid < 0 {
-		if !l.given {
-			return nil
-		}
-		uid, gid = os.Getuid(), os.Getgid()
-	}
-	for _, p := range []string{l.paths.Stdout, l.paths.Stderr} {
-		if err := os.Chown(p, uid, gid); err != nil {
-			return fmt.Errorf("change the owner of %s: %w", p, err)
-		}
-	}
-	l.given = uid != os.Getuid() || gid != os.Getgid()
 	return nil
 }
 

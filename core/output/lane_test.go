@@ -1,12 +1,18 @@
 package output_test
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/output"
 )
 
@@ -95,6 +101,103 @@ func TestALaneOfMuchOutputServesTheNextJob(t *testing.T) {
 		}
 		if got := w.read(w.run("echo small"), output.Stdout); got != "small\n" {
 			t.Errorf("stdout %q", got)
+		}
+	}
+}
+
+// stranger is another user than the worker's: only root gives pipes away.
+func stranger() int {
+	if os.Getuid() == 0 {
+		return 54321
+	}
+	return -1
+}
+
+// TestP19_ReaderOfAnEarlierJob_TakesNothing: a reader that a job leaves behind, or a
+// way to open one later, would take lines of the next job, and nothing tells of it.
+func TestP19_ReaderOfAnEarlierJob_TakesNothing(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		uid   int
+		alone bool
+	}{
+		"of another user":                {stranger(), os.Getuid() == 0},
+		"whose processes may be left":    {-1, false},
+		"of another user, with children": {stranger(), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := open(t, output.Config{})
+			key, l := w.take(output.Options{UID: c.uid, GID: c.uid})
+			reader, path := descriptor(t, l.Stdout, syscall.O_RDONLY|syscall.O_NONBLOCK), descriptor(t, l.Stdout, unix.O_PATH)
+			w.NoWriter(key)
+			w.finishAs(key, c.alone)
+			for range 20 {
+				key, l := w.take(output.Options{UID: c.uid, GID: c.uid})
+				later := descriptor(t, "/proc/self/fd/"+strconv.Itoa(path), syscall.O_RDONLY|syscall.O_NONBLOCK)
+				cmd := w.start(l, "echo one; echo two")
+				for _, fd := range []int{reader, later} {
+					if n, err := syscall.Read(fd, make([]byte, 64)); n > 0 {
+						t.Errorf("an earlier job read %d bytes, %v", n, err)
+					}
+				}
+				if err := cmd.Wait(); err != nil {
+					t.Fatal(err)
+				}
+				w.finishAs(key, c.alone)
+				if got := w.read(key, output.Stdout); got != "one\ntwo\n" {
+					t.Errorf("stdout %q", got)
+				}
+			}
+		})
+	}
+}
+
+func descriptor(t *testing.T, path string, flags int) int {
+	t.Helper()
+	fd, err := syscall.Open(path, flags|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	return fd
+}
+
+// finishAs is finish of an attempt that perhaps was not alone with its pipes.
+func (w *world) finishAs(key job.Key, alone bool) {
+	w.t.Helper()
+	<-w.Drained(key)
+	if _, _, err := w.Finish(context.Background(), key, alone); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// TestLanes_OfTheWorkersUser_ServeOneJobAfterAnother: making pipes costs a job as
+// much as all else that the worker does for it.
+func TestLanes_OfTheWorkersUser_ServeOneJobAfterAnother(t *testing.T) {
+	t.Parallel()
+	w := open(t, output.Config{})
+	key, first := w.take(output.Options{})
+	w.NoWriter(key)
+	w.finishAs(key, true)
+	for _, uid := range []int{-1, os.Getuid()} {
+		key, l := w.take(output.Options{UID: uid, GID: -1})
+		if l != first {
+			t.Errorf("a job of user %d got the new pipes %v, want %v", uid, l, first)
+		}
+		w.NoWriter(key)
+		w.finishAs(key, true)
+	}
+	if uid := stranger(); uid >= 0 {
+		key, l := w.take(output.Options{UID: uid, GID: uid})
+		var st syscall.Stat_t
+		if err := syscall.Stat(l.Stdout, &st); err != nil || int(st.Uid) != uid || st.Mode&0o777 != 0o600 {
+			t.Errorf("owner %d, mode %o, want %d, %v", st.Uid, st.Mode, uid, err)
+		}
+		w.NoWriter(key)
+		w.finishAs(key, true)
+		if _, err := os.Stat(l.Stdout); err == nil {
+			t.Errorf("%s is still there", l.Stdout)
 		}
 	}
 }

@@ -167,7 +167,7 @@ func (m *model) finish(p *printer) {
 	case <-time.After(patience):
 		m.t.Fatal("not drained, and no process holds the streams")
 	}
-	stdout, stderr, err := m.store.Finish(context.Background(), p.key)
+	stdout, stderr, err := m.store.Finish(context.Background(), p.key, true)
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -107,7 +107,7 @@ func (w *world) start(l output.Lanes, script string) *exec.Cmd {
 func (w *world) finish(key job.Key) (stdout, stderr job.Stream) {
 	w.t.Helper()
 	<-w.Drained(key)
-	stdout, stderr, err := w.Finish(context.Background(), key)
+	stdout, stderr, err := w.Finish(context.Background(), key, true)
 	if err != nil {
 		w.t.Fatal(err)
 	}

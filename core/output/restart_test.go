@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"syscall"
 	"testing"
 
 	"github.com/droverhq/drover/core/errs"
@@ -115,25 +114,6 @@ func TestP7ALaneIsResumedBeforeItsProcessBegins(t *testing.T) {
 	}
 }
 
-func TestLanesBelongToTheJobsUserAndComeBack(t *testing.T) {
-	t.Parallel()
-	if os.Getuid() != 0 {
-		t.Skip("only root gives files to other users")
-	}
-	w := open(t, output.Config{})
-	for _, c := range []struct{ give, want int }{{12345, 12345}, {-1, 0}, {54321, 54321}, {-1, 0}} {
-		key, l := w.take(output.Options{UID: c.give, GID: c.give})
-		for _, p := range []string{l.Stdout, l.Stderr} {
-			var st syscall.Stat_t
-			if err := syscall.Stat(p, &st); err != nil || int(st.Uid) != c.want || st.Mode&0o777 != 0o600 {
-				t.Errorf("%s has owner %d and mode %o, want %d, %v", p, st.Uid, st.Mode, c.want, err)
-			}
-		}
-		w.NoWriter(key)
-		w.finish(key)
-	}
-}
-
 // TestP8ACutFileIsAnErrorAndNotTheEnd: an end of file of the segment would pass
 // for that of the stream.
 func TestP8ACutFileIsAnErrorAndNotTheEnd(t *testing.T) {
@@ -212,7 +192,7 @@ func TestAnUnknownAttemptHasNothing(t *testing.T) {
 	if _, _, ok := w.Sizes(key); ok || !w.LastWrite(key).IsZero() {
 		t.Error("it has sizes or a time")
 	}
-	if _, _, err := w.Finish(t.Context(), key); errs.KindOf(err) != errs.NotFound {
+	if _, _, err := w.Finish(t.Context(), key, true); errs.KindOf(err) != errs.NotFound {
 		t.Errorf("finished with %v", err)
 	}
 	if err := w.Remove(key); err != nil {

@@ -158,10 +158,15 @@ type extent struct {
 type Options struct {
 	Policy   job.OutputPolicy
 	Limit    uint64 // bytes per stream; 0 is job.DefaultOutputLimit
-	UID, GID int    // owner of the pipes; -1 is the worker's own
+	UID, GID int    // user of the job, who owns the pipes; -1 is the worker's own
 	// Unborn is for Resume: no process may have opened the pipes yet, so that none
 	// holds them proves no end. Once one has, or never will, NoWriter asks for it.
 	Unborn bool
+}
+
+// own tells whether the job runs as the worker's user.
+func (o *Options) own() bool {
+	return (o.UID < 0 || o.UID == os.Getuid()) && (o.GID < 0 || o.GID == os.Getgid())
 }
 
 // Lanes names the two pipes that a job writes to.
@@ -193,7 +198,10 @@ func Open(c Config) (*Store, error) {
 		c.fault = func(string) error { return nil }
 	}
 	for _, d := range []string{"lanes", "segments"} {
-		if err := os.MkdirAll(filepath.Join(c.Dir, d), 0o711); err != nil {
+		// A job has its pipes open and needs no way to them: nobody may open those of
+		// another job of the same user by their names (P19).
+		dir := filepath.Join(c.Dir, d)
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
 			return nil, errs.E("open the output store", errs.Internal, "OUTPUT", err)
 		}
 	}
@@ -261,35 +269,56 @@ func (s *Store) Close() error {
 	return errors.Join(unix.Close(s.epoll), unix.Close(s.wake))
 }
 
-// Take gives an attempt a pair of pipes.
+// Take gives an attempt a pair of pipes: new ones to another user than the worker's.
 func (s *Store) Take(key job.Key, o Options) (Lanes, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.attempts[key] != nil {
-		return Lanes{}, errs.E("take lanes", errs.Exists, "OUTPUT", fmt.Errorf("attempt %v has output already", key))
-	}
 	if free, least := s.disk(); free >= 0 && free < least {
 		return Lanes{}, errs.E("take lanes", errs.Exhausted, job.ReasonDiskFull,
 			fmt.Errorf("%d MiB are free in %s: nothing new is started below %d MiB", free>>20, s.config.Dir, least>>20)).
 			WithHint("make room on the worker's disk")
 	}
-	var l *lane
-	if n := len(s.free); n > 0 {
-		l, s.free = s.free[n-1], s.free[:n-1]
-	} else {
-		s.lanes++
-		var err error
-		if l, err = makeLane(filepath.Join(s.config.Dir, "lanes"), s.lanes); err != nil {
-			return Lanes{}, errs.E("make lanes", errs.Internal, "OUTPUT", err)
+	a, l, number := s.reserve(key, o)
+	if a == nil {
+		return Lanes{}, errs.E("take lanes", errs.Exists, "OUTPUT", fmt.Errorf("attempt %v has output already", key))
+	}
+	var err error
+	if l == nil {
+		l, err = makeLane(filepath.Join(s.config.Dir, "lanes"), number, o)
+	}
+	if err == nil {
+		err = l.open()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		err = s.attach(a, l)
+	}
+	if err != nil {
+		s.unlist(a)
+		delete(s.attempts, key)
+		if l != nil {
+			l.remove()
 		}
+		return Lanes{}, errs.E("make lanes", errs.Internal, "OUTPUT", err)
 	}
-	if err := l.prepare(o.UID, o.GID); err != nil {
-		s.free = append(s.free, l)
-		return Lanes{}, errs.E("give lanes to the job's user", errs.Internal, "OUTPUT", err)
+	return l.paths, nil
+}
+
+// reserve makes the attempt known, with a free lane that it may use or the number of
+// a new one. It returns nothing when the attempt is known already.
+func (s *Store) reserve(key job.Key, o Options) (a *attempt, l *lane, number int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.attempts[key] != nil {
+		return nil, nil, 0
 	}
-	a := newAttempt(key, o)
+	a = newAttempt(key, o)
 	s.attempts[key] = a
-	return l.paths, s.attach(a, l)
+	if n := len(s.free); n > 0 && o.own() {
+		l, s.free = s.free[n-1], s.free[:n-1]
+		return a, l, 0
+	}
+	s.lanes++
+	return a, nil, s.lanes
 }
 
 func newAttempt(key job.Key, o Options) *attempt {

@@ -117,7 +117,7 @@ func TestACgroupTellsWhetherAStartWasForked(t *testing.T) { //nolint:paralleltes
 		t.Fatal(err)
 	}
 	defer m.Close()
-	g, err := m.Acquire(job.Limits{})
+	g, err := m.Acquire(job.Limits{}, -1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -75,10 +75,10 @@ func BenchmarkJobs(b *testing.B) {
 // quickGroups are groups that are always empty.
 type quickGroups struct{}
 
-func (quickGroups) Check(job.Limits) error            { return nil }
-func (quickGroups) Acquire(job.Limits) (Group, error) { return noGroup{}, nil }
-func (quickGroups) Reopen(string) (Group, error)      { return noGroup{}, nil }
-func (quickGroups) Prune() ([]string, error)          { return nil, nil }
+func (quickGroups) Check(job.Limits) error                 { return nil }
+func (quickGroups) Acquire(job.Limits, int) (Group, error) { return noGroup{}, nil }
+func (quickGroups) Reopen(string) (Group, error)           { return noGroup{}, nil }
+func (quickGroups) Prune() ([]string, error)               { return nil, nil }
 
 func cpu() time.Duration {
 	var u syscall.Rusage

@@ -62,9 +62,9 @@ func BindGroups(m *cgroup.Manager) Groups { return boundGroups{m} }
 
 type boundGroups struct{ *cgroup.Manager }
 
-// Acquire returns an empty group with these limits.
-func (b boundGroups) Acquire(l job.Limits) (Group, error) {
-	g, err := b.Manager.Acquire(l)
+// Acquire returns an empty group with these limits for a job of that user.
+func (b boundGroups) Acquire(l job.Limits, uid int) (Group, error) {
+	g, err := b.Manager.Acquire(l, uid)
 	if err != nil {
 		return nil, err
 	}

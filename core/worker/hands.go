@@ -85,7 +85,10 @@ func (h *hands) prepareOne(ctx context.Context, e Prepare) Prepared {
 		return Prepared{Key: e.Key, Refusal: err}
 	}
 	plain := !p.intent.Folder && p.group.Dir() != "" && e.Spec.Limits == (job.Limits{})
-	h.set(&holding{key: e.Key, group: p.group, pin: p.pin, folder: p.intent.Folder, oom: p.oom, plain: plain, start: p})
+	h.set(&holding{
+		key: e.Key, group: p.group, pin: p.pin, folder: p.intent.Folder, oom: p.oom, plain: plain, start: p,
+		alone: p.group.Name() != "" && !e.Spec.DetachChildren,
+	})
 	failpoint.At(failpoint.WorkerPrepared)
 	return Prepared{Key: e.Key, Intent: p.intent}
 }
@@ -170,12 +173,12 @@ func (h *hands) settle(ctx context.Context, e Settle) {
 		case ctx.Err() != nil:
 			// A stop took over, or the worker ends.
 		case drained && empty:
-			f := h.sealed(ctx, x, e.OOM)
+			f := h.sealed(ctx, x, e.OOM, x.alone)
 			h.tell(ctx, Settled{Key: e.Key, Finished: &f})
 		case e.Detach:
 			f := Finished{Key: e.Key, Open: true}
 			if drained {
-				f = h.sealed(ctx, x, e.OOM)
+				f = h.sealed(ctx, x, e.OOM, false)
 				f.Open = true
 			} else {
 				f.Stdout.Size, f.Stderr.Size, _ = h.output.Sizes(e.Key)
@@ -205,7 +208,7 @@ func (h *hands) settleNow(ctx context.Context, e Settle) (Finished, bool) {
 	if empty, err := x.group.Empty(e.StopRequest); err != nil || !empty {
 		return Finished{}, false
 	}
-	return h.sealed(ctx, x, e.OOM), true
+	return h.sealed(ctx, x, e.OOM, x.alone), true
 }
 
 // await waits until nobody writes and no process is left, or until the time is
@@ -242,10 +245,11 @@ func (h *hands) await(ctx context.Context, x *holding, whom StopRequest, until <
 	}
 }
 
-// sealed finishes the output and looks at the group's kills.
-func (h *hands) sealed(ctx context.Context, x *holding, oom bool) Finished {
+// sealed finishes the output and looks at the group's kills. alone tells that the
+// group was found empty and was all there is of the attempt.
+func (h *hands) sealed(ctx context.Context, x *holding, oom, alone bool) Finished {
 	f := Finished{Key: x.key}
-	f.Stdout, f.Stderr, f.Err = h.output.Finish(ctx, x.key)
+	f.Stdout, f.Stderr, f.Err = h.output.Finish(ctx, x.key, alone)
 	if f.Err != nil {
 		f.Stdout.Size, f.Stderr.Size, _ = h.output.Sizes(x.key)
 	} else {
@@ -297,7 +301,7 @@ func (h *hands) finish(ctx context.Context, e Finish) {
 			h.tell(ctx, f)
 			return
 		}
-		h.tell(ctx, h.sealed(ctx, x, e.OOM))
+		h.tell(ctx, h.sealed(ctx, x, e.OOM, false))
 	})
 }
 
@@ -311,7 +315,7 @@ func (h *hands) watch(ctx context.Context, e Watch) {
 			case <-ctx.Done():
 				return
 			}
-			f := h.sealed(ctx, x, false)
+			f := h.sealed(ctx, x, false, false)
 			stdout, stderr = f.Stdout, f.Stderr
 		}
 		if _, empty := h.await(ctx, x, e.StopRequest, nil); empty {

@@ -18,6 +18,7 @@ type holding struct {
 	folder bool   // it has files of its own
 	oom    uint64 // kills of the group before this attempt
 	plain  bool   // a cgroup (v2) without limits, and no files: nothing that takes long
+	alone  bool   // once its group is empty, nobody has anything of it
 
 	mu     sync.Mutex // guards all below
 	start  *prepared  // until the process exists

@@ -34,7 +34,8 @@ type LaneKeeper interface {
 	Resume(job.Key, Lanes, OutputOptions) error
 	NoWriter(job.Key)
 	Drained(job.Key) <-chan struct{}
-	Finish(context.Context, job.Key) (stdout, stderr job.Stream, err error)
+	// Finish seals the output. alone: the lanes may serve another attempt.
+	Finish(ctx context.Context, key job.Key, alone bool) (stdout, stderr job.Stream, err error)
 }
 
 // Meter tells how much an attempt has written, and when last.
@@ -121,7 +122,7 @@ type Group interface {
 // Groups makes groups.
 type Groups interface {
 	Check(job.Limits) error
-	Acquire(job.Limits) (Group, error)
+	Acquire(l job.Limits, uid int) (Group, error)
 	Reopen(name string) (Group, error)
 	// Prune removes what earlier lives left and nobody has reopened; it returns
 	// the groups that cannot go because processes are in them.

@@ -329,12 +329,13 @@ func (p *preparer) workdir(h *prepared, s *job.Spec) (string, error) {
 
 // take takes lanes and group.
 func (p *preparer) take(ctx context.Context, h *prepared, key job.Key, s *job.Spec, u *account, undo *undoer) (Lanes, error) {
-	lanes, err := p.output.Take(key, outputOptions(s, u))
+	o := outputOptions(s, u)
+	lanes, err := p.output.Take(key, o)
 	if err != nil {
 		return lanes, wrapRefusal("output", reasonNoSpace, err)
 	}
 	undo.add(func() { p.giveBack(ctx, key) })
-	h.group, err = p.groups.Acquire(s.Limits)
+	h.group, err = p.groups.Acquire(s.Limits, o.UID)
 	if err != nil {
 		return lanes, wrapRefusal("limits", reasonNoSpace, err)
 	}
@@ -358,7 +359,7 @@ func (p *preparer) giveBack(ctx context.Context, key job.Key) {
 	case <-patience.C:
 	case <-ctx.Done():
 	}
-	if _, _, err := p.output.Finish(ctx, key); err != nil {
+	if _, _, err := p.output.Finish(ctx, key, false); err != nil {
 		p.log.Warn("lanes not given back", "job", key.Job, "attempt", key.Attempt, "error", err)
 	}
 }

@@ -379,7 +379,7 @@ func (o worldOutput) Drained(k job.Key) <-chan struct{} {
 	return gone
 }
 
-func (o worldOutput) Finish(_ context.Context, k job.Key) (stdout, stderr job.Stream, err error) {
+func (o worldOutput) Finish(_ context.Context, k job.Key, _ bool) (stdout, stderr job.Stream, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	x := o.outputs[k]
@@ -455,7 +455,7 @@ func (g worldGroups) Check(l job.Limits) error {
 	return nil
 }
 
-func (g worldGroups) Acquire(job.Limits) (Group, error) {
+func (g worldGroups) Acquire(job.Limits, int) (Group, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.nextCG++

@@ -28,7 +28,7 @@ type files struct {
 // the pipe (P8).
 func (r *Runner) openFiles(s runner.Spec) (*files, error) {
 	f := &files{own: [3]int{-1, -1, -1}, cgroup: -1}
-	if s.Stdin == "" && r.null >= 0 {
+	if s.Stdin == "" && s.Credential == nil && r.null >= 0 {
 		f.fds[0] = uintptr(r.null)
 	} else if err := f.open(0, cmp.Or(s.Stdin, os.DevNull), syscall.O_RDONLY); err != nil {
 		return nil, err

@@ -30,7 +30,7 @@ type Config struct {
 type Runner struct {
 	config Config
 	finder finder
-	null   int // the null device, for jobs without standard input; -1 could not be opened
+	null   int // the null device, for jobs of this process's user without standard input; -1 could not be opened
 
 	mu      sync.Mutex // guards the fields below
 	changed *sync.Cond // a process was registered, a fork ended, or the runner closed
@@ -59,7 +59,8 @@ func New(c Config) *Runner {
 	r := &Runner{
 		config: c, null: -1, byPID: map[int]*proc{}, byID: map[string]*proc{}, forks: map[uint64]struct{}{},
 	}
-	// Shared by all jobs: nothing that one does with it can be seen by another.
+	// Shared by the jobs of one user: flags, owner and locks of a description are seen
+	// by all who have it.
 	if null, err := syscall.Open(os.DevNull, syscall.O_RDONLY|syscall.O_CLOEXEC, 0); err == nil {
 		r.null = null
 	}
