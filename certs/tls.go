@@ -110,7 +110,7 @@ func refuse(err error, format string, args ...any) error {
 // verify checks chain, validity, usage, revocation and identity of a peer.
 func (s *Source) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage) (ID, error) {
 	m := s.material()
-	if err := checkChain(chain, m.trust.pool, usage); err != nil {
+	if err := checkChain(chain, m.trust.pool, usage, time.Now()); err != nil {
 		return ID{}, err
 	}
 	return m.admit(chain, usage)
@@ -134,9 +134,9 @@ func (m *material) admit(chain []*x509.Certificate, usage x509.ExtKeyUsage) (ID,
 }
 
 // checkChain verifies a chain up to a root.
-func checkChain(chain []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage) error {
+func checkChain(chain []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage, now time.Time) error {
 	if _, err := chain[0].Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: poolOf(chain[1:]), KeyUsages: []x509.ExtKeyUsage{usage},
+		Roots: roots, Intermediates: poolOf(chain[1:]), KeyUsages: []x509.ExtKeyUsage{usage}, CurrentTime: now,
 	}); err != nil {
 		return refuse(err, "%s", reason(chain[0], err))
 	}
@@ -217,7 +217,7 @@ func JoinConfig(pin string) *tls.Config {
 func pinned(chain []*x509.Certificate, pin string) (ID, error) {
 	for _, c := range chain[1:] {
 		if c.IsCA && pinOf(c) == pin {
-			if err := checkChain(chain, poolOf([]*x509.Certificate{c}), x509.ExtKeyUsageServerAuth); err != nil {
+			if err := checkChain(chain, poolOf([]*x509.Certificate{c}), x509.ExtKeyUsageServerAuth, time.Now()); err != nil {
 				return ID{}, err
 			}
 			return checkLeaf(chain[0], x509.ExtKeyUsageServerAuth)

@@ -100,7 +100,7 @@ func startFake(t testing.TB, dir string) *fake {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := rpc.NewServer("127.0.0.1:0", source.ServerConfig(), auth.SchedulerTable(), source)
+	server, err := rpc.NewServer("127.0.0.1:0", rpc.ServerConfig{TLS: source.ServerConfig(), Table: auth.SchedulerTable(), Revocations: source})
 	if err != nil {
 		t.Fatal(err)
 	}

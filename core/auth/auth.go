@@ -4,10 +4,10 @@ package auth
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
@@ -19,7 +19,8 @@ import (
 // Identity is who calls, as its certificate says.
 type Identity struct {
 	certs.ID
-	Serial string // hex
+	Serial   string // hex
+	NotAfter time.Time
 }
 
 type contextKey struct{}
@@ -50,7 +51,7 @@ func fromPeer(ctx context.Context) (Identity, bool, error) {
 	if err != nil {
 		return Identity{}, false, fmt.Errorf("certificate refused: %w", err)
 	}
-	return Identity{ID: id, Serial: hex.EncodeToString(leaf.SerialNumber.Bytes())}, true, nil
+	return Identity{ID: id, Serial: certs.Serial(leaf), NotAfter: leaf.NotAfter}, true, nil
 }
 
 // Authorize decides on one call. An RPC without a row is denied; a row with

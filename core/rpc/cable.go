@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/credentials"
+
+	"github.com/droverhq/drover/certs"
 )
 
 // writeBuffer is how much gRPC gathers before it writes, in bytes. It holds the
@@ -52,12 +54,15 @@ func (c *cabled) ClientHandshake(ctx context.Context, authority string, raw net.
 	defer leave()
 	ctx, cancel := context.WithTimeout(ctx, handshakePatience)
 	defer cancel()
+	meet := c.handshakes.meet((*certs.Source).ExpectServer)
 	w := &cable{Conn: raw, buffers: c.buffers}
 	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, w)
 	if err != nil {
 		return nil, nil, err
 	}
-	return &secured{Conn: conn, cable: w}, info, nil
+	s := &secured{Conn: conn, cable: w}
+	meet(s, info)
+	return s, info, nil
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
@@ -67,12 +72,15 @@ func (c *cabled) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 		return nil, nil, err
 	}
 	defer leave()
+	meet := c.handshakes.meet((*certs.Source).ExpectClient)
 	w := &cable{Conn: raw, buffers: c.buffers}
 	conn, info, err := c.TransportCredentials.ServerHandshake(w)
 	if err != nil {
 		return nil, nil, err
 	}
-	return &secured{Conn: conn, cable: w}, info, nil
+	s := &secured{Conn: conn, cable: w}
+	meet(s, info)
+	return s, info, nil
 }
 
 // Clone implements credentials.TransportCredentials.
@@ -88,6 +96,7 @@ type secured struct {
 	net.Conn
 	cable   *cable
 	flushes atomic.Bool // TLS does not know that a write is still under way
+	closed  func()      // called by Close; nil: nobody wants to know
 }
 
 // Write implements net.Conn.
@@ -108,12 +117,19 @@ func (s *secured) Write(p []byte) (int, error) {
 // Close implements net.Conn. As TLS does, it ends a write that is under way and
 // does not wait for it with a farewell: the other side may not be reading.
 func (s *secured) Close() error {
+	if s.closed != nil {
+		s.closed()
+	}
 	defer s.cable.stop()
 	if s.flushes.Load() {
 		return s.cable.Conn.Close()
 	}
 	return s.Conn.Close()
 }
+
+// cut ends the connection below TLS at once: a farewell would wait for a peer that
+// does not read. gRPC meets the error and closes the rest.
+func (s *secured) cut() { _ = s.cable.Conn.Close() } // fails when it is closed already
 
 // SyscallConn implements syscall.Conn, which gRPC sets options of TCP with.
 func (s *secured) SyscallConn() (syscall.RawConn, error) { return s.cable.SyscallConn() }

@@ -2,9 +2,14 @@ package rpc
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 
 	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/core/errs"
@@ -35,9 +40,10 @@ type workerConn struct {
 	conn    *grpc.ClientConn
 }
 
-// NewConnector returns a connector that shows the scheduler's certificate.
-func NewConnector(source *certs.Source) *Connector {
-	return &Connector{source: source, handshakes: NewHandshakes(), byID: map[job.WorkerID]*workerConn{}}
+// NewConnector returns a connector that shows the scheduler's certificate and dials
+// connections that are watched.
+func NewConnector(connections *Connections) *Connector {
+	return &Connector{source: connections.source, handshakes: connections.NewHandshakes(), byID: map[job.WorkerID]*workerConn{}}
 }
 
 // Close closes every connection.
@@ -93,13 +99,29 @@ func (c *Connector) Connect(ctx context.Context, w registry.Worker, term uint64)
 		cancel()
 		return nil, FromStatus("open session with "+w.Name, err)
 	}
-	return &link{stream: stream, cancel: cancel}, nil
+	other := c.source.ExpectServer()
+	if state, ok := tlsState(stream.Context()); !ok || !other.Met(state) {
+		cancel()
+		return nil, errs.E("open session with "+w.Name, errs.Unavailable, "", errors.New("the connection has no certificate"))
+	}
+	return &link{stream: stream, cancel: cancel, peer: other}, nil
+}
+
+// tlsState returns the state of TLS below a stream.
+func tlsState(ctx context.Context) (tls.ConnectionState, bool) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return tls.ConnectionState{}, false
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	return info.State, ok
 }
 
 // link is one Session stream as the scheduler sees it.
 type link struct {
 	stream grpc.BidiStreamingClient[droverv1.SessionRequest, droverv1.SessionResponse]
 	cancel context.CancelFunc
+	peer   *certs.Peer // used by Recv
 }
 
 // Send implements scheduler.Link.
@@ -120,6 +142,10 @@ func (l *link) Recv() (scheduler.Up, error) {
 	f, err := l.stream.Recv()
 	if err != nil {
 		return scheduler.Up{}, FromStatus("read session", err)
+	}
+	// P22: a frame may have come before the connection is closed.
+	if err := l.peer.Check(time.Now()); err != nil {
+		return scheduler.Up{}, errs.E("read session", errs.Unauthenticated, "CERTIFICATE", err)
 	}
 	return upFromProto(f)
 }

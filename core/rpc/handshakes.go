@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
+
+	"github.com/droverhq/drover/certs"
 )
 
 // Bounds of handshakes.
@@ -37,7 +39,8 @@ const (
 // Whoever came last has the most patience left, and is more likely a person. It
 // may be used concurrently.
 type Handshakes struct {
-	turn time.Duration
+	turn        time.Duration
+	connections *Connections // learns of every connection; nil: nobody does
 
 	mu      sync.Mutex // guards the fields below
 	free    int
@@ -59,6 +62,24 @@ func NewHandshakes() *Handshakes { return newHandshakes(handshakesPerCore * runt
 
 func newHandshakes(most int) *Handshakes {
 	return &Handshakes{turn: handshakeTurn, free: most, callers: map[net.Conn]struct{}{}}
+}
+
+// NewHandshakes is the function NewHandshakes for connections that are to be closed
+// when they would not be admitted any more. c may be nil: then nobody closes them.
+func (c *Connections) NewHandshakes() *Handshakes {
+	h := NewHandshakes()
+	h.connections = c
+	return h
+}
+
+// meet begins to watch who a handshake is with. Call what it returns when the
+// handshake is over.
+func (h *Handshakes) meet(expect func(*certs.Source) *certs.Peer) func(*secured, credentials.AuthInfo) {
+	if h.connections == nil {
+		return func(*secured, credentials.AuthInfo) {}
+	}
+	peer := expect(h.connections.source)
+	return func(s *secured, info credentials.AuthInfo) { h.connections.add(s, info, peer) }
 }
 
 // Credentials is the function Credentials with these bounds.

@@ -190,7 +190,7 @@ func handshakePair(t *testing.T) (server, client *certs.Source) {
 func TestASilentCallerHoldsUpNothing(t *testing.T) {
 	t.Parallel()
 	source, viewer := handshakePair(t)
-	server, err := NewServer("127.0.0.1:0", source.ServerConfig(), auth.SchedulerTable(), source)
+	server, err := NewServer("127.0.0.1:0", ServerConfig{TLS: source.ServerConfig(), Table: auth.SchedulerTable(), Revocations: source})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +246,7 @@ func TestOnlySoManyHandshakesGoOnAtOnce(t *testing.T) {
 			}
 		}
 	}
-	server, err := NewServer("127.0.0.1:0", config, auth.SchedulerTable(), source)
+	server, err := NewServer("127.0.0.1:0", ServerConfig{TLS: config, Table: auth.SchedulerTable(), Revocations: source})
 	if err != nil {
 		t.Fatal(err)
 	}

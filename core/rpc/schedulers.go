@@ -104,17 +104,17 @@ type Conn interface {
 }
 
 // DialScheduler makes a lazy connection to a scheduler, or to the active one of
-// several whose addresses are separated by commas.
-func DialScheduler(list string, tlsConfig *tls.Config) (Conn, error) {
+// several whose addresses are separated by commas. h may be that of Connections.
+func (h *Handshakes) DialScheduler(list string, tlsConfig *tls.Config) (Conn, error) {
 	addresses, err := SplitAddresses(list)
 	if err != nil {
 		return nil, err
 	}
 	if len(addresses) == 1 {
-		return Dial(addresses[0], tlsConfig)
+		return h.Dial(addresses[0], tlsConfig)
 	}
 	return NewSchedulers(SchedulersConfig{
-		Addresses: addresses, Dial: func(address string) (*grpc.ClientConn, error) { return Dial(address, tlsConfig) },
+		Addresses: addresses, Dial: func(address string) (*grpc.ClientConn, error) { return h.Dial(address, tlsConfig) },
 	}), nil
 }
 

@@ -57,6 +57,8 @@ type ServerConfig struct {
 	TLS         *tls.Config
 	Table       auth.Table
 	Revocations auth.Revocations
+	// Connections watches those of the server; nil: nobody does.
+	Connections *Connections
 	// May is asked before each call that is allowed; its error is the answer.
 	// nil: always.
 	May func() error
@@ -64,12 +66,12 @@ type ServerConfig struct {
 
 // NewServer listens on address. A port in use is a Precondition error that
 // names it. Register services on Registrar before Run.
-func NewServer(address string, tlsConfig *tls.Config, table auth.Table, revocations auth.Revocations) (*Server, error) {
+func NewServer(address string, c ServerConfig) (*Server, error) {
 	port, err := Listen(address)
 	if err != nil {
 		return nil, err
 	}
-	s := port.newServer(ServerConfig{TLS: tlsConfig, Table: table, Revocations: revocations}).healthy()
+	s := port.newServer(c).healthy()
 	s.listen = port.listen
 	return s, nil
 }
@@ -78,7 +80,7 @@ func (p *Port) newServer(c ServerConfig) *Server {
 	guard := &auth.Guard{Table: c.Table, Revocations: c.Revocations, Status: ToStatus}
 	gate := gate{c.May}
 	crowds := newCrowds()
-	handshakes := NewHandshakes()
+	handshakes := c.Connections.NewHandshakes()
 	s := grpc.NewServer(
 		grpc.Creds(handshakes.Credentials(c.TLS)),
 		grpc.ForceServerCodecV2(Codec()),

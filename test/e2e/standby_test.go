@@ -69,7 +69,7 @@ func newPair(t *testing.T, server *redistest.Server, url string) *pair {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := rpc.DialScheduler(p.Address, source.ClientConfig(certs.RoleScheduler, ""))
+	conn, err := rpc.NewHandshakes().DialScheduler(p.Address, source.ClientConfig(certs.RoleScheduler, ""))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -75,11 +75,12 @@ func (o *SchedulerOptions) check() error {
 // scheduler.
 type schedulerDaemon struct {
 	SchedulerOptions
-	log     *slog.Logger
-	source  *certs.Source
-	ca      *certs.CA
-	port    *rpc.Port
-	address string // that others are told
+	log         *slog.Logger
+	source      *certs.Source
+	connections *rpc.Connections
+	ca          *certs.CA
+	port        *rpc.Port
+	address     string // that others are told
 }
 
 // Scheduler runs the scheduler daemon until ctx ends.
@@ -97,6 +98,7 @@ func Scheduler(ctx context.Context, o SchedulerOptions, log *slog.Logger) (err e
 	if d.source, d.ca, err = schedulerCerts(o, log); err != nil {
 		return err
 	}
+	d.connections = rpc.NewConnections(d.source, log)
 	if d.port, err = rpc.Listen(o.Listen); err != nil {
 		return err
 	}
@@ -109,7 +111,7 @@ func Scheduler(ctx context.Context, o SchedulerOptions, log *slog.Logger) (err e
 		run = d.alone
 	}
 	var g lifecycle.Group
-	g.Stage(map[string]lifecycle.Runner{"certificates": d.source, "memory": resting(log)})
+	g.Stage(map[string]lifecycle.Runner{"certificates": d.source, "connections": d.connections, "memory": resting(log)})
 	g.Stage(map[string]lifecycle.Runner{"scheduler": lifecycle.Func(run)})
 	err = g.Run(ctx)
 	log.Info("scheduler is down")
@@ -129,7 +131,7 @@ func (d *schedulerDaemon) alone(ctx context.Context) (err error) {
 // act is one life of a scheduler. may is asked before each call. begin is called
 // once all is loaded, before the first call is taken.
 func (d *schedulerDaemon) act(ctx context.Context, c scheduler.Config, may func() error, begin func()) (err error) {
-	workers := rpc.NewConnector(d.source)
+	workers := rpc.NewConnector(d.connections)
 	defer func() { err = errors.Join(err, workers.Close()) }()
 	if local, ok := c.Store.(interface{ Room() error }); ok { // Redis refuses writes by itself
 		c.Room = local.Room
@@ -160,7 +162,9 @@ func (d *schedulerDaemon) act(ctx context.Context, c scheduler.Config, may func(
 }
 
 func (d *schedulerDaemon) serving(may func() error) rpc.ServerConfig {
-	return rpc.ServerConfig{TLS: d.source.ServerConfig(), Table: auth.SchedulerTable(), Revocations: d.source, May: may}
+	return rpc.ServerConfig{
+		TLS: d.source.ServerConfig(), Table: auth.SchedulerTable(), Revocations: d.source, Connections: d.connections, May: may,
+	}
 }
 
 // tellAddress writes where it listens.

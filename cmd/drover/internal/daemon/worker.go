@@ -61,6 +61,8 @@ type parts struct {
 	server  *rpc.Server
 	conn    interface{ Close() error }
 	renewer *certs.Renewer
+
+	connections *rpc.Connections
 }
 
 // Worker runs the worker daemon. When ctx ends it drains and leaves for good;
@@ -79,7 +81,7 @@ func Worker(ctx, now context.Context, o WorkerOptions, log *slog.Logger) (err er
 	log.Info("worker is up", "address", p.server.Address(), "name", p.source.ID().Name, "cgroups", p.groups.Mode(), "version", o.Version)
 	var g lifecycle.Group
 	g.Stage(map[string]lifecycle.Runner{
-		"certificates": p.source, "output": p.output, "scripts": p.scripts, "plugins": p.host, "memory": resting(log),
+		"certificates": p.source, "connections": p.connections, "output": p.output, "scripts": p.scripts, "plugins": p.host, "memory": resting(log),
 	})
 	g.Stage(map[string]lifecycle.Runner{"worker": p.worker, "renewal": p.renewer})
 	g.Stage(map[string]lifecycle.Runner{"server": p.server})
@@ -208,14 +210,17 @@ func dataTag(data string) string {
 }
 
 func (p *parts) buildWorker(o WorkerOptions, policy worker.Policy, state *journal.State, feed *worker.Feed, boot string, log *slog.Logger) error {
-	conn, err := rpc.DialScheduler(o.Scheduler, p.source.ClientConfig(certs.RoleScheduler, ""))
+	p.connections = rpc.NewConnections(p.source, log)
+	conn, err := p.connections.NewHandshakes().DialScheduler(o.Scheduler, p.source.ClientConfig(certs.RoleScheduler, ""))
 	if err != nil {
 		return err
 	}
 	p.conn = conn
 	members := rpc.NewMembership(conn)
 	p.renewer = &certs.Renewer{Source: p.source, Renew: members.Renew, Log: log}
-	if p.server, err = rpc.NewServer(o.Listen, p.source.ServerConfig(), auth.WorkerTable(), p.source); err != nil {
+	if p.server, err = rpc.NewServer(o.Listen, rpc.ServerConfig{
+		TLS: p.source.ServerConfig(), Table: auth.WorkerTable(), Revocations: p.source, Connections: p.connections,
+	}); err != nil {
 		return err
 	}
 	address, err := advertised(o.Advertise, p.server.Address())
