@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -120,6 +121,9 @@ func newContextAdd(e *env) *cobra.Command {
 			var err error
 			if t.Certs, err = filepath.Abs(t.Certs); err != nil {
 				return fmt.Errorf("find the certificate folder: %w", err)
+			}
+			if !utf8.ValidString(t.Address + t.Certs) {
+				return problem.UsageError(verb(cmd), "address %q or folder %q is not UTF-8", t.Address, t.Certs)
 			}
 			file := client.ConfigFile(e.getenv)
 			all, err := client.LoadContexts(file)

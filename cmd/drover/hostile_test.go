@@ -178,6 +178,11 @@ func (s *shared) Write(p []byte) (int, error) {
 
 // play runs one command line with a terminal on both outputs.
 func (f *fake) play(args []string) string {
+	out, _ := f.playCode(args)
+	return out
+}
+
+func (f *fake) playCode(args []string) (string, problem.Code) {
 	var out shared
 	screen := term.NewTerminal(&out)
 	vars := f.environment(map[string]string{"TERM": "xterm"})
@@ -187,8 +192,8 @@ func (f *fake) play(args []string) string {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	run(ctx, e, args)
-	return out.String()
+	code := run(ctx, e, args)
+	return out.String(), code
 }
 
 // TestNoVerbLetsTheClusterSteerTheTerminal walks every verb in every format, with

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
@@ -251,8 +252,11 @@ func (r *request) environment(e *env, verb string) (map[string]string, error) {
 // setEnv takes K=V, or K for the caller's own value.
 func setEnv(e *env, verb, pair string, all map[string]string) error {
 	k, v, ok := strings.Cut(pair, "=")
-	if k == "" {
+	switch {
+	case k == "":
 		return problem.UsageError(verb, "%q is not an environment variable as K=V", pair)
+	case !utf8.ValidString(pair):
+		return problem.UsageError(verb, "the environment variable %q is not UTF-8", pair)
 	}
 	if !ok {
 		if v = e.getenv(k); v == "" {

@@ -86,6 +86,7 @@ func connect(list string, config *tls.Config, reason func(error) string, version
 	} else if c.conn, err = dial(addresses[0]); err != nil {
 		return nil, err
 	}
+	c.conn = textConn{c.conn}
 	c.SchedulerServiceClient, c.Certificates = droverv1.NewSchedulerServiceClient(c.conn), droverv1.NewCertificateServiceClient(c.conn)
 	return c, nil
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/pflag"
 
@@ -53,7 +54,21 @@ func (l *Loader) Load(fs *pflag.FlagSet, file string) (Origin, error) {
 		}
 		origin[f.Name], failure = l.fill(f, file, values)
 	})
+	if failure == nil {
+		failure = l.checkText(fs)
+	}
 	return origin, failure
+}
+
+// checkText refuses values that are not UTF-8: what a daemon tells others is text.
+func (l *Loader) checkText(fs *pflag.FlagSet) error {
+	var failure error
+	fs.VisitAll(func(f *pflag.Flag) {
+		if text := f.Value.String(); failure == nil && !l.skip(f) && !utf8.ValidString(text) {
+			failure = errs.Field("read configuration", "--"+f.Name, "CONFIG_VALUE", "%q is not UTF-8", text)
+		}
+	})
+	return failure
 }
 
 // fill sets one flag and tells its origin.

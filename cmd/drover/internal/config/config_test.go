@@ -116,3 +116,29 @@ func TestBadEnvironmentNamesTheVariable(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestASettingThatIsNotTextIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, load := range map[string]func() error{
+		"flag": func() error {
+			f, _ := flags(t, "--label", "zone=\xff")
+			_, err := loader(nil, "").Load(f, "")
+			return err
+		},
+		"environment": func() error {
+			f, _ := flags(t)
+			_, err := loader(map[string]string{"DROVER_WORKER_LABEL": "zone=\xff"}, "").Load(f, "")
+			return err
+		},
+		"file": func() error {
+			f, _ := flags(t)
+			_, err := loader(nil, "label: {zone: \xff}\n").Load(f, "w.yaml")
+			return err
+		},
+	} {
+		err := load()
+		if errs.KindOf(err) != errs.Invalid || !strings.Contains(err.Error(), "UTF-8") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

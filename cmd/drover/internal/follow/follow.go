@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/droverhq/drover/cmd/drover/internal/problem"
+	"github.com/droverhq/drover/core/errs"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -172,11 +174,19 @@ func (r *reader) mayRetry(err error) bool {
 	return Transient(err)
 }
 
+// unencodable begins the messages of gRPC, on either side, about a message that
+// cannot be encoded: it cannot be the next time either.
+const unencodable = "grpc: error while marshaling"
+
 // Transient tells whether a status speaks of the connection or of a moment
 // rather than of the request.
 func Transient(err error) bool {
 	var sink *SinkError
-	if errors.As(err, &sink) {
+	var own *errs.Error
+	if errors.As(err, &sink) || errors.As(err, &own) && own.Kind == errs.Invalid {
+		return false
+	}
+	if st, ok := problem.Status(err); ok && strings.HasPrefix(st.Message(), unencodable) {
 		return false
 	}
 	switch status.Code(err) {

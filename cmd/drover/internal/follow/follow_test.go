@@ -20,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/droverhq/drover/cmd/drover/internal/follow"
+	"github.com/droverhq/drover/core/errs"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -337,4 +338,21 @@ func TestAnyCutsGiveTheSameBytes(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestAMessageThatCannotBeEncodedIsNotTriedAgain: INTERNAL is a passing fault only
+// when it speaks of the connection.
+func TestAMessageThatCannotBeEncodedIsNotTriedAgain(t *testing.T) {
+	t.Parallel()
+	for message, want := range map[string]bool{
+		"grpc: error while marshaling: string field contains invalid UTF-8": false,
+		"stream terminated by RST_STREAM with error code: INTERNAL_ERROR":   true,
+	} {
+		if got := follow.Transient(status.Error(codes.Internal, message)); got != want {
+			t.Errorf("%q: %v, want %v", message, got, want)
+		}
+	}
+	if follow.Transient(errs.Field("send the request", "args[0]", "USAGE", "it is not UTF-8")) {
+		t.Error("a request that was refused here is sent again")
+	}
 }

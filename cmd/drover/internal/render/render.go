@@ -39,7 +39,7 @@ func ParseFormat(s string) (Format, error) {
 		return Table, nil
 	}
 	if !slices.Contains(Formats(), s) {
-		return "", errs.Field("choose the output format", "-o", "FORMAT", "%q is none of %s", s, strings.Join(Formats(), ", "))
+		return "", errs.Field("choose the output format", "-o", "USAGE", "%q is none of %s", s, strings.Join(Formats(), ", "))
 	}
 	return Format(s), nil
 }
