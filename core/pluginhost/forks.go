@@ -31,7 +31,14 @@ type unnamed struct {
 	mark   string // DROVER_MARK=... of it; "" when that alone is no proof
 	trace  string // the same; whoever has it shows that the job has begun
 	cgroup string // its folder, or ""
+	uid    int    // of the job
 	noted  uint64 // it is not older than this, in ticks
+}
+
+// fits tells whether a process can be of the start at all. An environment can be
+// copied, by another job of the same user or by an earlier attempt of the same job.
+func (u *unnamed) fits(pid int, st pidfd.Stat) bool {
+	return st.Ticks >= u.noted && (u.cgroup == "" || within(pid, u.cgroup))
 }
 
 // named is a process that was found.
@@ -111,7 +118,10 @@ func (p *hosted) unnamed(proc *process, left runner.Journal, ids []string) map[s
 func (g *given) unnamed(noted uint64, foreign bool) unnamed {
 	u := unnamed{
 		env: strings.Join(g.start.GetEnv(), "\x00") + "\x00", cgroup: g.start.GetCgroup(),
-		trace: g.mark, noted: noted,
+		trace: g.mark, noted: noted, uid: os.Getuid(),
+	}
+	if c := g.start.GetCredential(); c != nil {
+		u.uid = int(c.GetUid())
 	}
 	if !foreign && u.cgroup != "" {
 		u.mark = g.mark
@@ -166,7 +176,7 @@ func look(r *record, want map[string]unnamed, known map[named]bool) view {
 		if gone != nil {
 			continue // its parent has reaped it, and that is not this process
 		}
-		if id, ok := owner(pid, self, env, want); ok {
+		if id, ok := owner(pid, self, env, st, want); ok {
 			v.belongs(id, named{pid, st.Ticks}, st.Session == pid)
 			continue
 		}
@@ -214,7 +224,7 @@ func (v *view) weigh(pid int, env []byte, st pidfd.Stat, want map[string]unnamed
 	}
 	for id, u := range want {
 		switch {
-		case st.Ticks < u.noted, u.cgroup != "" && !within(pid, u.cgroup):
+		case !u.fits(pid, st):
 		case !zombie && len(env) == 0:
 			v.forked = true // it is about to execute a program
 		default:
@@ -247,20 +257,14 @@ func holds(env, variable []byte) bool {
 
 // owner tells whose process one is. A zombie has no environment; that of a job is a
 // child of this process, and its cgroup tells.
-func owner(pid, self int, env []byte, want map[string]unnamed) (id string, ok bool) {
-	if len(env) > 0 {
-		for id, u := range want {
-			if u.env == string(env) || u.mark != "" && holds(env, []byte(u.mark)) {
-				return id, true
-			}
-		}
-		return "", false
-	}
-	if st, err := pidfd.ReadStat(pid); err != nil || st.State != 'Z' || st.Forked || st.Parent != self {
-		return "", false
-	}
+func owner(pid, self int, env []byte, st pidfd.Stat, want map[string]unnamed) (id string, ok bool) {
+	zombie := len(env) == 0 && st.State == 'Z' && !st.Forked && st.Parent == self
 	for id, u := range want {
-		if u.cgroup != "" && within(pid, u.cgroup) {
+		match := u.env == string(env) || u.mark != "" && holds(env, []byte(u.mark))
+		if len(env) == 0 {
+			match = zombie && u.cgroup != ""
+		}
+		if match && u.fits(pid, st) && runsAs(pid, u.uid) {
 			return id, true
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -63,19 +62,23 @@ type process struct {
 	info    *runnerv1.GetInfoResponse
 }
 
-// launch starts one version of a plugin from a private copy of the bytes that were
-// verified. trial marks a process that is not to have jobs yet.
+// launch starts one version of a plugin: the very bytes that were verified. trial
+// marks a process that is not to have jobs yet.
 func (h *Host) launch(ctx context.Context, m Manifest, trial bool) (*process, error) {
 	name := m.Name
 	bin, err := h.binary(m)
 	if err != nil {
 		return nil, err
 	}
+	defer bin.Close()
 	dir, err := h.runFolder(name)
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(bin)
+	cmd, err := command(bin)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
 	cmd.Env = []string{
 		runner.DirVariable + "=" + dir, runner.IdleVar + "=" + h.config.Idle.String(), plugin.EnvUnixSocketDir + "=" + dir,
 	}
@@ -207,26 +210,6 @@ func connect(ctx context.Context, client *plugin.Client) (*process, error) {
 	return &process{client: client, api: api, info: info}, nil
 }
 
-// binary is the program of one version: what lies in the plugin folder or, when
-// another version lies there by now, the copy of it that is kept.
-func (h *Host) binary(m Manifest) (string, error) {
-	f, found, err := openVerified(h.config.Dir, m.Name)
-	if err == nil {
-		defer f.Close()
-		if found.SHA256 == m.SHA256 {
-			return h.privateCopy(f, m.SHA256)
-		}
-	}
-	kept := filepath.Join(h.config.State, "bin", m.SHA256)
-	if sum, missing := sumOf(kept); missing == nil && sum == m.SHA256 {
-		return kept, nil
-	}
-	if err == nil {
-		err = fmt.Errorf("version %s of %s lies in the plugin folder, and no copy of version %s is kept", found.Version, m.Name, m.Version)
-	}
-	return "", err
-}
-
 // hangUp closes the connection to a plugin process that is gone. A call that was made
 // in its last moments has begun to connect again, and would try for ever.
 func (p *process) hangUp() {
@@ -239,25 +222,6 @@ func (p *process) hangUp() {
 func (h *Host) discard(p *process) {
 	p.client.Kill()
 	h.forget(&p.record)
-}
-
-// privateCopy is State/bin/SHA, made from the open file that was hashed.
-func (h *Host) privateCopy(f *os.File, sum string) (string, error) {
-	path := filepath.Join(h.config.State, "bin", sum)
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return "", fmt.Errorf("copy the plugin: %w", err)
-	}
-	copied, err := writeExecutable(filepath.Dir(path), 0o500, f)
-	if err != nil {
-		return "", fmt.Errorf("copy the plugin: %w", err)
-	}
-	if err := os.Rename(copied, path); err != nil {
-		return "", fmt.Errorf("copy the plugin: %w", err)
-	}
-	return path, nil
 }
 
 // runFolder is a fresh 0700 folder for socket, journal and log of one plugin

@@ -317,7 +317,7 @@ func check(f *os.File, path, name string) (m Manifest, err error) {
 	if !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
 		return m, refuse("PLUGIN_FILE", "%s is not an executable file", path)
 	}
-	if err := trusted(path, info); err != nil {
+	if err := trusted(path, info, false); err != nil {
 		return m, err
 	}
 	if err := trustedFolders(filepath.Dir(path)); err != nil {
@@ -354,17 +354,10 @@ func sumFrom(r io.Reader) (string, error) {
 	return hex.EncodeToString(hash.Sum(nil)), nil
 }
 
-func sumOf(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	return sumFrom(f)
-}
-
-// trusted refuses what somebody else could have written.
-func trusted(path string, info fs.FileInfo) error {
+// trusted refuses what somebody else could have written. In a sticky folder such as
+// /tmp others replace nothing that is not theirs, but they add to it: above the plugin
+// folder that does no harm.
+func trusted(path string, info fs.FileInfo, above bool) error {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
 		return refuse("PLUGIN_FILE", "%s: owner unknown", path)
@@ -373,7 +366,7 @@ func trusted(path string, info fs.FileInfo) error {
 		return refuse("PLUGIN_OWNER", "%s belongs to user %d, neither to root nor to the worker's user", path, st.Uid).
 			WithHint("chown it")
 	}
-	sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0 // as /tmp: others cannot replace what is not theirs
+	sticky := above && info.Mode()&fs.ModeSticky != 0
 	if info.Mode().Perm()&0o022 != 0 && !sticky {
 		return refuse("PLUGIN_WRITABLE", "%s is writable by group or others (mode %04o)", path, info.Mode().Perm()).
 			WithHint("chmod go-w %s", path)
@@ -390,12 +383,12 @@ func trustedFolders(dir string) error {
 	if err != nil {
 		return refuse("PLUGIN_FOLDER", "%w", err)
 	}
-	for ; ; real = filepath.Dir(real) {
+	for first := true; ; real, first = filepath.Dir(real), false {
 		info, err := os.Stat(real)
 		if err != nil {
 			return refuse("PLUGIN_FOLDER", "%w", err)
 		}
-		if err := trusted(real, info); err != nil {
+		if err := trusted(real, info, !first); err != nil {
 			return err
 		}
 		if real == "/" {

@@ -91,10 +91,10 @@ func children() []int {
 	return out
 }
 
-// withMark finds the main process of a job by a variable of its environment. It
-// leads a session; a child of its own has the variable, too. Children of this
-// process come first, then all: the orphans of a plugin that an earlier worker
-// started have gone elsewhere.
+// withMark finds a plugin process by a variable of its environment. It leads a session
+// and runs as the user of this process: a job of another user that has the same
+// variable is no plugin. Children of this process come first, then all: a plugin that
+// an earlier worker started has gone elsewhere.
 func withMark(mark string) (pid int, ok bool) {
 	if mark == "" {
 		return 0, false
@@ -104,7 +104,7 @@ func withMark(mark string) (pid int, ok bool) {
 			if !hasVariable(c, mark) {
 				continue
 			}
-			if st, err := pidfd.ReadStat(c); err == nil && st.Session == c {
+			if st, err := pidfd.ReadStat(c); err == nil && st.Session == c && runsAs(c, os.Getuid()) {
 				return c, true
 			}
 		}
@@ -120,6 +120,21 @@ func hasVariable(pid int, variable string) bool {
 	for kv := range strings.SplitSeq(string(env), "\x00") {
 		if kv == variable {
 			return true
+		}
+	}
+	return false
+}
+
+// runsAs tells whether a process is one of that user, whatever rights it has beside.
+func runsAs(pid, uid int) bool {
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(status)) {
+		if ids, ok := strings.CutPrefix(line, "Uid:"); ok {
+			f := strings.Fields(ids) // the real one first, proc_pid_status(5)
+			return len(f) > 0 && f[0] == strconv.Itoa(uid)
 		}
 	}
 	return false

@@ -146,4 +146,16 @@ func TestACgroupTellsWhetherAStartWasForked(t *testing.T) { //nolint:paralleltes
 			}
 		})
 	}
+	forged := []string{"(env -i DROVER_MARK=unborn setsid sleep 1000 &)"}
+	if os.Getuid() == 0 {
+		forged = append(forged, enter+`exec setpriv --reuid=65534 env -i "PATH=$PATH" DROVER_MARK=unborn setsid sleep 1000) &`)
+	}
+	for _, script := range forged {
+		_, told := forked{script: script + " until grep -aqs DROVER_MARK=unborn /proc/[0-9]*/environ; do sleep 0.01; done", cgroup: g.Dir()}.settle(t)
+		for _, e := range told {
+			if e.Started != nil {
+				t.Errorf("adopted was what %s has started", script)
+			}
+		}
+	}
 }
