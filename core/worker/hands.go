@@ -355,7 +355,7 @@ func (h *hands) giveUp(ctx context.Context, x *holding) {
 		x.pin.Release()
 	}
 	if x.folder {
-		if err := h.preparer.folders.remove(attemptID(x.key)); err != nil {
+		if err := h.preparer.folders.discard(attemptID(x.key)); err != nil {
 			h.log.Warn("attempt folder not removed", "job", x.key.Job, "attempt", x.key.Attempt, "error", err)
 		}
 	}
@@ -413,7 +413,7 @@ func (h *hands) reopen(r Holding, boot string) {
 	}
 	switch {
 	case in.Spec.Uploaded():
-		x.pin = uploadedPin(h.preparer.folders.script(r.Held.ID, in.Script.Name), in.Script.SHA256)
+		x.pin = h.preparer.folders.existingPin(r.Held.ID, in.Script)
 	case in.Script.Name != "":
 		pin, err := h.scripts.PinGeneration(in.Script)
 		if err != nil {

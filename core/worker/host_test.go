@@ -53,6 +53,7 @@ var plugins = sync.OnceValues(func() (string, error) {
 type site struct {
 	t                            *testing.T
 	data, scripts, plugins, name string
+	policy                       Policy
 }
 
 func newSite(t *testing.T) *site {
@@ -65,7 +66,7 @@ func newSite(t *testing.T) *site {
 	if err := os.Chmod(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	s := &site{t: t, data: root + "/data", scripts: root + "/scripts", plugins: root + "/plugins", name: "test-" + uuid.NewString()[:8]}
+	s := &site{t: t, data: root + "/data", scripts: root + "/scripts", plugins: root + "/plugins", name: "test-" + uuid.NewString()[:8], policy: Policy{Commands: []string{"*"}}}
 	if err := os.Mkdir(s.scripts, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +122,7 @@ func (s *site) begin() *life {
 	host, err := pluginhost.New(pluginhost.Config{Dir: s.plugins, State: s.data + "/plugins", BootID: boot, Log: log, Events: FeedEvents(feed)})
 	must(err)
 	wk, err := New(Config{
-		Name: s.name, Data: s.data, Slots: 32, Log: log, Policy: Policy{Commands: []string{"*"}},
+		Name: s.name, Data: s.data, Slots: 32, Log: log, Policy: s.policy,
 		Journal: j, State: st, Output: BindOutput(store), Scripts: BindScripts(lib), Groups: BindGroups(groups),
 		Runners: BindRunners(host), Feed: feed,
 	})

@@ -294,7 +294,7 @@ func (p *preparer) script(h *prepared, id string, s *job.Spec, undo *undoer) err
 	case s.Path == "":
 		return nil
 	case s.Uploaded():
-		h.pin = uploadedPin(p.folders.script(id, s.Path), job.SHA256(s.Upload))
+		h.pin = p.folders.uploadedPin(id, s.Path, job.SHA256(s.Upload))
 		return nil
 	}
 	pin, err := p.scripts.Pin(s.Path)

@@ -22,9 +22,13 @@ import (
 func newPreparer(t *testing.T, w *world, p Policy) *preparer {
 	t.Helper()
 	data := t.TempDir()
+	folders, err := makeAttemptFolders(data, 0o711, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
 	return &preparer{
 		log: slog.New(slog.DiscardHandler), worker: "w1", boot: "b", policy: p, scratch: data, base: baseEnviron([]string{"TMPDIR=/x", "HOME=/root"}),
-		folders: attemptFolders{data}, runners: w, scripts: worldScripts{w}, groups: worldGroups{w}, output: worldOutput{w},
+		folders: folders, runners: w, scripts: worldScripts{w}, groups: worldGroups{w}, output: worldOutput{w},
 		find: lookPath, account: func(name string) (*account, error) {
 			return &account{name: name, home: "/home/" + name, cred: Credential{UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Groups: []uint32{4}}}, nil
 		},
@@ -77,7 +81,7 @@ func TestAFailedPreparationHoldsNothing(t *testing.T) {
 	p := newPreparer(t, w, Policy{})
 	o := order(1)
 	o.Spec.Stdin = []byte("x")
-	p.folders.root = "/proc/no-such-folder"
+	p.folders.stdin = "/proc/no-such-folder"
 	if _, err := p.prepare(t.Context(), o.Key, &o.Spec); errs.ReasonOf(err) != reasonNoSpace {
 		t.Fatalf("%v", err)
 	}
@@ -122,12 +126,14 @@ func TestARunnerInTroubleIsNotNoRunner(t *testing.T) {
 
 func TestAttemptFoldersAreMadeOnlyWhenNeeded(t *testing.T) {
 	t.Parallel()
-	f := attemptFolders{t.TempDir()}
+	f := newPreparer(t, newWorld(), Policy{}).folders
 	if _, err := f.make("a", &job.Spec{}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if all, _ := os.ReadDir(f.root); len(all) != 0 {
-		t.Errorf("made %v", all)
+	for _, dir := range []string{f.stdin, f.root, f.work, f.trash.dir} {
+		if all, err := os.ReadDir(dir); len(all) != 0 || err != nil {
+			t.Errorf("made %v, %v", all, err)
+		}
 	}
 	// What a crash left is not trusted.
 	if err := os.MkdirAll(filepath.Join(f.root, "b", "secrets", "old"), 0o700); err != nil {
@@ -140,14 +146,23 @@ func TestAttemptFoldersAreMadeOnlyWhenNeeded(t *testing.T) {
 	if all, _ := os.ReadDir(files.secrets); len(all) != 1 || all[0].Name() != "new" {
 		t.Errorf("secrets %v", all)
 	}
+	if _, err := f.make("c", &job.Spec{Stdin: []byte("in"), Path: "x", Upload: []byte("up")}, nil); err != nil {
+		t.Fatal(err)
+	}
 	if err := f.sweep(map[string]bool{"b": true}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(files.secrets); err != nil {
-		t.Error("a live attempt's folder was swept")
+	if f.existing("b") != files || f.existing("c") != (attemptFiles{}) {
+		t.Errorf("after a sweep: %+v, %+v", f.existing("b"), f.existing("c"))
 	}
-	if err := (attemptFolders{filepath.Join(f.root, "none")}).sweep(nil); err != nil {
-		t.Error(err)
+	if all, _ := os.ReadDir(f.work); len(all) != 0 {
+		t.Errorf("working folders are left: %v", all)
+	}
+	if goes, err := f.trash.round(t.Context()); goes || err != nil {
+		t.Errorf("%v, %v", goes, err)
+	}
+	if all, _ := os.ReadDir(f.trash.dir); len(all) != 0 {
+		t.Errorf("in the trash: %v", all)
 	}
 }
 
@@ -233,7 +248,7 @@ func TestUploadedScripts(t *testing.T) {
 				t.Fatalf("%v, want the reason %q", err, c.reason)
 			}
 			if err != nil {
-				if left, _ := os.ReadDir(p.folders.root); len(left) != 0 || len(w.outputs) != 0 {
+				if left, _ := os.ReadDir(p.folders.work); len(left) != 0 || len(w.outputs) != 0 {
 					t.Errorf("a refused one left %v, %v", left, w.outputs)
 				}
 				return
@@ -242,7 +257,7 @@ func TestUploadedScripts(t *testing.T) {
 			if err != nil || string(got) != string(script) || filepath.Base(h.launch.Script) != "local.sh" {
 				t.Errorf("%s holds %q, %v", h.launch.Script, got, err)
 			}
-			if h.launch.Workdir != filepath.Dir(h.launch.Script) || h.intent.Script.SHA256 != job.SHA256(script) {
+			if h.launch.Workdir != filepath.Join(p.folders.work, attemptID(o.Key)) || h.intent.Script.SHA256 != job.SHA256(script) {
 				t.Errorf("it begins in %s; %+v", h.launch.Workdir, h.intent.Script)
 			}
 			if h.intent.Spec.Upload != nil || !h.intent.Folder || w.pins != 0 {

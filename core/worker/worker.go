@@ -105,7 +105,7 @@ func New(c Config) (*Worker, error) {
 		}
 		c.BootID = boot
 	}
-	dirs, err := makeFolders(c.Data, len(c.Policy.Users) > 0)
+	dirs, err := makeFolders(c.Data, len(c.Policy.Users) > 0, c.Log)
 	if err != nil {
 		return nil, errs.E(op, errs.Internal, "DATA_FOLDER", err)
 	}
@@ -125,7 +125,7 @@ func New(c Config) (*Worker, error) {
 		post: w.inbox.put, tasks: &w.tasks, slots: make(chan struct{}, preparers), held: make(map[job.Key]*holding),
 		preparer: &preparer{
 			log: c.Log, worker: c.Name, boot: c.BootID, policy: c.Policy, scratch: dirs.scratch,
-			base: baseEnviron(c.Environ), folders: attemptFolders{dirs.attempts},
+			base: baseEnviron(c.Environ), folders: dirs.attempts,
 			runners: c.Runners, scripts: c.Scripts, groups: c.Groups, output: c.Output,
 			find: (&finder{}).find, account: findAccount,
 		},
@@ -133,30 +133,33 @@ func New(c Config) (*Worker, error) {
 	return w, nil
 }
 
-type folders struct{ attempts, scratch string }
+type folders struct {
+	attempts attemptFolders
+	scratch  string
+}
 
 // makeFolders makes what a worker needs below its data folder.
-func makeFolders(data string, users bool) (folders, error) {
-	d := folders{attempts: filepath.Join(data, "attempts"), scratch: filepath.Join(data, "scratch")}
+func makeFolders(data string, users bool, log *slog.Logger) (folders, error) {
+	d := folders{scratch: filepath.Join(data, "scratch")}
 	mode := os.FileMode(0o700)
 	if users {
-		// Jobs of other users reach their own secrets through these folders.
+		// Jobs of other users reach what is theirs through these folders.
 		mode = 0o711
 	}
-	for _, dir := range []string{data, d.attempts, d.scratch} {
+	for _, dir := range []string{data, d.scratch} {
 		if err := os.MkdirAll(dir, mode); err != nil {
 			return d, fmt.Errorf("make data folder: %w", err)
 		}
-	}
-	if !users {
-		return d, nil
-	}
-	for _, dir := range []string{data, d.attempts, d.scratch} {
+		if !users {
+			continue
+		}
 		if err := os.Chmod(dir, mode); err != nil {
 			return d, fmt.Errorf("open data folder to users of jobs: %w", err)
 		}
 	}
-	return d, nil
+	var err error
+	d.attempts, err = makeAttemptFolders(data, mode, log)
+	return d, err
 }
 
 // hostInstant reads the host's clocks. The boot clock goes on while the host
@@ -182,6 +185,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	close(w.ready)
 	w.tasks.Go(func() { w.watchIndexes(ctx) })
+	w.tasks.Go(func() { w.hands.preparer.folders.trash.run(ctx) })
 	if w.cfg.Scheduler != nil {
 		w.tasks.Go(func() {
 			defer close(w.left)
@@ -271,7 +275,7 @@ func (w *Worker) ask(ctx context.Context, op string, make func(Ticket) Event) (j
 
 // Conditions lists what people should know of this worker.
 func (w *Worker) Conditions() []job.Condition {
-	all := slices.Concat(w.cfg.Output.Conditions(), w.cfg.Scripts.Conditions(), w.cfg.Runners.Conditions())
+	all := slices.Concat(w.cfg.Output.Conditions(), w.cfg.Scripts.Conditions(), w.cfg.Runners.Conditions(), w.hands.preparer.folders.trash.conditions())
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.condition != nil {

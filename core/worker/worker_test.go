@@ -241,7 +241,7 @@ func TestWhatARunnerGets(t *testing.T) {
 			if err != nil || string(got) != text {
 				t.Errorf("%s holds %q, %v", file, got, err)
 			}
-			if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+			if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o400 {
 				t.Errorf("%s has mode %v, %v", file, info.Mode(), err)
 			}
 		}

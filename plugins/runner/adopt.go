@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/droverhq/drover/plugins/foreign"
 	"github.com/droverhq/drover/plugins/pidfd"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
@@ -32,7 +33,7 @@ func (s *Server) adopt(p *runnerv1.Adopt) {
 	a := &attempt{lanes: [2]int{-1, -1}}
 	s.attempts[id] = a
 	s.mu.Unlock()
-	if err := a.openLanes(&runnerv1.Start{Stdout: p.GetStdout(), Stderr: p.GetStderr()}); err != nil {
+	if err := a.openLanes(p.GetStdout(), p.GetStderr(), foreign.Anybody); err != nil {
 		s.log.Warn("pipes of an adopted process not held", "id", id, "error", err)
 	}
 	s.began(a, started)

@@ -12,9 +12,11 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/droverhq/drover/plugins/failpoint"
+	"github.com/droverhq/drover/plugins/foreign"
 	"github.com/droverhq/drover/plugins/pidfd"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
@@ -196,7 +198,7 @@ func (s *Server) start(p *runnerv1.Start, from *outbox) {
 	if !ok {
 		return
 	}
-	if err := a.openLanes(p); err != nil {
+	if err := a.openLanes(p.GetStdout(), p.GetStderr(), ownerOf(p)); err != nil {
 		s.finish(a, startFailed(p.GetId(), &StartError{BadRequest, err.Error()}))
 		return
 	}
@@ -373,15 +375,23 @@ func startFailed(id string, err error) *runnerv1.Exited {
 // openLanes keeps a read end of both pipes. Read ends do not count as holders
 // of the stream: the worker's end sees EOF exactly when no process of the job
 // holds it any more (P8).
-func (a *attempt) openLanes(p *runnerv1.Start) error {
-	for i, path := range []string{p.GetStdout(), p.GetStderr()} {
-		fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+func (a *attempt) openLanes(stdout, stderr string, owner uint32) error {
+	for i, path := range []string{stdout, stderr} {
+		fd, err := foreign.Open(path, unix.O_RDONLY, unix.S_IFIFO, owner)
 		if err != nil {
-			return fmt.Errorf("open the output pipe %s: %w", path, err)
+			return fmt.Errorf("the output pipe: %w", err)
 		}
 		a.lanes[i] = fd
 	}
 	return nil
+}
+
+// ownerOf is the user that a job runs as.
+func ownerOf(p *runnerv1.Start) uint32 {
+	if c := p.GetCredential(); c != nil {
+		return c.GetUid()
+	}
+	return uint32(os.Geteuid())
 }
 
 func (a *attempt) closeLanes() {

@@ -1,7 +1,6 @@
 package process
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/droverhq/drover/plugins/foreign"
 	"github.com/droverhq/drover/plugins/runner"
 )
 
@@ -21,22 +21,31 @@ type files struct {
 	fds    [3]uintptr
 	own    [3]int // to close after the fork; -1 is shared
 	cgroup int    // -1 is none
+	user   uint32 // that the job runs as
 }
 
 // openFiles opens the job's ends of its pipes O_RDWR: the job itself then
 // counts as a reader and never gets SIGPIPE, it only waits while nobody drains
 // the pipe (P8).
 func (r *Runner) openFiles(s runner.Spec) (*files, error) {
-	f := &files{own: [3]int{-1, -1, -1}, cgroup: -1}
+	f := &files{own: [3]int{-1, -1, -1}, cgroup: -1, user: uint32(os.Geteuid())}
+	if s.Credential != nil {
+		f.user = s.Credential.UID
+	}
 	if s.Stdin == "" && s.Credential == nil && r.null >= 0 {
 		f.fds[0] = uintptr(r.null)
-	} else if err := f.open(0, cmp.Or(s.Stdin, os.DevNull), syscall.O_RDONLY); err != nil {
+	} else if s.Stdin == "" {
+		fd, err := syscall.Open(os.DevNull, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+		if err := f.take(0, fd, err); err != nil {
+			return nil, err
+		}
+	} else if err := f.open(0, s.Stdin, syscall.O_RDONLY, unix.S_IFREG); err != nil {
 		return nil, err
 	}
-	if err := f.open(1, s.Stdout, syscall.O_RDWR); err != nil {
+	if err := f.open(1, s.Stdout, syscall.O_RDWR, unix.S_IFIFO); err != nil {
 		return nil, err
 	}
-	if err := f.open(2, s.Stderr, syscall.O_RDWR); err != nil {
+	if err := f.open(2, s.Stderr, syscall.O_RDWR, unix.S_IFIFO); err != nil {
 		return nil, err
 	}
 	if s.Cgroup == "" {
@@ -44,7 +53,7 @@ func (r *Runner) openFiles(s runner.Spec) (*files, error) {
 	}
 	// Not kept for the next job of the group: every fork copies, and every exec
 	// closes, each descriptor that this process has.
-	fd, err := syscall.Open(s.Cgroup, unix.O_PATH|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+	fd, err := syscall.Open(s.Cgroup, unix.O_PATH|syscall.O_DIRECTORY|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		f.close()
 		return nil, openFailed(err, fmt.Sprintf("open the cgroup %s: %v", s.Cgroup, err))
@@ -53,12 +62,21 @@ func (r *Runner) openFiles(s runner.Spec) (*files, error) {
 	return f, nil
 }
 
-// open opens one of the three; on an error all are closed.
-func (f *files) open(i int, path string, mode int) error {
-	fd, err := syscall.Open(path, mode|syscall.O_CLOEXEC, 0)
+// open opens one of the three, which the worker has made for this job; on an error all
+// are closed. It never waits: a start that hangs can be stopped by nobody.
+func (f *files) open(i int, path string, mode int, kind uint32) error {
+	fd, err := foreign.Open(path, mode, kind, f.user)
+	if err == nil {
+		err = foreign.Block(fd) // which closes it if it cannot
+	}
+	return f.take(i, fd, err)
+}
+
+// take keeps what was opened, or closes all.
+func (f *files) take(i, fd int, err error) error {
 	if err != nil {
 		f.close()
-		return openFailed(err, fmt.Sprintf("open %s for fd %d: %v", path, i, err))
+		return openFailed(err, fmt.Sprintf("fd %d: %v", i, err))
 	}
 	f.own[i], f.fds[i] = fd, uintptr(fd)
 	return nil

@@ -3,11 +3,13 @@ package process
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
@@ -106,6 +108,65 @@ func TestAStartLooksAgainWhenATrustedPlaceIsEmpty(t *testing.T) {
 	}
 }
 
+// lane makes a named pipe as a worker does, which holds the read end.
+func lane(t *testing.T) (path string, read *os.File) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "out")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	read, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = read.Close() })
+	return path, read
+}
+
+// TestAStartNeverWaitsForAFile: what is put in the place of standard input or of a lane
+// is neither waited for nor given to the job.
+func TestAStartNeverWaitsForAFile(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, err := range []error{
+		os.WriteFile(at("file"), []byte("in"), 0o400), os.WriteFile(at("two"), nil, 0o400), os.Link(at("two"), at("names")),
+		os.Symlink(at("file"), at("link")), syscall.Mkfifo(at("fifo"), 0o600), os.Symlink(at("fifo"), at("pipe")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := &Runner{null: -1}
+	for _, c := range []struct{ stdin, out, want string }{
+		{at("file"), at("fifo"), ""},
+		{"", at("fifo"), ""},
+		{at("fifo"), at("fifo"), "no regular file"},
+		{at("link"), at("fifo"), "symbolic links"},
+		{at("names"), at("fifo"), "other names"},
+		{at("file"), at("pipe"), "symbolic links"},
+		{at("file"), at("file"), "no named pipe"},
+		{at("file"), os.DevNull, "no named pipe"},
+	} {
+		f, err := r.openFiles(runner.Spec{Stdin: c.stdin, Stdout: c.out, Stderr: c.out})
+		if c.want != "" {
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%+v: %v", c, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%+v: %v", c, err)
+			continue
+		}
+		for i, fd := range f.fds {
+			if flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK != 0 {
+				t.Errorf("%+v: fd %d has the flags %o, %v", c, i, flags, err)
+			}
+		}
+		f.close()
+	}
+}
+
 // TestAnEndIsToldBeforeItIsReaped: P7. When the plugin is killed before the end is
 // in its journal, the zombie must still be there for the worker.
 func TestAnEndIsToldBeforeItIsReaped(t *testing.T) {
@@ -122,6 +183,7 @@ func TestAnEndIsToldBeforeItIsReaped(t *testing.T) {
 		{"kill -TERM $$", runner.Exit{Signal: syscall.SIGTERM}},
 		{"ulimit -c 0; kill -ABRT $$", runner.Exit{Signal: syscall.SIGABRT}},
 	} {
+		out, read := lane(t)
 		type seen struct {
 			runner.Exit
 			state byte
@@ -129,7 +191,7 @@ func TestAnEndIsToldBeforeItIsReaped(t *testing.T) {
 		told := make(chan seen, 1)
 		p, err := r.Start(runner.Spec{
 			ID: c.script, Args: []string{"sh", "-c", c.script}, Env: []string{"PATH=" + os.Getenv("PATH")},
-			Stdout: os.DevNull, Stderr: os.DevNull, Workdir: "/",
+			Stdout: out, Stderr: out, Workdir: "/",
 		}, func(e runner.Exit) {
 			st, _ := pidfd.ReadStat(e.PID) // gone: no state
 			told <- seen{e, st.State}
@@ -149,6 +211,7 @@ func TestAnEndIsToldBeforeItIsReaped(t *testing.T) {
 				t.Fatal("it is not reaped")
 			}
 		}
+		_ = read.Close() // its goroutines are looked for
 	}
 	_ = r.Close()
 	goleak.VerifyNone(t) // its reaper would take the children of other tests

@@ -19,6 +19,7 @@ var layers = map[string]int{
 	"plugins/pidfd":              1,
 	"plugins/failpoint":          0,
 	"plugins/footprint":          1,
+	"plugins/foreign":            0,
 	"plugins/runner":             2,
 	"plugins/runnertest":         3,
 	"runners/process":            4,

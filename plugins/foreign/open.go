@@ -1,0 +1,87 @@
+package foreign
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Anybody is an owner of Open that is not compared.
+const Anybody = ^uint32(0)
+
+// Open opens a file that was made for a job, and nothing else: no link, nothing of
+// another kind than kind (unix.S_IFREG, unix.S_IFIFO), nothing that has a second name,
+// and nothing of another owner than this process's user or owner. It never waits: the
+// descriptor is O_NONBLOCK, see Block.
+func Open(path string, flags int, kind, owner uint32) (int, error) {
+	fd, err := unix.Open(path, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		_ = unix.Close(fd)
+		return -1, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	var bad string
+	switch {
+	case st.Mode&unix.S_IFMT != kind:
+		bad = "it is no " + map[uint32]string{unix.S_IFREG: "regular file", unix.S_IFIFO: "named pipe"}[kind]
+	case owner != Anybody && st.Uid != owner && int(st.Uid) != os.Geteuid():
+		bad = fmt.Sprintf("it belongs to the user %d", st.Uid)
+	case st.Nlink > 1:
+		bad = "it has other names, too"
+	default:
+		return fd, nil
+	}
+	_ = unix.Close(fd)
+	return -1, fmt.Errorf("open %s: %s", path, bad)
+}
+
+// Block makes a descriptor of Open one that waits, as programs expect it. On an error
+// it is closed.
+func Block(fd int) error {
+	// Of the flags that can be changed, Open has set no other (fcntl(2), F_SETFL).
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0); err != nil {
+		_ = unix.Close(fd)
+		return fmt.Errorf("let a descriptor wait: %w", err)
+	}
+	return nil
+}
+
+// CheckFolder tells why the calling thread cannot work in a folder; path is absolute
+// and clean. The error names the first folder on the way that is in the way.
+func CheckFolder(path string) error {
+	if enter(path) == nil {
+		return nil
+	}
+	for i := 1; i <= len(path); i++ {
+		if i < len(path) && path[i] != '/' {
+			continue
+		}
+		switch err := enter(path[:i]); err {
+		case nil:
+		case unix.ENOENT:
+			return fmt.Errorf("%q does not exist", path[:i])
+		case unix.ENOTDIR:
+			return fmt.Errorf("%q is not a folder", path[:i])
+		case unix.EACCES:
+			return fmt.Errorf("the job's user may not enter %q", path[:i])
+		default:
+			return fmt.Errorf("enter %q: %w", path[:i], err)
+		}
+	}
+	return nil // it is there by now
+}
+
+// enter looks whether the calling thread may work in a folder; the dot asks for the
+// right to pass through the folder itself.
+func enter(path string) error {
+	fd, err := unix.Open(strings.TrimSuffix(path, "/")+"/.", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
