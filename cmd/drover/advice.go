@@ -54,6 +54,10 @@ func advice(reason, id, worker string) string {
 		return "this host cannot hold that limit; leave it out or choose another worker"
 	case job.ReasonRunnerFailed, "SHUTTING_DOWN":
 		return fmt.Sprintf(`"drover plugin ls" shows what is wrong with the runner; then drover rerun %s`, id)
+	case job.ReasonTooLarge:
+		return "it was accepted by an older version, which had no bounds; run it again with less input, or fewer arguments or exit codes"
+	case job.ReasonInputGone:
+		return "what was sent with the request is lost; run it again with its input"
 	case "BAD_REQUEST", "WORKDIR":
 		return "the message names the field; run it again with another value"
 	case "RESOURCES", "OUTPUT", "CGROUP":

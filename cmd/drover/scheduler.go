@@ -64,6 +64,8 @@ func newScheduler(e *env) *cobra.Command {
 	var (
 		o = daemon.SchedulerOptions{Getenv: e.getenv, Version: version}
 		d daemonFlags
+
+		caller, live = size(scheduler.DefaultCallerBytes), size(scheduler.DefaultBytes)
 	)
 	cmd := &cobra.Command{
 		Use: "scheduler", Short: "Run the scheduler daemon", Args: exactly(),
@@ -75,6 +77,7 @@ func newScheduler(e *env) *cobra.Command {
 			if err != nil || done {
 				return err
 			}
+			o.Budget = scheduler.Budget{Caller: int64(caller), All: int64(live)}
 			ctx, stop := e.untilSignal(cmd.Context())
 			defer stop()
 			return daemon.Scheduler(ctx, o, log)
@@ -95,6 +98,8 @@ func newScheduler(e *env) *cobra.Command {
 	f.DurationVar(&o.Retention.FailedFor, "keep-failed-for", 90*24*time.Hour, "the same, of jobs that are FAILED, LOST or REJECTED")
 	f.IntVar(&o.Retention.Count, "keep-jobs", 1_000_000, "how many ended jobs are kept, the newest; 0: all")
 	f.DurationVar(&o.Retention.Requests, "keep-requests-for", 24*time.Hour, "how long a request_id is recognized at least: its job is kept so long in any case")
+	f.Var(&caller, "caller-bytes", "how many bytes of input, arguments and environment the live jobs of one caller may hold")
+	f.Var(&live, "live-bytes", "the same, of all callers together; input is kept in the store, not in memory")
 	d.register(cmd)
 	cmd.AddCommand(newSchedulerBackup(e), newSchedulerRestore(e))
 	return cmd

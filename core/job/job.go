@@ -133,8 +133,6 @@ const (
 	DefaultLinger      = 2 * time.Second
 	DefaultOutputLimit = 64 << 20
 	DefaultBackoff     = time.Second
-	MaxStdin           = 1 << 20
-	MaxUpload          = 1 << 20
 )
 
 // Stream sums up one output stream.
@@ -189,6 +187,10 @@ type Job struct {
 	RequestID        string
 	Result           Report // the latest report of the present attempt
 	UnreachableSince time.Time
+	// Input is how many bytes of input are kept apart from the job; 0: there is none, or
+	// it is not needed any more.
+	Input     int64
+	Truncated bool // this is a summary, and something was cut
 }
 
 // Reasons of states, stable codes that appear in Job.Reason.
@@ -224,6 +226,8 @@ const (
 	ReasonFenced        = "FENCED"
 	ReasonTombstone     = "STOPPED_BEFORE_START"
 	ReasonPartition     = "PARTITION"         // the worker had no contact with its scheduler for a lease
+	ReasonTooLarge      = "TOO_LARGE"         // no message has room for the order
+	ReasonInputGone     = "INPUT_GONE"        // its stdin, secrets or upload were not kept, as in a restored backup
 	ReasonOldWorker     = "WORKER_TOO_OLD"    // it does not know what the job asks for
 	ReasonOldScheduler  = "SCHEDULER_TOO_OLD" // it does not know what the worker says of the job
 )

@@ -10,6 +10,9 @@ type StartOrder struct {
 	Spec   Spec
 	BootID string // boot of the host that it is meant for; "" is any
 	Lapses uint64 // of the worker's lease when it was given; with StopItself only
+	// Input is how many bytes of input the spec still lacks: the scheduler reads them
+	// when it sends the order.
+	Input int64
 	// Refusal says what the worker's version cannot read in the order. The spec is
 	// then not whole, and the attempt is to be rejected.
 	Refusal error

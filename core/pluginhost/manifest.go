@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/plugins/runner"
 )
 
@@ -61,6 +62,9 @@ func Probe(ctx context.Context, file string) (runner.Description, error) {
 	}
 	if !namePattern().MatchString(d.Name) {
 		return d, errs.E(op, errs.Precondition, "PLUGIN_NAME", fmt.Errorf("%s calls itself %q, not [a-z][a-z0-9-]*", file, d.Name))
+	}
+	if err := job.CheckRunner(d.Name, d.Version, d.Commands); err != nil {
+		return d, errs.E(op, errs.Precondition, "PLUGIN_BROKEN", fmt.Errorf("%s --describe: %w", file, err))
 	}
 	if d.Protocol != runner.Protocol {
 		return d, errs.E(op, errs.Precondition, "PLUGIN_PROTOCOL",

@@ -55,8 +55,9 @@ type Worker struct {
 	Runners     []job.RunnerInfo
 	Scripts     job.ScriptIndex
 	Conditions  []job.Condition
-	Listed      bool // it has told what runners and scripts it has since it came
-	Running     int  // attempts that the scheduler has placed there
+	Trouble     job.Condition // what the scheduler itself has to say; zero: nothing
+	Listed      bool          // it has told what runners and scripts it has since it came
+	Running     int           // attempts that the scheduler has placed there
 	State       State
 	Drain       bool // by an operator
 	DrainReason string
@@ -164,7 +165,9 @@ func (r *Registry) Register(now time.Time, reg Registration, fresh job.WorkerID)
 	if e == nil {
 		e = &entry{Worker: Worker{ID: fresh, Name: reg.Name}}
 	}
-	e.Listed = e.Listed && e.InstanceID == reg.InstanceID
+	if e.InstanceID != reg.InstanceID {
+		e.Listed, e.Trouble = false, job.Condition{}
+	}
 	e.Address, e.Labels, e.Slots, e.BootID = reg.Address, reg.Labels, reg.Slots, reg.BootID
 	e.InstanceID, e.Version, e.Runners, e.Commands = reg.InstanceID, reg.Version, reg.Runners, reg.Commands
 	e.Uploads = reg.Uploads
@@ -302,6 +305,22 @@ func (r *Registry) SetRunners(id job.WorkerID, rs []job.RunnerInfo) {
 		e.Runners = rs
 		r.moved(e)
 	}
+}
+
+// conditionLinkBreaks is the type of the condition that a scheduler adds to a worker's own.
+const conditionLinkBreaks = "LINK_BREAKS"
+
+// SetTrouble notes that the link to a worker does not hold, or with an empty message
+// that it does. changed reports whether that is new.
+func (r *Registry) SetTrouble(id job.WorkerID, now time.Time, message string) (changed bool) {
+	e := r.byID[id]
+	if e == nil || e.Trouble.Message == message {
+		return false
+	}
+	if e.Trouble = (job.Condition{}); message != "" {
+		e.Trouble = job.Condition{Type: conditionLinkBreaks, Message: message, Since: now}
+	}
+	return true
 }
 
 // Occupy adds n attempts to those placed on a worker; n may be negative.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -38,15 +37,12 @@ func answerToProto(a *scheduler.Answer) *droverv1.StartJobsResult {
 	if a.Err == nil {
 		return &droverv1.StartJobsResult{Kind: &droverv1.StartJobsResult_JobId{JobId: a.ID.String()}}
 	}
-	p := &droverv1.StartJobsError{Code: uint32(status.Code(ToStatus(a.Err))), Message: a.Err.Error()}
+	p := &droverv1.StartJobsError{Code: uint32(status.Code(ToStatus(a.Err))), Message: job.Shorten(a.Err.Error(), maxText)}
 	if e := (*errs.Error)(nil); errors.As(a.Err, &e) {
-		p.Reason, p.Hint, p.Field = e.Reason, e.Hint, e.Field
+		p.Reason, p.Hint, p.Field = e.Reason, job.Shorten(e.Hint, maxText/2), job.Shorten(e.Field, job.MaxCode)
 	}
 	return &droverv1.StartJobsResult{Kind: &droverv1.StartJobsResult_Error{Error: p}}
 }
-
-// endsPerFrame bounds a message of ends: their texts are short.
-const endsPerFrame = 1000
 
 // WaitJobs implements the service.
 func (s *SchedulerServer) WaitJobs(stream grpc.BidiStreamingServer[droverv1.WaitJobsRequest, droverv1.WaitJobsResponse]) error {
@@ -73,8 +69,8 @@ func (s *SchedulerServer) WaitJobs(stream grpc.BidiStreamingServer[droverv1.Wait
 		if len(next) == 0 {
 			return nil
 		}
-		for part := range slices.Chunk(next, endsPerFrame) {
-			if err := stream.Send(endsToProto(part)); err != nil {
+		for ends := range frames(next, endToProto) {
+			if err := stream.Send(&droverv1.WaitJobsResponse{Ends: ends}); err != nil {
 				return err
 			}
 		}
@@ -102,14 +98,6 @@ func readWaits(ctx context.Context, stream grpc.BidiStreamingServer[droverv1.Wai
 			return err
 		}
 	}
-}
-
-func endsToProto(ends []scheduler.End) *droverv1.WaitJobsResponse {
-	out := &droverv1.WaitJobsResponse{Ends: make([]*droverv1.JobEnd, len(ends))}
-	for i := range ends {
-		out.Ends[i] = endToProto(&ends[i])
-	}
-	return out
 }
 
 func endToProto(e *scheduler.End) *droverv1.JobEnd {

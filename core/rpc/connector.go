@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/core/errs"
@@ -125,16 +126,58 @@ type link struct {
 }
 
 // Send implements scheduler.Link.
-func (l *link) Send(d scheduler.Down) error {
-	f := &droverv1.SessionRequest{}
-	for i := range d.Starts {
-		f.Starts = append(f.Starts, startToProto(&d.Starts[i]))
+func (l *link) Send(d scheduler.Down) (tooLarge []job.Key, err error) {
+	return sendDown(&d, l.stream.Send)
+}
+
+// sendDown cuts orders into frames. A start that is larger than a message is left out
+// and returned: sent, it would break the link, and again after each reconciliation.
+func sendDown(d *scheduler.Down, send func(*droverv1.SessionRequest) error) (tooLarge []job.Key, err error) {
+	f, size := &droverv1.SessionRequest{}, 0
+	// next sends the frame when an item of n bytes has no room in it.
+	next := func(n int) error {
+		if size += n + itemBytes; size <= frameBytes || size == n+itemBytes {
+			return nil
+		}
+		full := f
+		f, size = &droverv1.SessionRequest{}, n+itemBytes
+		return send(full)
 	}
 	for i := range d.Stops {
-		f.Stops = append(f.Stops, stopToProto(&d.Stops[i]))
+		p := stopToProto(&d.Stops[i])
+		if err := next(proto.Size(p)); err != nil {
+			return tooLarge, err
+		}
+		f.Stops = append(f.Stops, p)
 	}
-	f.Acks, f.Forgets = keysToProto(d.Acks), keysToProto(d.Forgets)
-	return l.stream.Send(f)
+	for _, p := range keysToProto(d.Acks) {
+		if err := next(proto.Size(p)); err != nil {
+			return tooLarge, err
+		}
+		f.Acks = append(f.Acks, p)
+	}
+	for _, p := range keysToProto(d.Forgets) {
+		if err := next(proto.Size(p)); err != nil {
+			return tooLarge, err
+		}
+		f.Forgets = append(f.Forgets, p)
+	}
+	for i := range d.Starts {
+		p := startToProto(&d.Starts[i])
+		n := proto.Size(p)
+		if n+itemBytes > MaxMessage {
+			tooLarge = append(tooLarge, d.Starts[i].Key)
+			continue
+		}
+		if err := next(n); err != nil {
+			return tooLarge, err
+		}
+		f.Starts = append(f.Starts, p)
+	}
+	if size == 0 {
+		return tooLarge, nil
+	}
+	return tooLarge, send(f)
 }
 
 // Recv implements scheduler.Link.

@@ -120,6 +120,9 @@ func specFromProto(p *droverv1.JobSpec) (job.Spec, error) {
 
 // specFromRequest reads the flat request of clients.
 func specFromRequest(r *droverv1.StartJobRequest) (job.Spec, error) {
+	if n := proto.Size(r); n > maxRequest {
+		return job.Spec{}, errs.Field("read request", "request", "TOO_LONG", "it has %d bytes, at most %d", n, maxRequest)
+	}
 	if err := knowsAll(r, r.GetRetry()); err != nil {
 		return job.Spec{}, err
 	}
@@ -256,6 +259,21 @@ func proofFromProto(p *droverv1.StopProof) *job.StopProof {
 	return &job.StopProof{Method: p.GetMethod(), Termed: p.GetTermed(), Killed: p.GetKilled(), Took: durationOf(p.GetTook())}
 }
 
+// wholeToProto returns a job as its own readers see it. One that does not fit into a
+// message, of before requests were bounded, is summed up.
+func wholeToProto(j *job.Job) *droverv1.Job {
+	if p := jobToProto(j); proto.Size(p) <= frameBytes {
+		return p
+	}
+	return summaryToProto(j)
+}
+
+// summaryToProto returns a job as lists and watches carry it.
+func summaryToProto(j *job.Job) *droverv1.Job {
+	short := j.Summary()
+	return jobToProto(&short)
+}
+
 // jobToProto is a job as it is shown to clients.
 func jobToProto(j *job.Job) *droverv1.Job {
 	r := &j.Result
@@ -268,6 +286,7 @@ func jobToProto(j *job.Job) *droverv1.Job {
 		Stderr: streamToProto(r.Stderr), Reachable: j.UnreachableSince.IsZero(),
 		UnreachableSince: timestamp(j.UnreachableSince), Labels: j.Spec.Labels, RequestedBy: j.RequestedBy,
 		StopProof: proofToProto(r.StopProof), Spec: publicSpec(&j.Spec), Pid: int64(r.PID),
+		Truncated: j.Truncated,
 	}
 	if j.Worker != uuid.Nil {
 		p.WorkerId = j.Worker.String()

@@ -1,6 +1,8 @@
 package rpc
 
 import (
+	"slices"
+
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/registry"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
@@ -74,11 +76,15 @@ func conditionsFromProto(ps []*droverv1.Condition) []job.Condition {
 }
 
 func workerToProto(w *registry.Worker) *droverv1.Worker {
+	conditions := w.Conditions
+	if w.Trouble != (job.Condition{}) {
+		conditions = append(slices.Clip(conditions), w.Trouble)
+	}
 	return &droverv1.Worker{
 		WorkerId: w.ID.String(), Name: w.Name, Address: w.Address, State: droverv1.WorkerState(w.State), Labels: w.Labels,
 		Slots: uint32(w.Slots), Running: uint32(max(w.Running, 0)), Runners: runnersToProto(w.Runners),
 		Scripts: uint32(len(w.Scripts.Scripts)), LeaseExpires: timestamp(w.LeaseEnd), BootId: w.BootID, Version: w.Version,
-		Conditions: conditionsToProto(w.Conditions), DrainReason: w.DrainReason, Commands: w.Commands,
+		Conditions: conditionsToProto(conditions), DrainReason: w.DrainReason, Commands: w.Commands,
 		Uploads: w.Uploads,
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/droverhq/drover/core/auth"
+	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/registry"
 	"github.com/droverhq/drover/core/scheduler"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
@@ -51,7 +52,7 @@ func (s *SchedulerServer) StopJob(ctx context.Context, r *droverv1.StopJobReques
 	if err != nil {
 		return nil, err
 	}
-	return &droverv1.StopJobResponse{Job: jobToProto(&j)}, nil
+	return &droverv1.StopJobResponse{Job: wholeToProto(&j)}, nil
 }
 
 // GetJob implements the service.
@@ -60,7 +61,7 @@ func (s *SchedulerServer) GetJob(ctx context.Context, r *droverv1.GetJobRequest)
 	if err != nil {
 		return nil, err
 	}
-	return &droverv1.GetJobResponse{Job: jobToProto(&j)}, nil
+	return &droverv1.GetJobResponse{Job: wholeToProto(&j)}, nil
 }
 
 // ListJobs implements the service.
@@ -76,15 +77,12 @@ func (s *SchedulerServer) ListJobs(ctx context.Context, r *droverv1.ListJobsRequ
 		}
 		q.States = append(q.States, st)
 	}
-	jobs, next, err := s.scheduler.Jobs(ctx, caller(ctx), q)
+	var jobs page[*droverv1.Job]
+	next, err := s.scheduler.Jobs(ctx, caller(ctx), q, func(j *job.Job) bool { return jobs.add(summaryToProto(j)) })
 	if err != nil {
 		return nil, err
 	}
-	out := &droverv1.ListJobsResponse{NextPageToken: next, Jobs: make([]*droverv1.Job, len(jobs))}
-	for i := range jobs {
-		out.Jobs[i] = jobToProto(&jobs[i])
-	}
-	return out, nil
+	return &droverv1.ListJobsResponse{NextPageToken: next, Jobs: jobs.items}, nil
 }
 
 // RemoveJobs implements the service.
@@ -151,15 +149,14 @@ func (s *SchedulerServer) DeregisterWorker(ctx context.Context, r *droverv1.Dere
 
 // ListWorkers implements the service.
 func (s *SchedulerServer) ListWorkers(ctx context.Context, r *droverv1.ListWorkersRequest) (*droverv1.ListWorkersResponse, error) {
-	ws, next, err := s.scheduler.Workers(ctx, r.GetLabels(), int(r.GetPageSize()), r.GetPageToken())
+	var workers page[*droverv1.Worker]
+	next, err := s.scheduler.Workers(ctx, r.GetLabels(), int(r.GetPageSize()), r.GetPageToken(), func(w *registry.Worker) bool {
+		return workers.add(workerToProto(w))
+	})
 	if err != nil {
 		return nil, err
 	}
-	out := &droverv1.ListWorkersResponse{NextPageToken: next, Workers: make([]*droverv1.Worker, len(ws))}
-	for i := range ws {
-		out.Workers[i] = workerToProto(&ws[i])
-	}
-	return out, nil
+	return &droverv1.ListWorkersResponse{NextPageToken: next, Workers: workers.items}, nil
 }
 
 // GetWorker implements the service.
@@ -192,19 +189,18 @@ func (s *SchedulerServer) RemoveWorker(ctx context.Context, r *droverv1.RemoveWo
 
 // ListScripts implements the service.
 func (s *SchedulerServer) ListScripts(ctx context.Context, r *droverv1.ListScriptsRequest) (*droverv1.ListScriptsResponse, error) {
-	list, next, err := s.scheduler.Scripts(ctx, r.GetWorkerId(), int(r.GetPageSize()), r.GetPageToken())
+	var scripts page[*droverv1.Script]
+	next, err := s.scheduler.Scripts(ctx, r.GetWorkerId(), int(r.GetPageSize()), r.GetPageToken(), func(x *scheduler.Script) bool {
+		p := scriptToProto(&x.ScriptInfo)
+		for _, id := range x.Workers {
+			p.WorkerIds = append(p.WorkerIds, id.String())
+		}
+		return scripts.add(p)
+	})
 	if err != nil {
 		return nil, err
 	}
-	out := &droverv1.ListScriptsResponse{NextPageToken: next, Scripts: make([]*droverv1.Script, len(list))}
-	for i := range list {
-		p := scriptToProto(&list[i].ScriptInfo)
-		for _, id := range list[i].Workers {
-			p.WorkerIds = append(p.WorkerIds, id.String())
-		}
-		out.Scripts[i] = p
-	}
-	return out, nil
+	return &droverv1.ListScriptsResponse{NextPageToken: next, Scripts: scripts.items}, nil
 }
 
 // WatchEvents implements the service.
@@ -214,7 +210,7 @@ func (s *SchedulerServer) WatchEvents(r *droverv1.WatchEventsRequest, stream grp
 		ev := &droverv1.WatchEventsResponse{Time: timestamppb.Now()}
 		switch {
 		case c.Job != nil:
-			ev.Kind = &droverv1.WatchEventsResponse_Job{Job: jobToProto(c.Job)}
+			ev.Kind = &droverv1.WatchEventsResponse_Job{Job: summaryToProto(c.Job)}
 		case c.Worker != nil:
 			ev.Kind = &droverv1.WatchEventsResponse_Worker{Worker: workerToProto(c.Worker)}
 		default:

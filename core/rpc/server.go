@@ -24,7 +24,6 @@ import (
 
 // Limits of a connection.
 const (
-	maxMessage = 8 << 20 // bytes; a request has 2 MiB at the most
 	maxStreams = 16384
 	window     = 4 << 20 // of a connection
 	// What a reader that stands still makes us hold: the other side sends no more.
@@ -87,7 +86,7 @@ func (p *Port) newServer(c ServerConfig) *Server {
 		grpc.ChainUnaryInterceptor(guard.Unary, gate.unary, crowds.unary, statusUnary),
 		grpc.ChainStreamInterceptor(guard.Stream, gate.stream, crowds.stream, statusStream),
 		grpc.UnknownServiceHandler(gate.unknown),
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(window),
 		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(writeBuffer), experimental.BufferPool(&loans{}),
@@ -201,7 +200,7 @@ func (h *Handshakes) Dial(address string, tlsConfig *tls.Config, more ...grpc.Di
 		grpc.WithContextDialer(reach),
 		grpc.WithDefaultCallOptions(
 			grpc.ForceCodecV2(Codec()),
-			grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage),
+			grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage),
 		),
 		grpc.WithInitialWindowSize(streamWindow), grpc.WithInitialConnWindowSize(window),
 		grpc.WithReadBufferSize(readBuffer), grpc.WithWriteBufferSize(writeBuffer), experimental.WithBufferPool(&loans{}),

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
 )
 
 // Domain is the ErrorInfo domain of every status that drover makes.
@@ -59,7 +60,8 @@ func codeKind(c codes.Code) errs.Kind {
 
 // ToStatus turns an error of the core into a gRPC status error with
 // ErrorInfo{reason, domain, hint} and, for a bad field, a BadRequest detail.
-// Status errors pass unchanged; nil stays nil.
+// Status errors pass unchanged; nil stays nil. Long texts, which quote what a caller
+// sent, are shortened.
 func ToStatus(err error) error {
 	if err == nil {
 		return nil
@@ -75,26 +77,28 @@ func ToStatus(err error) error {
 		if _, ok := status.FromError(err); ok {
 			return err
 		}
-		return status.Error(codes.Internal, err.Error())
+		return status.Error(codes.Internal, job.Shorten(err.Error(), maxText))
 	}
 	info := &errdetails.ErrorInfo{Reason: e.Reason, Domain: Domain, Metadata: map[string]string{}}
 	if e.Hint != "" {
-		info.Metadata["hint"] = e.Hint
+		info.Metadata["hint"] = job.Shorten(e.Hint, maxText)
 	}
-	st := status.New(kindCode(e.Kind), err.Error())
+	st := status.New(kindCode(e.Kind), job.Shorten(err.Error(), maxText))
 	if e.Kind == errs.Exhausted { // P16: says when to come again
 		return withDetails(st, info, &errdetails.RetryInfo{RetryDelay: durationpb.New(retryDelay)})
 	}
 	if e.Field == "" {
 		return withDetails(st, info)
 	}
-	info.Metadata["field"] = e.Field
+	info.Metadata["field"] = job.Shorten(e.Field, maxText)
 	cause := e.Reason
 	if e.Err != nil {
 		cause = e.Err.Error()
 	}
 	return withDetails(st, info, &errdetails.BadRequest{
-		FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: e.Field, Description: cause, Reason: e.Reason}},
+		FieldViolations: []*errdetails.BadRequest_FieldViolation{{
+			Field: info.GetMetadata()["field"], Description: job.Shorten(cause, maxText), Reason: e.Reason,
+		}},
 	})
 }
 

@@ -34,7 +34,13 @@ func (s *Scheduler) StartJob(ctx context.Context, by Caller, spec job.Spec, requ
 	if err != nil {
 		return job.ID{}, errs.E(opSubmit, errs.Internal, "ID", err)
 	}
-	r, err := s.ask(ctx, s.normal, Event{Submit: &Submit{
+	bytes := spec.Bytes()
+	done, err := s.submitting(bytes)
+	if err != nil {
+		return job.ID{}, err
+	}
+	defer done()
+	r, err := s.ask(ctx, s.normal, Event{Bytes: bytes, Submit: &Submit{
 		ID: id, Spec: spec, Caller: by, RequestID: requestID, Time: s.config.Now().Round(0).UTC(),
 	}})
 	return r.Job.ID, err
@@ -197,6 +203,9 @@ func (s *Scheduler) find(ctx context.Context, op string, by Caller, ref string) 
 // RemoveJobs forgets terminal jobs. Nothing is removed when one is not terminal.
 func (s *Scheduler) RemoveJobs(ctx context.Context, by Caller, refs []string) error {
 	const op = "remove jobs"
+	if len(refs) > maxRemoved {
+		return errs.Field(op, "job_ids", "TOO_MANY", "%d jobs, at most %d in one request", len(refs), maxRemoved)
+	}
 	var jobs []job.Job
 	for _, ref := range refs {
 		j, err := s.find(ctx, op, by, ref)
@@ -206,6 +215,7 @@ func (s *Scheduler) RemoveJobs(ctx context.Context, by Caller, refs []string) er
 		if !j.State.Terminal() {
 			return errs.E(op, errs.Precondition, "JOB_LIVE", fmt.Errorf("job %s is %s", j.ID, j.State)).WithHint("stop it first")
 		}
+		j.Spec = job.Spec{} // what is removed is found without it
 		jobs = append(jobs, j)
 	}
 	if len(jobs) == 0 {
@@ -230,9 +240,10 @@ func (s *Scheduler) Register(ctx context.Context, by Caller, reg registry.Regist
 		return Registered{}, errs.E(op, errs.Denied, "ROLE", fmt.Errorf("%s %q is no worker", by.Role, by.Name))
 	}
 	reg.Name = by.Name
-	if err := checkLabels(reg.Labels); err != nil {
+	if err := checkRegistration(&reg); err != nil {
 		return Registered{}, err
 	}
+	reg.Runners = job.BoundRunners(reg.Runners)
 	fresh, err := uuid.NewV7()
 	if err != nil {
 		return Registered{}, errs.E(op, errs.Internal, "ID", err)
@@ -246,6 +257,7 @@ func (s *Scheduler) Heartbeat(ctx context.Context, by Caller, h Heartbeat) (Regi
 	if err := s.own("renew lease", by, h.ID); err != nil {
 		return Registered{}, err
 	}
+	h.Conditions = job.BoundConditions(h.Conditions)
 	r, err := s.ask(ctx, s.urgent, Event{Heartbeat: &h})
 	return s.registered(r), err
 }
@@ -291,6 +303,9 @@ func (s *Scheduler) Worker(_ context.Context, ref string) (registry.Worker, erro
 
 // Drain stops or resumes placing jobs on a worker; ref takes the place of d.ID.
 func (s *Scheduler) Drain(ctx context.Context, ref string, d Drain) (registry.Worker, error) {
+	if len(d.Reason) > maxReason {
+		return registry.Worker{}, errs.Field("drain worker", "reason", "TOO_LONG", "it has %d bytes, at most %d", len(d.Reason), maxReason)
+	}
 	w, err := s.Worker(ctx, ref)
 	if err != nil {
 		return registry.Worker{}, err

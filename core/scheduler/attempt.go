@@ -55,9 +55,17 @@ func (m *Machine) accept(s *Submit) (job.Job, error) {
 	if err := m.refuse(&spec, reason); err != nil {
 		return job.Job{}, err
 	}
-	e := &entry{key: key, Job: job.Job{
-		ID: s.ID, Spec: spec, State: job.Queued, Submit: s.Time, RequestedBy: s.Caller.Name, RequestID: s.RequestID,
+	input, size := spec.TakeInput()
+	e := &entry{key: key, hash: hash, bytes: spec.Bytes(), Job: job.Job{
+		ID: s.ID, Spec: spec, State: job.Queued, Submit: s.Time, RequestedBy: s.Caller.Name, RequestID: s.RequestID, Input: size,
 	}}
+	if err := m.account.check(e.RequestedBy, e.bytes+size); err != nil {
+		return job.Job{}, err
+	}
+	m.account.add(e.RequestedBy, e.bytes+size)
+	if size > 0 {
+		m.effect(Effect{Keep: &Kept{Job: e.ID, Input: input}})
+	}
 	m.jobs[e.ID] = e
 	if key != "" {
 		m.requests[key] = e
@@ -76,12 +84,11 @@ func (m *Machine) accept(s *Submit) (job.Job, error) {
 	return j, nil
 }
 
-// earlier is what is known of a request id: of a live job by what is recorded of it,
-// which is worked out when it is asked for, as repeated requests are rare; of another
-// what the store says.
+// earlier returns what is known of a request id: what the store says, or of a job that
+// is not committed yet what is recorded with it.
 func (m *Machine) earlier(key string, stored *Accepted) *Accepted {
-	if e := m.requests[key]; e != nil {
-		return &Accepted{e.ID, specHash(&e.Spec)}
+	if e := m.requests[key]; e != nil && (stored == nil || stored.Job != e.ID) {
+		return &Accepted{e.ID, e.hash}
 	}
 	return stored
 }
@@ -224,7 +231,7 @@ func (m *Machine) dispatch(e *entry, w registry.Worker) {
 }
 
 func (m *Machine) order(e *entry) job.StartOrder {
-	o := job.StartOrder{Key: e.attempt(), Fence: e.Fence, Spec: e.Spec, BootID: e.BootID}
+	o := job.StartOrder{Key: e.attempt(), Fence: e.Fence, Spec: e.Spec, BootID: e.BootID, Input: e.Input}
 	if w, ok := m.workers.Get(e.Worker); ok && e.Spec.OnPartition == job.StopItself {
 		o.Lapses = w.Lapses
 	}
@@ -300,7 +307,7 @@ func retries(j *job.Job, s job.State, reason string) bool {
 	}
 	switch s {
 	case job.Lost, job.Rejected:
-		return r.OnLost
+		return r.OnLost && reason != job.ReasonTooLarge && reason != job.ReasonInputGone // the next would end so, too
 	case job.Stopped:
 		return r.OnLost && reason == job.ReasonPartition
 	case job.Failed:

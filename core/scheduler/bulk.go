@@ -17,8 +17,7 @@ const (
 	MaxSubmits = 1000
 	// MaxAwaited is how many jobs one Ends waits for.
 	MaxAwaited = 100_000
-	// bulksAtOnce is how many StartJobs wait for their commit at once: each may
-	// have the size of a message.
+	// bulksAtOnce is how many StartJobs wait for their commit at once.
 	bulksAtOnce = 64
 )
 
@@ -84,15 +83,33 @@ func (s *Scheduler) submit(ctx context.Context, submits []Submit) ([]Answer, err
 	default:
 		return nil, overloaded("ask the scheduler", "too many requests are waiting")
 	}
-	r, err := s.ask(ctx, s.normal, Event{Submits: submits})
+	bytes := int64(0)
+	for i := range submits {
+		bytes += submits[i].Spec.Bytes()
+	}
+	done, err := s.submitting(bytes)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	r, err := s.ask(ctx, s.normal, Event{Submits: submits, Bytes: bytes})
 	return r.Jobs, err
 }
 
-// End is the end of a job; Job is nil when there is no such job. What it
-// points to is read only.
+// End is the end of a job; Job is nil when there is no such job. It holds how the job
+// ended and nothing else, and is read only.
 type End struct {
 	ID  job.ID
 	Job *job.Job
+}
+
+// endOf keeps of a job what its end tells: many ends may wait for a slow client, and
+// must not hold all that was asked for.
+func endOf(j *job.Job) *job.Job {
+	return &job.Job{
+		ID: j.ID, State: j.State, Reason: j.Reason, Message: job.Shorten(j.Message, job.MaxMessage), Attempt: j.Attempt,
+		WorkerName: j.WorkerName, Result: job.Report{ExitCode: j.Result.ExitCode, Signal: j.Result.Signal},
+	}
 }
 
 // Ends gathers the ends of many jobs for one client. Add and Next may be called
@@ -117,7 +134,7 @@ func (e *Ends) Add(ctx context.Context, ids []job.ID) error {
 	}
 	for _, id := range e.scheduler.hub.attend(e.group, ids, e.sees) {
 		j, err := e.scheduler.read(ctx, opAwait, id)
-		end := End{id, &j}
+		end := End{id, endOf(&j)}
 		switch {
 		case errs.KindOf(err) == errs.NotFound:
 			end.Job = nil

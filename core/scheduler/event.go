@@ -7,7 +7,7 @@ import (
 	"github.com/droverhq/drover/core/registry"
 )
 
-// Event is one thing that happened. Exactly one field beside Reply is set.
+// Event is one thing that happened. Exactly one field beside Reply and Bytes is set.
 type Event struct {
 	// Reply numbers the caller that waits for a Result; 0 is nobody.
 	Reply uint64
@@ -22,7 +22,12 @@ type Event struct {
 	Forget     []job.Job     // terminal jobs to remove
 	Remove     *job.WorkerID // worker to remove
 	Up         *UpEvent
+	Refused    *Refusal
+	Trouble    *Trouble
 	Tick       bool
+
+	// Bytes is how large a submit is: a round takes fewer of large ones.
+	Bytes int64
 }
 
 // Submit asks for a job. ID and Submit time are made outside, so that a step
@@ -81,6 +86,22 @@ type UpEvent struct {
 	Up     Up
 }
 
+// Refusal says that an order cannot be sent, ever: the attempt was not started, and
+// is not going to be.
+type Refusal struct {
+	Worker  job.WorkerID
+	Key     job.Key
+	Reason  string
+	Message string
+}
+
+// Trouble says that the link to a worker breaks again and again, or, with an empty
+// message, does not any more.
+type Trouble struct {
+	Worker  job.WorkerID
+	Message string
+}
+
 // Effect is one thing to do after the step, in order: records are committed
 // first, as one batch for all steps of a round; then the rest happens.
 type Effect struct {
@@ -89,13 +110,16 @@ type Effect struct {
 	Hash       [32]byte // with New: of the request, to be kept with its id
 	Drop       bool     // with Put: it is terminal and leaves memory
 	Delete     *job.Job // remove its record
+	Keep       *Kept    // write the record of an input
+	Release    *job.ID  // remove the record of an input
 	Worker     *registry.Worker
 	Gone       *job.WorkerID // remove a worker's record
 	Send       *Send
 	Dial       *registry.Worker // keep a link to this worker
 	Hang       *job.WorkerID    // end the link to this worker
 	Result     *Result
-	Unexpected string // for the log: a report that the state machine refuses or does not know
+	Refused    *Refusal // for the log: a job that ends because its order cannot be sent
+	Unexpected string   // for the log: a report that the state machine refuses or does not know
 }
 
 // Send is an order for a worker.

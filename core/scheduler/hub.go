@@ -71,11 +71,13 @@ func (h *hub) publish(effects []Effect) {
 				}
 				delete(h.waiters, e.Put.ID)
 				for _, g := range h.groups[e.Put.ID] {
-					g.ended(End{e.Put.ID, e.Put})
+					g.ended(End{e.Put.ID, endOf(e.Put)})
 				}
 				delete(h.groups, e.Put.ID)
 			}
-			h.tell(e.Put.ID, Change{Job: e.Put})
+			if len(h.watchers) > 0 {
+				h.tell(e.Put.ID, Change{Job: light(e.Put)})
+			}
 		case e.Worker != nil:
 			h.countWorker(h.workers[e.Worker.ID], -1)
 			h.countWorker(e.Worker, 1)
@@ -86,6 +88,16 @@ func (h *hub) publish(effects []Effect) {
 			h.remove(*e.Gone)
 		}
 	}
+}
+
+// light returns a job as watchers get it: many changes may wait for a slow watcher,
+// and must not hold all that was asked for.
+func light(j *job.Job) *job.Job {
+	if j.Spec.Bytes() <= job.MaxSummary {
+		return j
+	}
+	short := j.Summary()
+	return &short
 }
 
 // count keeps account of the live attempts of each worker; h.mu is held.

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -21,7 +22,9 @@ type Connector interface {
 // Link carries frames to and from one worker. Send and Recv are called by one
 // goroutine each; Close makes both return.
 type Link interface {
-	Send(Down) error
+	// Send sends all of it, in as many frames as it takes, but the starts that no
+	// frame has room for: it returns them.
+	Send(Down) (tooLarge []job.Key, err error)
 	Recv() (Up, error)
 	Close() error
 }
@@ -32,6 +35,7 @@ type links struct {
 	term      uint64
 	log       *slog.Logger
 	deliver   func(context.Context, Event)
+	input     func(context.Context, job.ID) (job.Input, error)
 
 	mu     sync.Mutex // guards the fields below
 	byID   map[job.WorkerID]*connection
@@ -47,20 +51,8 @@ type connection struct {
 	out    *outbox
 }
 
-// outbox gathers what waits to be sent to one worker. A goroutine carries it while
-// there is something: of many workers most are told nothing most of the time, and
-// a goroutine that waits costs more memory than all else that is kept here.
-type outbox struct {
-	mu      sync.Mutex // guards the fields below
-	down    Down
-	link    Link   // nil: there is none
-	lost    func() // called when it carries nothing any more
-	carries bool   // somebody does
-	wait    sync.WaitGroup
-}
-
-func newLinks(c Connector, term uint64, log *slog.Logger, deliver func(context.Context, Event)) *links {
-	return &links{connector: c, term: term, log: log, deliver: deliver, byID: map[job.WorkerID]*connection{}}
+func newLinks(c Connector, term uint64, log *slog.Logger, deliver func(context.Context, Event), input func(context.Context, job.ID) (job.Input, error)) *links {
+	return &links{connector: c, term: term, log: log, deliver: deliver, input: input, byID: map[job.WorkerID]*connection{}}
 }
 
 // dial makes sure that a link to the worker's present process is kept.
@@ -116,18 +108,29 @@ func (l *links) closeAll() {
 const (
 	minBackoff = 50 * time.Millisecond
 	maxBackoff = 2 * time.Second
+	// A link that breaks so often in a row, each time so soon after it was opened, does
+	// not break by chance: what is sent on it breaks it.
+	badBreaks = 3
+	soonAfter = 10 * time.Second
 )
 
 // keep connects again and again until ctx ends. What is wrong is logged when it
 // begins, not at every try.
 func (l *links) keep(ctx context.Context, c *connection) {
-	backoff, trouble := minBackoff, ""
+	backoff, trouble, row := minBackoff, "", breaks{}
 	for ctx.Err() == nil {
 		link, err := l.connector.Connect(ctx, c.worker, l.term)
 		if err == nil {
 			var talked bool
-			if talked, err = l.use(ctx, c, link, trouble != ""); talked {
-				backoff, trouble, err = minBackoff, "", nil // broken links are every day's business
+			opened := time.Now()
+			if talked, err = l.use(ctx, c, link, trouble != "", row.told); talked {
+				if ctx.Err() == nil {
+					l.broke(ctx, c, &row, time.Since(opened), err)
+				}
+				backoff, trouble, err = minBackoff, "", nil // one broken link is every day's business
+				if row.told {
+					backoff = maxBackoff
+				}
 			}
 		}
 		if reason := errs.ReasonOf(err); err != nil && ctx.Err() == nil && trouble != "in "+reason {
@@ -139,6 +142,38 @@ func (l *links) keep(ctx context.Context, c *connection) {
 		case <-time.After(backoff/2 + rand.N(backoff)):
 			backoff = min(2*backoff, maxBackoff)
 		}
+	}
+}
+
+// breaks counts how often in a row a link has broken soon after it was opened.
+type breaks struct {
+	count int
+	told  bool // the worker has the condition
+}
+
+// broke takes note of a link that has broken. When that repeats itself, people are told.
+func (l *links) broke(ctx context.Context, c *connection, row *breaks, lived time.Duration, err error) {
+	if lived >= soonAfter {
+		*row = breaks{}
+		return
+	}
+	if row.count++; row.count < badBreaks || row.told {
+		return
+	}
+	row.told = true
+	l.log.Warn("link to a worker breaks again and again, trying on", "worker", c.worker.Name, "times", row.count, "error", err)
+	message := fmt.Sprintf("the scheduler's link to it breaks again and again: %v", err)
+	l.deliver(ctx, Event{Trouble: &Trouble{Worker: c.worker.ID, Message: job.Shorten(message, job.MaxMessage)}})
+}
+
+// recover ends the condition of a worker once its link has held for long enough.
+func (l *links) recover(ctx context.Context, id job.WorkerID) {
+	held := time.NewTimer(soonAfter)
+	defer held.Stop()
+	select {
+	case <-held.C:
+		l.deliver(ctx, Event{Trouble: &Trouble{Worker: id}})
+	case <-ctx.Done():
 	}
 }
 
@@ -154,20 +189,25 @@ func (l *links) complain(c *connection, err error, reason string) {
 
 // use carries frames until the link breaks, which the error explains, or ctx
 // ends. talked tells that the worker took part: one that refuses the session
-// says nothing.
-func (l *links) use(ctx context.Context, c *connection, link Link, again bool) (talked bool, err error) {
+// says nothing. again tells that it could not be reached before, bad that its link
+// broke again and again.
+func (l *links) use(ctx context.Context, c *connection, link Link, again, bad bool) (talked bool, err error) {
 	l.mu.Lock()
 	l.number++
 	number := l.number
 	l.mu.Unlock()
 	id := c.worker.ID
-	both, cancel := context.WithCancel(ctx)
+	both, cancel := context.WithCancelCause(ctx)
 	closed := make(chan struct{})
 	context.AfterFunc(both, func() {
 		defer close(closed)
 		_ = link.Close() // makes Recv below and Send in carry return
 	})
-	c.out.open(link, cancel)
+	c.out.open(l.line(both, id, link, cancel))
+	var wait sync.WaitGroup
+	if bad {
+		wait.Go(func() { l.recover(both, id) })
+	}
 	for {
 		var up Up
 		if up, err = link.Recv(); err != nil {
@@ -182,66 +222,17 @@ func (l *links) use(ctx context.Context, c *connection, link Link, again bool) (
 		}
 		l.deliver(ctx, Event{Up: &UpEvent{Worker: id, Link: number, Up: up}})
 	}
-	cancel()
+	if why := context.Cause(both); why != nil && ctx.Err() == nil {
+		err = why // Send has failed, and that is why Recv has
+	}
+	cancel(nil)
 	<-closed
 	c.out.shut()
+	wait.Wait()
 	if !talked {
 		return false, err
 	}
 	// When ctx has ended, a newer link, or nobody, wants to know.
 	l.deliver(ctx, Event{Up: &UpEvent{Worker: id, Link: number, Closed: true}})
 	return true, err
-}
-
-// open lets what is added from now on be sent over a link.
-func (o *outbox) open(link Link, lost func()) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.link, o.lost = link, lost
-}
-
-// shut drops what waits, and returns when nothing is being sent any more.
-func (o *outbox) shut() {
-	o.mu.Lock()
-	o.link, o.lost, o.down = nil, nil, Down{}
-	o.mu.Unlock()
-	o.wait.Wait() // nobody begins without a link
-}
-
-// add queues a frame; without a link it is dropped.
-func (o *outbox) add(d Down) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.link == nil {
-		return
-	}
-	o.down.Starts = append(o.down.Starts, d.Starts...)
-	o.down.Stops = append(o.down.Stops, d.Stops...)
-	o.down.Acks = append(o.down.Acks, d.Acks...)
-	o.down.Forgets = append(o.down.Forgets, d.Forgets...)
-	if !o.carries && !o.down.Empty() {
-		o.carries = true
-		link, lost := o.link, o.lost
-		o.wait.Go(func() { o.carry(link, lost) })
-	}
-}
-
-// take returns what waits; when there is nothing, nobody carries any more.
-func (o *outbox) take() Down {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	d := o.down
-	o.down = Down{}
-	o.carries = !d.Empty()
-	return d
-}
-
-// carry sends what gathers, until there is nothing; while one frame is sent the
-// next one fills.
-func (o *outbox) carry(link Link, lost func()) {
-	for d := o.take(); !d.Empty(); d = o.take() {
-		if err := link.Send(d); err != nil {
-			lost()
-		}
-	}
 }

@@ -17,13 +17,15 @@ import (
 	"github.com/droverhq/drover/core/store"
 )
 
-// Bounds of one page, and of the records that one page looks at: a filter that
-// matches little answers with a token instead of reading everything.
+// Bounds of one page, and of the records that one page looks at, in number and in
+// bytes: a filter that matches little answers with a token instead of reading
+// everything.
 const (
-	defaultPage = 100
-	maxPage     = 1000
-	maxScanned  = 50_000
-	minRef      = 4 // hex digits of a short job reference
+	defaultPage  = 100
+	maxPage      = 1000
+	maxScanned   = 50_000
+	maxScanBytes = 64 << 20
+	minRef       = 4 // hex digits of a short job reference
 )
 
 // JobQuery selects jobs; zero fields select all.
@@ -36,12 +38,16 @@ type JobQuery struct {
 	Since     time.Time
 }
 
-// Jobs returns one page of jobs, newest first, and the token of the next.
-func (s *Scheduler) Jobs(ctx context.Context, by Caller, q JobQuery) ([]job.Job, string, error) {
+// Jobs hands one page of jobs to take, newest first, until take has no room for one
+// more, and returns the token of the next page.
+func (s *Scheduler) Jobs(ctx context.Context, by Caller, q JobQuery, take func(*job.Job) bool) (next string, err error) {
 	const op = "list jobs"
+	if err := q.check(op); err != nil {
+		return "", err
+	}
 	leave, err := s.turnToList(ctx, op)
 	if err != nil {
-		return nil, "", err
+		return "", err
 	}
 	defer leave()
 	r := store.Prefix([]byte{prefixJob})
@@ -49,41 +55,43 @@ func (s *Scheduler) Jobs(ctx context.Context, by Caller, q JobQuery) ([]job.Job,
 	if q.PageToken != "" {
 		id, err := hex.DecodeString(q.PageToken)
 		if err != nil || len(id) != 16 {
-			return nil, "", errs.Field(op, "page_token", "PAGE_TOKEN", "%q is not a token of an earlier page", q.PageToken)
+			return "", errs.Field(op, "page_token", "PAGE_TOKEN", "%q is not a token of an earlier page", q.PageToken)
 		}
 		r.To = idKey(prefixJob, [16]byte(id))
 	}
 	size := cmp.Or(min(q.PageSize, maxPage), defaultPage)
-	var (
-		out     []job.Job
-		scanned int
-		last    job.ID
-	)
+	taken, scanned, bytes := 0, 0, 0
+	var last job.ID
 	for p, err := range s.config.Store.Scan(ctx, r) {
 		if err != nil {
-			return nil, "", errs.E(op, errs.Internal, "STORE", err)
+			return "", errs.E(op, errs.Internal, "STORE", err)
 		}
-		if len(out) == size || scanned == maxScanned {
-			return out, hex.EncodeToString(last[:]), nil
+		if taken == size || scanned == maxScanned || bytes >= maxScanBytes {
+			return hex.EncodeToString(last[:]), nil
 		}
 		scanned++
-		last = job.ID(p.Key[1:])
-		if !q.Since.IsZero() && submitTime(last).Before(q.Since.Truncate(time.Millisecond)) {
+		bytes += len(p.Value)
+		id := job.ID(p.Key[1:])
+		if !q.Since.IsZero() && submitTime(id).Before(q.Since.Truncate(time.Millisecond)) {
 			break // ids sort by time: all that follow are older
 		}
-		j, live := s.hub.job(last)
+		j, live := s.hub.job(id)
 		if !live {
 			stored, err := decodeJob(p.Value)
 			if err != nil {
-				return nil, "", errs.E(op, errs.Internal, "STORE", err)
+				return "", errs.E(op, errs.Internal, "STORE", err)
 			}
 			j = *stored
 		}
 		if q.matches(&j, by) {
-			out = append(out, j)
+			if !take(&j) {
+				return hex.EncodeToString(last[:]), nil
+			}
+			taken++
 		}
+		last = id
 	}
-	return out, "", nil
+	return "", nil
 }
 
 // turnToList waits until a list may be read, unless too many wait. Lists take
@@ -200,8 +208,12 @@ func (s *Scheduler) firstTwo(ctx context.Context, r store.Range, id func(store.P
 	return out, nil
 }
 
-// Workers returns one page of workers by name, and the token of the next.
-func (s *Scheduler) Workers(_ context.Context, labels map[string]string, pageSize int, token string) ([]registry.Worker, string, error) {
+// Workers hands one page of workers to take, by name, until take has no room for one
+// more, and returns the token of the next page.
+func (s *Scheduler) Workers(_ context.Context, labels map[string]string, pageSize int, token string, take func(*registry.Worker) bool) (next string, err error) {
+	if err := checkSelector("list workers", labels); err != nil {
+		return "", err
+	}
 	all := s.hub.allWorkers()
 	all = slices.DeleteFunc(all, func(w registry.Worker) bool {
 		for k, v := range labels {
@@ -212,57 +224,11 @@ func (s *Scheduler) Workers(_ context.Context, labels map[string]string, pageSiz
 		return w.Name <= token
 	})
 	slices.SortFunc(all, func(a, b registry.Worker) int { return cmp.Compare(a.Name, b.Name) })
-	if size := cmp.Or(min(pageSize, maxPage), defaultPage); len(all) > size {
-		return all[:size], all[size-1].Name, nil
-	}
-	return all, "", nil
-}
-
-// Script is one version of a script and who has it.
-type Script struct {
-	job.ScriptInfo
-	Workers []job.WorkerID
-}
-
-// Scripts lists what the workers publish, by path, folder and version.
-func (s *Scheduler) Scripts(ctx context.Context, workerRef string, pageSize int, token string) ([]Script, string, error) {
-	workers := s.hub.allWorkers()
-	if workerRef != "" {
-		w, err := s.Worker(ctx, workerRef)
-		if err != nil {
-			return nil, "", err
-		}
-		workers = []registry.Worker{w}
-	}
-	byKey := map[string]*Script{}
-	for _, w := range workers {
-		if w.State == registry.Deregistered {
-			continue
-		}
-		for _, info := range w.Scripts.Scripts {
-			key := info.Path + "\x00" + info.Folder + "\x00" + info.SHA256
-			if byKey[key] == nil {
-				byKey[key] = &Script{ScriptInfo: info}
-			}
-			byKey[key].Workers = append(byKey[key].Workers, w.ID)
-		}
-	}
-	keys := make([]string, 0, len(byKey))
-	for k := range byKey {
-		if k > token {
-			keys = append(keys, k)
-		}
-	}
-	slices.Sort(keys)
 	size := cmp.Or(min(pageSize, maxPage), defaultPage)
-	next := ""
-	if len(keys) > size {
-		keys = keys[:size]
-		next = keys[size-1]
+	for i := range all {
+		if i == size || !take(&all[i]) {
+			return all[max(0, i-1)].Name, nil
+		}
 	}
-	out := make([]Script, len(keys))
-	for i, k := range keys {
-		out[i] = *byKey[k]
-	}
-	return out, next, nil
+	return "", nil
 }

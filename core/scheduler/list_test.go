@@ -60,7 +60,7 @@ func v7(at time.Time, n byte) job.ID {
 func listed(t *testing.T, s *Scheduler, by Caller, q JobQuery) (letters string, pages int) {
 	t.Helper()
 	for range 100 {
-		jobs, next, err := s.Jobs(t.Context(), by, q)
+		jobs, next, err := jobsOf(t.Context(), s, by, q)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -115,19 +115,19 @@ func TestListsOfJobs(t *testing.T) {
 		})
 	}
 	for _, token := range []string{"x", "00", strings.Repeat("zz", 16)} {
-		_, _, err := s.Jobs(t.Context(), admin(), JobQuery{PageToken: token})
+		_, _, err := jobsOf(t.Context(), s, admin(), JobQuery{PageToken: token})
 		wantErr(t, err, errs.Invalid, "PAGE_TOKEN")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, _, err := s.Jobs(ctx, admin(), JobQuery{})
+	_, _, err := jobsOf(ctx, s, admin(), JobQuery{})
 	wantErr(t, err, errs.Internal, "STORE")
 }
 
 func TestAPageBeginsWhereTheLastEndedWhateverCameMeanwhile(t *testing.T) {
 	t.Parallel()
 	s, at := shelf(t)
-	jobs, next, err := s.Jobs(t.Context(), admin(), JobQuery{PageSize: 3})
+	jobs, next, err := jobsOf(t.Context(), s, admin(), JobQuery{PageSize: 3})
 	if err != nil || len(jobs) != 3 {
 		t.Fatalf("%v, %v", jobs, err)
 	}
@@ -195,7 +195,7 @@ func TestListsOfWorkersAndScripts(t *testing.T) {
 		names := func(labels map[string]string, size int) (got []string) {
 			token := ""
 			for {
-				ws, next, err := w.s.Workers(w.ctx, labels, size, token)
+				ws, next, err := workersOf(w.ctx, w.s, labels, size, token)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -219,7 +219,7 @@ func TestListsOfWorkersAndScripts(t *testing.T) {
 		scripts := func(worker string, size int) (got []string) {
 			token := ""
 			for {
-				list, next, err := w.s.Scripts(w.ctx, worker, size, token)
+				list, next, err := scriptsOf(w.ctx, w.s, worker, size, token)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -237,7 +237,7 @@ func TestListsOfWorkersAndScripts(t *testing.T) {
 		if got := scripts("w2", 0); !slices.Equal(got, []string{"all.sh+", "w2.sh+"}) {
 			t.Errorf("of one worker %v", got)
 		}
-		_, _, err := w.s.Scripts(w.ctx, "nobody", 0, "")
+		_, _, err := scriptsOf(w.ctx, w.s, "nobody", 0, "")
 		wantErr(t, err, errs.NotFound, "WORKER_UNKNOWN")
 		p := w.workers["w3"]
 		p.cut()

@@ -27,6 +27,7 @@ type Machine struct {
 	timers   deadlines
 	drains   map[job.WorkerID]time.Time // when jobs of a draining worker are stopped
 	links    map[job.WorkerID]*link
+	account  account
 	began    time.Time // before it, nothing is known of contacts with workers
 	now      time.Time
 	out      []Effect
@@ -42,6 +43,8 @@ type entry struct {
 	deadline time.Time     // of the queue, the retry, or a partition; zero without one
 	delayed  bool          // a retry waits for its backoff
 	stop     job.StopOrder // while STOPPING
+	bytes    int64         // of its request, input not counted
+	hash     [32]byte      // of its request, until the store can tell it
 }
 
 // link is the connection to one worker.
@@ -59,8 +62,12 @@ func NewMachine(term uint64, lease time.Duration) *Machine {
 	return &Machine{
 		term: term, workers: registry.New(lease), jobs: map[job.ID]*entry{}, placed: map[job.WorkerID]map[job.ID]*entry{}, requests: map[string]*entry{},
 		queue: newQueue(), links: map[job.WorkerID]*link{}, drains: map[job.WorkerID]time.Time{},
+		account: account{budget: Budget{}.orDefault(), of: map[string]int64{}},
 	}
 }
+
+// SetBudget bounds the bytes of live jobs.
+func (m *Machine) SetBudget(b Budget) { m.account.budget = b.orDefault() }
 
 // LoadWorker puts a worker of the store back.
 func (m *Machine) LoadWorker(w registry.Worker) { m.workers.Load(w) }
@@ -68,7 +75,8 @@ func (m *Machine) LoadWorker(w registry.Worker) { m.workers.Load(w) }
 // LoadJob puts a live job of the store back (P15). Its worker is unreachable
 // until it registers again.
 func (m *Machine) LoadJob(now time.Time, j job.Job) {
-	e := &entry{Job: j}
+	e := &entry{Job: j, bytes: j.Spec.Bytes()}
+	m.account.add(e.RequestedBy, e.bytes+e.Input)
 	if j.RequestID != "" {
 		e.key = requestKey(j.RequestedBy, j.RequestID)
 		m.requests[e.key] = e
@@ -117,6 +125,10 @@ func (m *Machine) Step(now time.Time, ev *Event) []Effect {
 		m.forget(ev.Reply, ev.Forget)
 	case ev.Up != nil:
 		m.up(ev.Up)
+	case ev.Refused != nil:
+		m.refused(ev.Refused)
+	case ev.Trouble != nil:
+		m.trouble(ev.Trouble)
 	}
 	if m.dirty {
 		m.dirty = false
@@ -138,7 +150,9 @@ func (m *Machine) reply(to uint64, r Result) {
 // longer than it is needed.
 func (m *Machine) put(e *entry) {
 	if e.State.Terminal() {
-		e.Spec.Secrets, e.Spec.Stdin, e.Spec.Upload = nil, nil, nil
+		m.release(e)
+		m.account.add(e.RequestedBy, -e.bytes)
+		e.Spec.Secrets = nil
 	}
 	j := e.Job
 	m.effect(Effect{Put: &j, Drop: j.State.Terminal()})
@@ -146,6 +160,16 @@ func (m *Machine) put(e *entry) {
 		delete(m.jobs, j.ID)
 		delete(m.requests, e.key)
 	}
+}
+
+// release drops the input of a job that needs it no more.
+func (m *Machine) release(e *entry) {
+	if e.Input == 0 {
+		return
+	}
+	m.account.add(e.RequestedBy, -e.Input)
+	e.Input = 0
+	m.effect(Effect{Release: &e.ID})
 }
 
 // NextDeadline is when Tick has work; zero is never.

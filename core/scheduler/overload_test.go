@@ -13,7 +13,7 @@ import (
 func TestP16ListsAndWatchersAreBounded(t *testing.T) {
 	story(t, func(t *testing.T, w *world) {
 		list := func() error {
-			_, _, err := w.s.Jobs(w.ctx, admin(), JobQuery{})
+			_, _, err := jobsOf(w.ctx, w.s, admin(), JobQuery{})
 			return err
 		}
 		for range maxLists {

@@ -154,6 +154,7 @@ func (c *court) rebuild(term uint64) *Machine {
 // checkRebuilt: a Machine made of the records knows what this one knows (P15).
 func (c *court) checkRebuilt() {
 	got, want := c.rebuild(1), c.m
+	c.checkInput(got)
 	if got, want := c.requests(got), c.requests(want); !maps.Equal(got, want) {
 		c.rt.Fatalf("request ids %v, want %v", got, want)
 	}
@@ -190,13 +191,48 @@ func (c *court) checkRebuilt() {
 // the store says of them.
 func (c *court) requests(m *Machine) map[string]Accepted {
 	out := map[string]Accepted{}
-	for key := range m.requests {
-		out[key] = *m.earlier(key, nil)
-		if stored, err := c.records.accepted(context.Background(), key); err != nil || *stored != out[key] {
-			c.rt.Fatalf("request id %q stands for %v, in the store for %v, %v", key, out[key], stored, err)
+	for key, e := range m.requests {
+		stored, err := c.records.accepted(context.Background(), key)
+		if err != nil || stored == nil || stored.Job != e.ID {
+			c.rt.Fatalf("request id %q stands for %v, in the store for %v, %v", key, e.ID, stored, err)
+		}
+		if out[key] = *m.earlier(key, stored); e.hash != [32]byte{} && *m.earlier(key, nil) != out[key] {
+			c.rt.Fatalf("request id %q stands for another request before it is committed", key)
 		}
 	}
 	return out
+}
+
+// checkInput: the store holds the input of exactly those jobs that may need it, no
+// job holds it in memory, and what is counted is what there is.
+func (c *court) checkInput(rebuilt *Machine) {
+	if a, b := &c.m.account, &rebuilt.account; a.all != b.all || !maps.Equal(a.of, b.of) {
+		c.rt.Fatalf("counted bytes %+v, rebuilt %+v", a, b)
+	}
+	held := map[job.ID]bool{}
+	for p, err := range c.records.store.Scan(context.Background(), store.Prefix([]byte{prefixInput})) {
+		if err != nil {
+			c.rt.Fatalf("%v", err)
+		}
+		held[job.ID(p.Key[1:])] = true
+	}
+	sum := int64(0)
+	for id, e := range c.m.jobs {
+		if len(e.Spec.Stdin) > 0 || len(e.Spec.Upload) > 0 || string(e.Spec.Secrets["KEY"]) != "" {
+			c.rt.Fatalf("the input of %s is in memory", id)
+		}
+		if held[id] != (e.Input > 0) || e.Input > 0 && e.Input != int64(len("hush")) {
+			c.rt.Fatalf("job %s (%v) needs %d bytes of input; in the store: %v", id, e.State, e.Input, held[id])
+		}
+		if !held[id] && (e.State == job.Queued || e.Attempt <= e.Spec.Retry.Max || e.Result.Sequence == 0) {
+			c.rt.Fatalf("the input of %s is gone, which is %v in attempt %d of %d", id, e.State, e.Attempt, e.Spec.Retry.Max+1)
+		}
+		delete(held, id)
+		sum += e.Input + e.Spec.Bytes()
+	}
+	if len(held) > 0 || sum != c.m.account.all {
+		c.rt.Fatalf("inputs without a job: %v; %d bytes are counted of %d", held, c.m.account.all, sum)
+	}
 }
 
 // loadInto takes up live jobs as they are recorded.

@@ -20,6 +20,7 @@ import (
 //
 //	j<id>            record of every job, JSON
 //	l<id>            marks a live job
+//	i<id>            input of a live job: stdin, upload, values of secrets
 //	r<caller>\0<id>  what a request id was used for (P1)
 //	s<hex of id, reversed>  finds jobs by the end of their id
 //	w<id>            record of every worker, JSON
@@ -27,6 +28,7 @@ import (
 const (
 	prefixJob     = 'j'
 	prefixLive    = 'l'
+	prefixInput   = 'i'
 	prefixRequest = 'r'
 	prefixSuffix  = 's'
 	prefixWorker  = 'w'
@@ -123,7 +125,7 @@ func (r records) readJobs(ctx context.Context, ids []job.ID, parts chan<- []*job
 	for l := range loaders {
 		wait.Go(func() {
 			for i := l; i < len(ids) && failures[l] == nil; i += loaders {
-				jobs[i], failures[l] = r.job(ctx, ids[i])
+				jobs[i], failures[l] = r.liveJob(ctx, ids[i])
 			}
 		})
 	}
@@ -200,9 +202,13 @@ func putEffect(b *store.Batch, e *Effect) error {
 		if e.Delete.RequestID != "" {
 			b.Delete(requestRecord(requestKey(e.Delete.RequestedBy, e.Delete.RequestID)))
 		}
+	case e.Keep != nil:
+		b.Put(idKey(prefixInput, e.Keep.Job), encodeInput(&e.Keep.Input))
+	case e.Release != nil:
+		b.Delete(idKey(prefixInput, *e.Release))
 	case e.Worker != nil:
 		w := *e.Worker
-		w.Scripts, w.Running = job.ScriptIndex{}, 0 // the worker tells them anew
+		w.Scripts, w.Running, w.Trouble = job.ScriptIndex{}, 0, job.Condition{} // found out anew
 		v, err := json.Marshal(&w)
 		if err != nil {
 			return fmt.Errorf("encode worker %s: %w", w.ID, err)

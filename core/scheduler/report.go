@@ -22,6 +22,7 @@ func (m *Machine) up(ev *UpEvent) {
 	}
 	if ev.Up.Hello != nil {
 		l.hello = *ev.Up.Hello
+		l.hello.BootID = job.Shorten(l.hello.BootID, job.MaxName)
 		m.workers.SetBoot(ev.Worker, l.hello.BootID)
 		m.workers.SetLapses(ev.Worker, l.hello.Lapses)
 	}
@@ -30,12 +31,13 @@ func (m *Machine) up(ev *UpEvent) {
 		m.changed(ev.Worker)
 	}
 	if ev.Up.Runners != nil {
-		m.workers.SetRunners(ev.Worker, ev.Up.Runners)
+		m.workers.SetRunners(ev.Worker, job.BoundRunners(ev.Up.Runners))
 		m.changed(ev.Worker)
 	}
 	var acks []job.Key
 	for i := range ev.Up.Reports {
 		r := &ev.Up.Reports[i]
+		r.Bound()
 		if !l.complete {
 			l.seen[r.Key] = true
 		}
@@ -91,6 +93,9 @@ func (m *Machine) report(from job.WorkerID, r *job.Report) {
 		return
 	}
 	e.Result = *r
+	if e.Attempt > e.Spec.Retry.Max {
+		m.release(e) // the worker has it on disk, and there is no further attempt
+	}
 	if e.Reason == job.ReasonOldScheduler {
 		e.Reason, e.Message = r.Reason, r.Message
 	}
@@ -150,4 +155,22 @@ func (m *Machine) lose(e *entry, l *link) {
 		return
 	}
 	m.finish(e, job.Lost, job.ReasonNoProcess, "its worker has no record and no process of it")
+}
+
+// refused ends an attempt whose order cannot be sent: it never began (P2). Whatever
+// the worker has told of it meanwhile counts more.
+func (m *Machine) refused(r *Refusal) {
+	e := m.jobs[r.Key.Job]
+	if e == nil || e.attempt() != r.Key || e.Worker != r.Worker || e.State != job.Dispatched || e.Result.Sequence > 0 {
+		return
+	}
+	m.effect(Effect{Refused: r})
+	m.finish(e, job.Rejected, r.Reason, r.Message)
+}
+
+// trouble notes that the link to a worker breaks again and again, or that it holds.
+func (m *Machine) trouble(t *Trouble) {
+	if m.workers.SetTrouble(t.Worker, m.now.Round(0), t.Message) {
+		m.changed(t.Worker)
+	}
 }

@@ -28,7 +28,9 @@ const (
 	inboxFrames = 4096
 	inboxNormal = 4096
 	maxRound    = 1024 // events per commit, each of several submits counted
-	maxLists    = 32   // lists of jobs that are read or wait: each may look at many records
+	eventBytes  = 8 << 10
+	maxPending  = 64 << 20 // bytes of submits that wait for their commit
+	maxLists    = 32       // lists of jobs that are read or wait: each may look at many records
 )
 
 // Defaults of Config.
@@ -45,6 +47,7 @@ type Config struct {
 	Heartbeat time.Duration // 0: DefaultHeartbeat
 	Term      uint64        // that was raised for this scheduler; 0: New raises one
 	Retention Retention     // of records; the zero value keeps all
+	Budget    Budget        // of what live jobs hold; the zero value is the defaults
 	Room      func() error  // an error: nothing new is accepted; nil: always room
 	Log       *slog.Logger
 	Now       func() time.Time // nil: time.Now, whose readings are monotonic (P14)
@@ -67,9 +70,10 @@ type Scheduler struct {
 	links   *links
 	retain  *retainer
 
-	mu      sync.Mutex // guards waiting and next
+	mu      sync.Mutex // guards the fields below
 	waiting map[uint64]chan Result
 	next    uint64
+	pending int64 // bytes of submits that wait for their commit
 }
 
 // New raises the term, unless that is done, and loads what the store knows (P3,
@@ -101,7 +105,8 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 		waiting: map[uint64]chan Result{},
 	}
 	s.machine = NewMachine(s.term, c.Lease)
-	s.links = newLinks(c.Connector, s.term, c.Log, s.deliver)
+	s.machine.SetBudget(c.Budget)
+	s.links = newLinks(c.Connector, s.term, c.Log, s.deliver, s.records.input)
 	s.retain = &retainer{s: s, rules: c.Retention, begun: c.Now()}
 	if err := s.load(ctx); err != nil {
 		return nil, errs.E(op, errs.Internal, "STORE", err)
@@ -207,8 +212,8 @@ func (s *Scheduler) first() (ev Event, ok bool) {
 	return Event{}, false
 }
 
-// weigh is how much of a round an event takes.
-func weigh(ev *Event) int { return max(1, len(ev.Submits)) }
+// weigh is how much of a round an event takes: large submits count as several.
+func weigh(ev *Event) int { return max(1, len(ev.Submits), int(ev.Bytes/eventBytes)) }
 
 // turn steps the events of a round, commits once, then acts.
 func (s *Scheduler) turn(ctx context.Context, round []Event) error {
@@ -284,6 +289,10 @@ func (s *Scheduler) act(effects []Effect) {
 			s.links.hang(*e.Hang)
 		case e.Result != nil:
 			s.answer(*e.Result)
+		case e.Refused != nil:
+			r := e.Refused
+			s.config.Log.Warn("order cannot be sent; its job is rejected", "job", r.Key.Job, "attempt", r.Key.Attempt, "worker_id", r.Worker,
+				"reason", r.Reason, "error", r.Message)
 		case e.Unexpected != "":
 			s.config.Log.Warn("report refused by the state machine", "step", e.Unexpected)
 		}
@@ -309,6 +318,22 @@ func (s *Scheduler) abandon() {
 		delete(s.waiting, to)
 	}
 	s.waiting = nil
+}
+
+// submitting counts the bytes of a submit until done. Too many at once are EXHAUSTED:
+// until they are committed they are in memory (P16).
+func (s *Scheduler) submitting(bytes int64) (done func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pending > 0 && s.pending+bytes > maxPending {
+		return nil, overloaded("ask the scheduler", "the requests that wait have too many bytes")
+	}
+	s.pending += bytes
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.pending -= bytes
+	}, nil
 }
 
 func shuttingDown() error {

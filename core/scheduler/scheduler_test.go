@@ -138,7 +138,7 @@ func TestNothingIsSaidOrDoneBeforeItIsOnDisk(t *testing.T) {
 		if len(answered) > 0 || len(p.starts) > 0 {
 			t.Errorf("answered %v, started %v before the commit (P1)", len(answered) > 0, len(p.starts) > 0)
 		}
-		if jobs, _, _ := w.s.Jobs(w.ctx, admin(), JobQuery{}); len(jobs) > 0 {
+		if jobs, _, _ := jobsOf(w.ctx, w.s, admin(), JobQuery{}); len(jobs) > 0 {
 			t.Errorf("listed before the commit: %v", jobs)
 		}
 		close(hold)
@@ -445,7 +445,7 @@ func TestAWorkerThatLeaves(t *testing.T) {
 			t.Errorf("a job that waits is located at %v, %v", got, err)
 		}
 		w.restart()
-		if all, _, err := w.s.Workers(w.ctx, nil, 0, ""); len(all) != 0 || err != nil {
+		if all, _, err := workersOf(w.ctx, w.s, nil, 0, ""); len(all) != 0 || err != nil {
 			t.Errorf("%v, %v", all, err)
 		}
 	})

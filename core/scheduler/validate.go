@@ -10,16 +10,22 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/registry"
 )
 
 // Bounds of a request.
 const (
-	maxArgs      = 4096
-	maxBytes     = 1 << 20 // arguments and environment together, below the kernel's ARG_MAX
+	maxArgs      = 4096        // and as many variables
+	maxString    = 128<<10 - 1 // of an argument or NAME=VALUE: MAX_ARG_STRLEN without the NUL
+	maxBytes     = 1 << 20     // arguments and environment together, below the kernel's ARG_MAX
+	perString    = 9           // what the kernel counts besides: the NUL and a pointer (execve(2))
 	maxLabels    = 64
 	maxName      = 128
-	maxFileName  = 255 // NAME_MAX
 	maxRequestID = 128
+	maxExitCodes = 256
+	maxReason    = 1 << 10 // of a drain
+	maxStates    = 16      // to select by; there are fewer
+	maxRemoved   = 1000    // jobs that one request removes
 	maxPriority  = 100
 	maxRetries   = 1000
 	minMemory    = 1 << 20 // with less a shell does not come to life: the kernel refuses its fork, or kills it
@@ -51,8 +57,8 @@ func validate(s *job.Spec, requestID string) error {
 		return invalid("command", "COMMAND_MISSING", "it is empty and %q has no extension that tells the runner (.sh, .py)", s.Path)
 	}
 	checks := []error{
-		text("command", s.Command), checkPath(s.Path), checkArgs(s), checkEnv(s), checkLabels(s.Labels),
-		checkDurations(s), checkLimits(s.Limits), checkUpload(s), text("workdir", s.Workdir), text("user", s.User), text("name", s.Name),
+		checkTexts(s), checkPath(s.Path), checkArgs(s), checkEnv(s), checkSecrets(s.Secrets), checkLabels(s.Labels),
+		checkDurations(s), checkLimits(s.Limits), checkUpload(s),
 	}
 	for _, err := range checks {
 		if err != nil {
@@ -62,18 +68,44 @@ func validate(s *job.Spec, requestID string) error {
 	switch {
 	case s.Workdir != "" && !path.IsAbs(s.Workdir):
 		return invalid("workdir", "WORKDIR", "%q is not absolute", s.Workdir)
-	case len(s.Name) > maxName:
-		return invalid("name", "TOO_LONG", "it has %d bytes, at most %d", len(s.Name), maxName)
 	case len(requestID) > maxRequestID:
-		return invalid("request_id", "TOO_LONG", "it has %d bytes, at most %d", len(requestID), maxRequestID)
+		return tooLong("request_id", len(requestID), maxRequestID)
 	case len(s.Stdin) > job.MaxStdin:
-		return invalid("stdin", "TOO_LONG", "it has %d bytes, at most %d", len(s.Stdin), job.MaxStdin)
+		return tooLong("stdin", len(s.Stdin), job.MaxStdin)
 	case s.Priority < -maxPriority || s.Priority > maxPriority:
 		return invalid("priority", "OUT_OF_RANGE", "%d is not between -%d and %d", s.Priority, maxPriority, maxPriority)
 	case s.Retry.Max > maxRetries:
 		return invalid("retry", "OUT_OF_RANGE", "%d retries, at most %d", s.Retry.Max, maxRetries)
+	case len(s.Retry.ExitCodes) > maxExitCodes:
+		return invalid("retry.exit_codes", "TOO_MANY", "%d exit codes, at most %d", len(s.Retry.ExitCodes), maxExitCodes)
 	}
 	return checkPartition(s)
+}
+
+// checkTexts refuses texts that are no texts, or too long.
+func checkTexts(s *job.Spec) error {
+	for _, t := range []struct {
+		field, value string
+		most         int
+	}{
+		{"worker_id", s.Worker, job.MaxName},
+		{"command", s.Command, job.MaxPath},
+		{"workdir", s.Workdir, job.MaxPath},
+		{"user", s.User, job.MaxName},
+		{"name", s.Name, maxName},
+	} {
+		if len(t.value) > t.most {
+			return tooLong(t.field, len(t.value), t.most)
+		}
+		if err := text(t.field, t.value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func tooLong(field string, size, most int) error {
+	return invalid(field, "TOO_LONG", "it has %d bytes, at most %d", size, most)
 }
 
 func text(field, s string) error {
@@ -92,7 +124,10 @@ func checkPath(p string) error {
 	if p == "" {
 		return nil
 	}
-	if strings.ContainsRune(p, 0) {
+	switch {
+	case len(p) > job.MaxPath:
+		return invalid("path", "PATH_REFUSED", "it has %d bytes, at most %d", len(p), job.MaxPath)
+	case strings.ContainsRune(p, 0):
 		return invalid("path", "PATH_REFUSED", "it holds a NUL byte")
 	}
 	why := ""
@@ -101,8 +136,6 @@ func checkPath(p string) error {
 		why = "is absolute; paths are relative to a script folder"
 	case strings.HasSuffix(p, "/"):
 		why = "ends with a slash; it must name a file"
-	case len(p) > 4095:
-		why = "is too long"
 	}
 	for seg := range strings.SplitSeq(p, "/") {
 		switch {
@@ -126,8 +159,8 @@ func checkUpload(s *job.Spec) error {
 	case len(s.Upload) == 0:
 		return nil
 	case len(s.Upload) > job.MaxUpload:
-		return invalid("upload", "TOO_LONG", "it has %d bytes, at most %d", len(s.Upload), job.MaxUpload)
-	case s.Path == "" || strings.Contains(s.Path, "/") || len(s.Path) > maxFileName:
+		return tooLong("upload", len(s.Upload), job.MaxUpload)
+	case s.Path == "" || strings.Contains(s.Path, "/") || len(s.Path) > job.MaxName:
 		return invalid("path", "PATH_REFUSED", "%q is no plain name for a script that is sent with the request", s.Path)
 	}
 	return nil
@@ -138,14 +171,17 @@ func checkArgs(s *job.Spec) error {
 		return invalid("args", "TOO_MANY", "%d arguments, at most %d", len(s.Args), maxArgs)
 	}
 	size := 0
-	for _, a := range s.Args {
+	for i, a := range s.Args {
 		if err := text("args", a); err != nil {
 			return err
 		}
-		size += len(a) + 1
+		if len(a) > maxString {
+			return invalid("args", "TOO_LONG", "argument %d has %d bytes, at most %d", i+1, len(a), maxString)
+		}
+		size += len(a) + perString
 	}
 	for k, v := range s.Env {
-		size += len(k) + len(v) + 2
+		size += len(k) + len("=") + len(v) + perString
 	}
 	if size > maxBytes {
 		return invalid("args", "TOO_LONG", "arguments and environment have %d bytes, at most %d", size, maxBytes)
@@ -154,7 +190,13 @@ func checkArgs(s *job.Spec) error {
 }
 
 func checkEnv(s *job.Spec) error {
+	if len(s.Env) > maxArgs {
+		return invalid("env", "TOO_MANY", "%d variables, at most %d", len(s.Env), maxArgs)
+	}
 	for k, v := range s.Env {
+		if n := len(k) + len("=") + len(v); n > maxString {
+			return invalid("env", "TOO_LONG", "%s has %d bytes, at most %d", job.Shorten(k, maxName), n, maxString)
+		}
 		if !envPattern().MatchString(k) {
 			return invalid("env", "ENV_NAME", "%q is not a name of letters, digits and underscores", k)
 		}
@@ -165,10 +207,26 @@ func checkEnv(s *job.Spec) error {
 			return err
 		}
 	}
-	for name := range s.Secrets {
-		if !envPattern().MatchString(name) {
+	return nil
+}
+
+// checkSecrets refuses secrets that cannot be files, or are more than a few keys.
+func checkSecrets(secrets map[string][]byte) error {
+	if len(secrets) > job.MaxSecrets {
+		return invalid("secrets", "TOO_MANY", "%d secrets, at most %d", len(secrets), job.MaxSecrets)
+	}
+	size := 0
+	for name, value := range secrets {
+		switch {
+		case len(name) > job.MaxName:
+			return invalid("secrets", "SECRET_NAME", "a name has %d bytes, at most %d", len(name), job.MaxName)
+		case !envPattern().MatchString(name):
 			return invalid("secrets", "SECRET_NAME", "%q is not a name of letters, digits and underscores", name)
 		}
+		size += len(name) + len(value)
+	}
+	if size > job.MaxSecretBytes {
+		return invalid("secrets", "TOO_LONG", "they have %d bytes together, at most %d", size, job.MaxSecretBytes)
 	}
 	return nil
 }
@@ -241,4 +299,39 @@ func checkDurations(s *job.Spec) error {
 		}
 	}
 	return nil
+}
+
+// check bounds what a list is selected by: each of it is looked at for each job.
+func (q *JobQuery) check(op string) error {
+	switch {
+	case len(q.States) > maxStates:
+		return errs.Field(op, "states", "TOO_MANY", "%d states, at most %d", len(q.States), maxStates)
+	case len(q.Worker) > job.MaxName:
+		return errs.Field(op, "worker_id", "TOO_LONG", "it has %d bytes, at most %d", len(q.Worker), job.MaxName)
+	}
+	return checkSelector(op, q.Labels)
+}
+
+func checkSelector(op string, labels map[string]string) error {
+	if len(labels) > maxLabels {
+		return errs.Field(op, "labels", "TOO_MANY", "%d labels, at most %d", len(labels), maxLabels)
+	}
+	return nil
+}
+
+// checkRegistration refuses a worker that tells more of itself than anybody could
+// list. What it tells from time to time is shortened instead: a heartbeat counts.
+func checkRegistration(r *registry.Registration) error {
+	const op = "register worker"
+	for _, t := range []struct{ field, value string }{
+		{"address", r.Address}, {"boot_id", r.BootID}, {"instance_id", r.InstanceID}, {"version", r.Version},
+	} {
+		if len(t.value) > job.MaxName {
+			return errs.Field(op, t.field, "TOO_LONG", "it has %d bytes, at most %d", len(t.value), job.MaxName)
+		}
+	}
+	if err := job.CheckCommands(r.Commands); err != nil {
+		return errs.Field(op, "commands", "TOO_LONG", "%w", err)
+	}
+	return checkLabels(r.Labels)
 }

@@ -268,12 +268,12 @@ func (l *wire) Close() error {
 }
 
 // Send implements Link.
-func (l *wire) Send(d Down) error {
+func (l *wire) Send(d Down) (tooLarge []job.Key, err error) {
 	p := l.p
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.away || p.link != l {
-		return io.ErrClosedPipe
+		return nil, io.ErrClosedPipe
 	}
 	for i := range d.Starts {
 		p.start(&d.Starts[i])
@@ -285,7 +285,7 @@ func (l *wire) Send(d Down) error {
 		delete(p.attempts, k)
 	}
 	p.forgets = append(p.forgets, d.Forgets...)
-	return nil
+	return nil, nil
 }
 
 // start plays a start order; p.mu is held.

@@ -81,11 +81,13 @@ func (a *attempt) bind(s *job.Spec) {
 	a.leased = s.OnPartition == job.StopItself
 }
 
-// next returns a changed copy of the report with the next sequence.
+// next returns a changed copy of the report with the next sequence, within the bounds
+// of a report.
 func (a *attempt) next(change func(*job.Report)) *job.Report {
 	r := *a.report
 	r.Sequence++
 	change(&r)
+	r.Bound()
 	return &r
 }
 

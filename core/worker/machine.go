@@ -249,7 +249,9 @@ func (m *Machine) fenced(f job.Fence, session uint64) error {
 func (m *Machine) refuseFence(e StartAsked, err error) {
 	m.reply(e.Ticket, nil, err)
 	if e.Session != 0 && e.Session >= m.fence.Term {
-		m.emit(Announce{&job.Report{Key: e.Order.Key, Sequence: 1, State: job.Rejected, Reason: job.ReasonFenced, Message: err.Error()}})
+		m.emit(Announce{&job.Report{
+			Key: e.Order.Key, Sequence: 1, State: job.Rejected, Reason: job.ReasonFenced, Message: job.Shorten(err.Error(), job.MaxMessage),
+		}})
 	}
 }
 

@@ -94,7 +94,7 @@ func (w *Worker) register(ctx context.Context) (time.Duration, bool) {
 		asked, lapses := w.cfg.Now().Boot, w.lapsed()
 		got, err := w.cfg.Scheduler.Register(ctx, Registration{
 			WorkerID: id, Address: w.cfg.Address, Labels: maps.Clone(w.cfg.Labels), Slots: w.machine.slots,
-			BootID: w.cfg.BootID, Version: w.cfg.Version, Runners: w.cfg.Runners.Runners(),
+			BootID: w.cfg.BootID, Version: w.cfg.Version, Runners: job.BoundRunners(w.cfg.Runners.Runners()),
 			Commands: w.cfg.Policy.Commands, Uploads: w.cfg.Policy.Uploads, InstanceID: w.instance, Lapses: lapses,
 		})
 		if err == nil {

@@ -61,6 +61,9 @@ func ParsePolicy(name string, data []byte) (Policy, error) {
 }
 
 func (p *Policy) check() error {
+	if err := job.CheckCommands(p.Commands); err != nil {
+		return fmt.Errorf("commands: %w", err)
+	}
 	for i, c := range p.Commands {
 		if c == "*" || c != "" && !strings.Contains(c, "/") || filepath.IsAbs(c) && filepath.Clean(c) == c {
 			continue

@@ -88,6 +88,7 @@ func (m *Machine) restoreLive(a *attempt, j *journal.Attempt) {
 		a.stopFirst = j.StopFirst
 		r.State, r.Reason = job.Stopping, a.stopReason
 	}
+	r.Bound()
 	a.report = &r
 	m.emit(Publish{Report: a.report})
 	m.resume(a, j)

@@ -172,7 +172,7 @@ func (w *Worker) send(ctx context.Context, up func(Up) error) error {
 		}
 		if version != sent && !more {
 			index := w.cfg.Scripts.Index()
-			f.Scripts, f.Runners = &index, nonNil(w.cfg.Runners.Runners())
+			f.Scripts, f.Runners = &index, job.BoundRunners(w.cfg.Runners.Runners())
 			sent = version
 		}
 		if f.Hello != nil || len(f.Reports) > 0 || f.Scripts != nil {
@@ -208,13 +208,6 @@ func (w *Worker) live() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.counts.Live
-}
-
-func nonNil(rs []job.RunnerInfo) []job.RunnerInfo {
-	if rs == nil {
-		return []job.RunnerInfo{}
-	}
-	return rs
 }
 
 // indexVersion returns how often scripts or runners have changed, and a channel

@@ -287,7 +287,7 @@ func (w *Worker) Conditions() []job.Condition {
 			Message: fmt.Sprintf("%d attempts have processes that withstand SIGKILL; nothing new is taken", w.counts.Unkillable),
 		})
 	}
-	return all
+	return job.BoundConditions(all)
 }
 
 // lapsed tells how often the lease has run out.

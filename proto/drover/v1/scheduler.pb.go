@@ -1687,7 +1687,8 @@ func (x *GetJobResponse) GetJob() *Job {
 // ListJobsRequest selects jobs.
 type ListJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most this many; 0 is 100, the most is 1,000.
+	// At most this many; 0 is 100, the most is 1,000. A page has fewer when it would
+	// be larger than 4 MiB.
 	PageSize uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the answer before.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -1988,7 +1989,8 @@ func (x *StreamOutputResponse) GetChunk() *OutputChunk {
 // ListWorkersRequest selects workers.
 type ListWorkersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most this many; 0 is 100, the most is 1,000.
+	// At most this many; 0 is 100, the most is 1,000. A page has fewer when it would
+	// be larger than 4 MiB.
 	PageSize uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the answer before.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -2401,7 +2403,7 @@ func (*RemoveWorkerResponse) Descriptor() ([]byte, []int) {
 // RemoveJobsRequest names jobs to forget.
 type RemoveJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Ids.
+	// Ids, at most 1,000.
 	JobIds        []string `protobuf:"bytes,1,rep,name=job_ids,json=jobIds,proto3" json:"job_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2484,7 +2486,8 @@ func (*RemoveJobsResponse) Descriptor() ([]byte, []int) {
 // ListScriptsRequest selects scripts.
 type ListScriptsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most this many; 0 is 100, the most is 1,000.
+	// At most this many; 0 is 100, the most is 1,000. A page has fewer when it would
+	// be larger than 4 MiB.
 	PageSize uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// From the answer before.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`

@@ -73,7 +73,7 @@ type SchedulerServiceClient interface {
 	StopJob(ctx context.Context, in *StopJobRequest, opts ...grpc.CallOption) (*StopJobResponse, error)
 	// GetJob returns one job, or waits until it is terminal or has changed.
 	GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*GetJobResponse, error)
-	// ListJobs lists jobs, newest first.
+	// ListJobs lists jobs, newest first. Long arguments are cut, see Job.truncated.
 	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
 	// StreamOutput reads an attempt's output from absolute offsets, live or afterwards.
 	StreamOutput(ctx context.Context, in *StreamOutputRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamOutputResponse], error)
@@ -349,7 +349,7 @@ type SchedulerServiceServer interface {
 	StopJob(context.Context, *StopJobRequest) (*StopJobResponse, error)
 	// GetJob returns one job, or waits until it is terminal or has changed.
 	GetJob(context.Context, *GetJobRequest) (*GetJobResponse, error)
-	// ListJobs lists jobs, newest first.
+	// ListJobs lists jobs, newest first. Long arguments are cut, see Job.truncated.
 	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
 	// StreamOutput reads an attempt's output from absolute offsets, live or afterwards.
 	StreamOutput(*StreamOutputRequest, grpc.ServerStreamingServer[StreamOutputResponse]) error

@@ -1062,7 +1062,10 @@ type Job struct {
 	// The whole request, secrets and stdin left out.
 	Spec *JobSpec `protobuf:"bytes,28,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Process id on the worker while it runs.
-	Pid           int64 `protobuf:"varint,29,opt,name=pid,proto3" json:"pid,omitempty"`
+	Pid int64 `protobuf:"varint,29,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Arguments, environment, names of secrets or other long texts were cut: lists
+	// and watches carry about 4 KiB of them, GetJob has all.
+	Truncated     bool `protobuf:"varint,31,opt,name=truncated,proto3" json:"truncated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1298,6 +1301,13 @@ func (x *Job) GetPid() int64 {
 		return x.Pid
 	}
 	return 0
+}
+
+func (x *Job) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
 }
 
 // RunnerInfo is one runner plugin on a worker.
@@ -2044,7 +2054,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x16\n" +
 	"\x06termed\x18\x02 \x01(\rR\x06termed\x12\x16\n" +
 	"\x06killed\x18\x03 \x01(\rR\x06killed\x12-\n" +
-	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\xf9\b\n" +
+	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\x97\t\n" +
 	"\x03Job\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12)\n" +
@@ -2079,7 +2089,8 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\n" +
 	"stop_proof\x18\x1b \x01(\v2\x14.drover.v1.StopProofR\tstopProof\x12&\n" +
 	"\x04spec\x18\x1c \x01(\v2\x12.drover.v1.JobSpecR\x04spec\x12\x10\n" +
-	"\x03pid\x18\x1d \x01(\x03R\x03pid\x1a9\n" +
+	"\x03pid\x18\x1d \x01(\x03R\x03pid\x12\x1c\n" +
+	"\ttruncated\x18\x1f \x01(\bR\ttruncated\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\f\n" +

@@ -941,7 +941,9 @@ type SessionHello struct {
 	// Term of the scheduler.
 	Term uint64 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
 	// The worker that the scheduler means; another refuses.
-	WorkerId      string `protobuf:"bytes,2,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	WorkerId string `protobuf:"bytes,2,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	// The scheduler takes an index of scripts in several parts.
+	IndexParts    bool `protobuf:"varint,3,opt,name=index_parts,json=indexParts,proto3" json:"index_parts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -988,6 +990,13 @@ func (x *SessionHello) GetWorkerId() string {
 		return x.WorkerId
 	}
 	return ""
+}
+
+func (x *SessionHello) GetIndexParts() bool {
+	if x != nil {
+		return x.IndexParts
+	}
+	return false
 }
 
 // ReportAck names one attempt.
@@ -1193,13 +1202,18 @@ func (x *WorkerHello) GetLapses() uint64 {
 	return 0
 }
 
-// ScriptIndex is the whole list of a worker's scripts.
+// ScriptIndex is the whole list of a worker's scripts, or a part of it where the
+// whole would be too large for a frame and the scheduler takes parts.
 type ScriptIndex struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Generation number on this worker; grows.
 	Generation uint64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
-	// All of them.
-	Scripts       []*Script `protobuf:"bytes,2,rep,name=scripts,proto3" json:"scripts,omitempty"`
+	// All of them, or those of this part.
+	Scripts []*Script `protobuf:"bytes,2,rep,name=scripts,proto3" json:"scripts,omitempty"`
+	// Number of this part, from 0. The parts come in order, each in a frame of its own.
+	Part uint32 `protobuf:"varint,3,opt,name=part,proto3" json:"part,omitempty"`
+	// Another part follows. With the last one the index takes the place of the one before.
+	More          bool `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1246,6 +1260,20 @@ func (x *ScriptIndex) GetScripts() []*Script {
 		return x.Scripts
 	}
 	return nil
+}
+
+func (x *ScriptIndex) GetPart() uint32 {
+	if x != nil {
+		return x.Part
+	}
+	return 0
+}
+
+func (x *ScriptIndex) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 // RunnerIndex is the whole list of a worker's runners.
@@ -1368,10 +1396,12 @@ const file_drover_v1_worker_proto_rawDesc = "" +
 	"\x06starts\x18\x02 \x03(\v2\x17.drover.v1.StartAttemptR\x06starts\x12,\n" +
 	"\x05stops\x18\x03 \x03(\v2\x16.drover.v1.StopAttemptR\x05stops\x12(\n" +
 	"\x04acks\x18\x04 \x03(\v2\x14.drover.v1.ReportAckR\x04acks\x12.\n" +
-	"\aforgets\x18\x05 \x03(\v2\x14.drover.v1.ReportAckR\aforgets\"?\n" +
+	"\aforgets\x18\x05 \x03(\v2\x14.drover.v1.ReportAckR\aforgets\"`\n" +
 	"\fSessionHello\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1b\n" +
-	"\tworker_id\x18\x02 \x01(\tR\bworkerId\"<\n" +
+	"\tworker_id\x18\x02 \x01(\tR\bworkerId\x12\x1f\n" +
+	"\vindex_parts\x18\x03 \x01(\bR\n" +
+	"indexParts\"<\n" +
 	"\tReportAck\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\"\xd7\x01\n" +
@@ -1385,12 +1415,14 @@ const file_drover_v1_worker_proto_rawDesc = "" +
 	"\vinstance_id\x18\x02 \x01(\tR\n" +
 	"instanceId\x12\x1a\n" +
 	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x12\x16\n" +
-	"\x06lapses\x18\x04 \x01(\x04R\x06lapses\"Z\n" +
+	"\x06lapses\x18\x04 \x01(\x04R\x06lapses\"\x82\x01\n" +
 	"\vScriptIndex\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
 	"generation\x12+\n" +
-	"\ascripts\x18\x02 \x03(\v2\x11.drover.v1.ScriptR\ascripts\">\n" +
+	"\ascripts\x18\x02 \x03(\v2\x11.drover.v1.ScriptR\ascripts\x12\x12\n" +
+	"\x04part\x18\x03 \x01(\rR\x04part\x12\x12\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more\">\n" +
 	"\vRunnerIndex\x12/\n" +
 	"\arunners\x18\x01 \x03(\v2\x15.drover.v1.RunnerInfoR\arunners2\xd6\x03\n" +
 	"\rWorkerService\x12]\n" +

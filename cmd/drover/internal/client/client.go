@@ -98,7 +98,9 @@ func dial(address string, config *tls.Config, w *transport, version string) (*gr
 		grpc.WithContextDialer(w.dial),
 		grpc.WithUserAgent("drover/"+version),
 		grpc.WithDisableServiceConfig(),
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rpc.Codec())),
+		grpc.WithDefaultCallOptions(
+			grpc.ForceCodecV2(rpc.Codec()), grpc.MaxCallRecvMsgSize(rpc.MaxMessage), grpc.MaxCallSendMsgSize(rpc.MaxMessage),
+		),
 		grpc.WithChainUnaryInterceptor(comeAgain),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			MinConnectTimeout: dialTimeout,

@@ -35,6 +35,7 @@ type SchedulerOptions struct {
 	Lease     time.Duration
 	Heartbeat time.Duration
 	Retention scheduler.Retention // of job records
+	Budget    scheduler.Budget    // of what live jobs hold
 	// Standby makes it wait until no other scheduler is active on the same store,
 	// and stand by again when another has taken over.
 	Standby bool
@@ -136,7 +137,8 @@ func (d *schedulerDaemon) act(ctx context.Context, c scheduler.Config, may func(
 	if local, ok := c.Store.(interface{ Room() error }); ok { // Redis refuses writes by itself
 		c.Room = local.Room
 	}
-	c.Connector, c.Lease, c.Heartbeat, c.Retention, c.Log = workers, d.Lease, d.Heartbeat, d.Retention, d.log
+	c.Connector, c.Lease, c.Heartbeat, c.Log = workers, d.Lease, d.Heartbeat, d.log
+	c.Retention, c.Budget = d.Retention, d.Budget
 	s, err := scheduler.New(ctx, c)
 	if err != nil {
 		return err

@@ -45,6 +45,7 @@ type Job struct {
 	PID              int64             `json:"pid"`
 	StopProof        *StopProof        `json:"stop_proof"`
 	Spec             *Spec             `json:"spec,omitempty"`
+	Truncated        bool              `json:"truncated,omitempty"` // "drover status JOB" has all
 }
 
 // Stream is one output stream as JSON shows it.
@@ -108,7 +109,7 @@ func NewJob(j *droverv1.Job) Job {
 		SubmitTime: timeOf(j.GetSubmitTime()), StartTime: timeOf(j.GetStartTime()), EndTime: timeOf(j.GetEndTime()),
 		Stdout: newStream(j.GetStdout()), Stderr: newStream(j.GetStderr()), Reachable: j.GetReachable(),
 		UnreachableSince: timeOf(j.GetUnreachableSince()), Labels: j.GetLabels(), RequestedBy: j.GetRequestedBy(),
-		PID: j.GetPid(), Spec: newSpec(j.GetSpec()),
+		PID: j.GetPid(), Spec: newSpec(j.GetSpec()), Truncated: j.GetTruncated(),
 	}
 	if e := j.GetEvidence(); e != droverv1.Evidence_EVIDENCE_UNSPECIFIED {
 		v.Evidence = strings.TrimPrefix(e.String(), "EVIDENCE_")
@@ -221,6 +222,9 @@ func (j Job) What() string {
 	}
 	for i, w := range words {
 		words[i] = quoted(w)
+	}
+	if j.Truncated {
+		words = append(words, "...")
 	}
 	return strings.Join(words, " ")
 }
