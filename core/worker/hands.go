@@ -148,12 +148,12 @@ func (h *hands) relaunch(ctx context.Context, e Relaunch) {
 		if p == nil {
 			return
 		}
-		runner, _, err := h.preparer.resolve(&p.intent.Spec)
+		program, err := h.preparer.program(&p.intent.Spec)
 		if err != nil {
 			h.tell(ctx, LaunchRefused{Key: e.Key, Err: err})
 			return
 		}
-		p.runner, p.intent.Runner = runner, runner
+		p.runner, p.intent.Runner, p.launch.Interpreter = program.runner, program.runner, program.interpreter
 		h.tell(ctx, Prepared{Key: e.Key, Intent: p.intent})
 	})
 }

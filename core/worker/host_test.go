@@ -275,11 +275,11 @@ func sum(s string) string {
 func TestARealScript(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	s.write("talk.sh", `echo "args: $# <$1> <$2>"; echo "env: $COLOR"; cat; echo "$PWD" >&2; echo again > /dev/stderr; cat "$DROVER_SECRETS/token"; exit 3`)
+	s.write("talk.sh", `echo "args: $# <$1> <$2>"; echo "env: $APP_COLOR"; cat; echo "$PWD" >&2; echo again > /dev/stderr; cat "$DROVER_SECRETS/token"; exit 3`)
 	l := s.begin()
 	defer l.end()
 	key := l.run(job.Spec{
-		Command: "bash", Path: "talk.sh", Args: []string{"", "two words"}, Env: map[string]string{"COLOR": "red"},
+		Command: "bash", Path: "talk.sh", Args: []string{"", "two words"}, Env: map[string]string{"APP_COLOR": "red"},
 		Stdin: []byte("typed\n"), Secrets: map[string][]byte{"token": []byte("hunter2\n")},
 	})
 	r := l.finished(key)

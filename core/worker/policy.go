@@ -2,13 +2,11 @@ package worker
 
 import (
 	"fmt"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/droverhq/drover/core/errs"
-	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/yamlfile"
 )
 
@@ -17,15 +15,17 @@ const ReasonPolicyFile = "POLICY_FILE"
 
 // Policy is what the owner of a host lets others do with it. It is read from a
 // file of the worker; no scheduler can widen it (P13). The zero value allows
-// scripts by runners, ordinary environment names, and nothing else.
+// scripts by runners, harmless environment variables, and nothing else.
 type Policy struct {
 	// Commands that may run without a script, or as interpreters of scripts
 	// that no runner serves: names found in PATH, absolute paths, or "*".
 	Commands []string `yaml:"commands"`
+	// Interpreters may run scripts that no runner serves, and nothing else.
+	Interpreters []string `yaml:"interpreters"`
 	// Users that jobs may run as, besides the worker's own.
 	Users []string `yaml:"users"`
-	// Env holds names, or globs of names, that requests may set; none: every
-	// ordinary name. Names that change how programs load code are never allowed.
+	// Env holds names, or globs of names, that requests may set besides the
+	// harmless ones; see variables.go.
 	Env []string `yaml:"env"`
 	// Uploads allows scripts that are sent with a request. Whoever may start
 	// jobs can then run any code that the runners take.
@@ -65,19 +65,18 @@ func (p *Policy) check() error {
 		return fmt.Errorf("commands: %w", err)
 	}
 	for i, c := range p.Commands {
-		if c == "*" || c != "" && !strings.Contains(c, "/") || filepath.IsAbs(c) && filepath.Clean(c) == c {
-			continue
+		if c != "*" && !programName(c) {
+			return fmt.Errorf("commands[%d]: %q is neither a name nor a clean absolute path", i, c)
 		}
-		return fmt.Errorf("commands[%d]: %q is neither a name nor a clean absolute path", i, c)
+	}
+	for i, c := range p.Interpreters {
+		if !programName(c) {
+			return fmt.Errorf("interpreters[%d]: %q is neither a name nor a clean absolute path", i, c)
+		}
 	}
 	for i, u := range p.Users {
 		if u == "" {
 			return fmt.Errorf("users[%d]: is empty", i)
-		}
-	}
-	for i, g := range p.Env {
-		if _, err := path.Match(g, ""); err != nil || g == "" {
-			return fmt.Errorf("env[%d]: %q is not a name or glob", i, g)
 		}
 	}
 	for i, d := range p.Workdirs {
@@ -85,18 +84,36 @@ func (p *Policy) check() error {
 			return fmt.Errorf("workdirs[%d]: %q is not absolute", i, d)
 		}
 	}
-	return nil
+	return p.checkEnv()
+}
+
+// programName reports whether s names a program: by a name for PATH, or absolutely.
+func programName(s string) bool {
+	return s != "" && s != "*" && !strings.Contains(s, "/") || filepath.IsAbs(s) && filepath.Clean(s) == s
 }
 
 // AllowsCommand tells whether command may run by itself. Names and paths are
 // compared by what find makes of them, so "uname" and "/usr/bin/uname" are the
 // same program and "/tmp/uname" is another.
 func (p *Policy) AllowsCommand(command string, find func(string) (string, error)) bool {
-	if slices.Contains(p.Commands, "*") || slices.Contains(p.Commands, command) {
+	return slices.Contains(p.Commands, "*") || names(p.Commands, command, find)
+}
+
+// AllowsInterpreter tells whether command may run a script that is published.
+func (p *Policy) AllowsInterpreter(command string, find func(string) (string, error)) bool {
+	return p.AllowsCommand(command, find) || names(p.Interpreters, command, find)
+}
+
+// names tells whether the command is one of the programs.
+func names(programs []string, command string, find func(string) (string, error)) bool {
+	switch {
+	case slices.Contains(programs, command):
 		return true
+	case len(programs) == 0:
+		return false
 	}
 	resolved := resolveWith(find, command)
-	return slices.ContainsFunc(p.Commands, func(c string) bool { return resolveWith(find, c) == resolved })
+	return slices.ContainsFunc(programs, func(c string) bool { return resolveWith(find, c) == resolved })
 }
 
 // resolveWith returns the absolute path of command, or command itself.
@@ -110,26 +127,6 @@ func resolveWith(find func(string) (string, error), command string) string {
 // AllowsUser tells whether jobs may run as the named user.
 func (p *Policy) AllowsUser(name string) bool { return slices.Contains(p.Users, name) }
 
-// AllowsEnv tells whether a request may set the variable; if not, why.
-func (p *Policy) AllowsEnv(name string) (string, bool) {
-	switch {
-	case !ordinaryName(name):
-		return "is not a name of letters, digits and underscores", false
-	case name == job.EnvArrayIndex:
-		return "", true // it belongs to the request, as arguments do
-	case changesLoading(name):
-		return "changes how programs load code, or belongs to drover", false
-	case len(p.Env) == 0:
-		return "", true
-	}
-	for _, glob := range p.Env {
-		if ok, err := path.Match(glob, name); err == nil && ok {
-			return "", true
-		}
-	}
-	return "is not among the names that the worker's policy allows", false
-}
-
 // AllowsWorkdir tells whether a job may begin in the folder.
 func (p *Policy) AllowsWorkdir(dir string) bool {
 	if len(p.Workdirs) == 0 {
@@ -139,33 +136,4 @@ func (p *Policy) AllowsWorkdir(dir string) bool {
 		root = filepath.Clean(root)
 		return dir == root || strings.HasPrefix(dir, strings.TrimSuffix(root, "/")+"/")
 	})
-}
-
-// ordinaryName tells whether s is a shell's idea of a variable name. Names such
-// as BASH_FUNC_ls%% are not, and define functions.
-func ordinaryName(s string) bool {
-	for i := range len(s) {
-		c := s[i]
-		letter := c == '_' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
-		if !letter && (i == 0 || c < '0' || c > '9') {
-			return false
-		}
-	}
-	return s != ""
-}
-
-// changesLoading tells whether a variable makes interpreters or the loader run
-// code that nobody published (contract, section 3).
-func changesLoading(name string) bool {
-	switch name {
-	case "BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "PS4", "NODE_OPTIONS", "NODE_PATH",
-		"RUBYOPT", "RUBYLIB", "PERLLIB", "GCONV_PATH", "GLIBC_TUNABLES", "JAVA_TOOL_OPTIONS":
-		return true
-	}
-	for _, prefix := range []string{"LD_", "PYTHON", "PERL5", "DROVER_"} {
-		if strings.HasPrefix(name, prefix) {
-			return true
-		}
-	}
-	return false
 }

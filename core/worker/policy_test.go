@@ -31,9 +31,9 @@ workdirs: [/srv]
 			t.Errorf("workdir %s: %v", dir, !want)
 		}
 	}
-	for name, want := range map[string]bool{"APP_X": true, "LANG": true, "HOME": false, "LD_PRELOAD": false} {
-		if _, ok := p.AllowsEnv(name); ok != want {
-			t.Errorf("env %s: %v", name, ok)
+	for name, want := range map[string]bool{"APP_X": true, "LANG": true, "X": false, "HOME": false, "LD_PRELOAD": false} {
+		if why, _ := p.RefusesEnv(name, ""); (why == "") != want {
+			t.Errorf("env %s: %q", name, why)
 		}
 	}
 	if p, err := ParsePolicy("empty.yaml", nil); err != nil || len(p.Commands) != 0 {
@@ -52,6 +52,10 @@ func TestPolicyErrorsNameTheLineAndTheNearestKey(t *testing.T) {
 		"unclean":     {"commands: [/usr/../x]", "commands[0]"},
 		"no user":     {`users: [a, ""]`, "users[1]"},
 		"glob":        {`env: ["[a"]`, "env[0]"},
+		"never":       {`env: ["A_*", LD_PRELOAD]`, `env[1]: "LD_PRELOAD" changes how programs load code, and no policy allows it`},
+		"of drover":   {`env: [DROVER_MARK]`, `env[0]: "DROVER_MARK" belongs to drover`},
+		"no variable": {`env: ["BASH_FUNC_ls%%"]`, "env[0]"},
+		"interpreter": {`interpreters: ["*"]`, "interpreters[0]"},
 		"workdir":     {"workdirs: [srv]", "workdirs[0]"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -115,24 +119,101 @@ func TestP13CommandsOfThePolicy(t *testing.T) {
 	}
 }
 
-func TestEnvironmentNamesThatChangeCodeAreNeverAllowed(t *testing.T) {
+func refuses(t *testing.T, p Policy, name, value, why, hint string) {
+	t.Helper()
+	gotWhy, gotHint := p.RefusesEnv(name, value)
+	if gotWhy == "" || !strings.Contains(gotWhy, why) || !strings.Contains(gotHint, hint) {
+		t.Errorf("%s=%s with %v: %q, %q; want %q, %q", name, value, p.Env, gotWhy, gotHint, why, hint)
+	}
+}
+
+func allows(t *testing.T, p Policy, name, value string) {
+	t.Helper()
+	if why, _ := p.RefusesEnv(name, value); why != "" {
+		t.Errorf("%s=%s with %v is refused: %s", name, value, p.Env, why)
+	}
+}
+
+func TestP13VariablesThatChangeCodeAreNeverAllowed(t *testing.T) {
 	t.Parallel()
-	p := Policy{Env: []string{"*"}}
+	for _, p := range []Policy{{}, {Env: []string{"*"}}, {Env: []string{"LD_*", "PYTHON*", "[A-Z]*"}}} {
+		for _, name := range []string{
+			"LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "BASH_ENV", "ENV", "SHELLOPTS", "PS4", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME",
+			"PYTHONINSPECT", "PYTHONUSERBASE", "PYTHONBREAKPOINT", "NODE_OPTIONS", "RUBYOPT", "PERL5LIB", "PERL5OPT", "PERL5DB", "_JAVA_OPTIONS",
+		} {
+			refuses(t, p, name, "x", "no policy allows it", "")
+		}
+		for _, name := range []string{"DROVER_MARK", "DROVER_JOB_ID", "DROVER_SECRETS", "DROVER_"} {
+			refuses(t, p, name, "x", "belongs to drover", "DROVER_ARG_")
+		}
+		for _, name := range []string{"BASH_FUNC_ls%%", "BASH_FUNC_ls()", "A=B", "1A", "", "a b", "A-B", "Ä", "A\x00", "A\n"} {
+			refuses(t, p, name, "x", "is not a name", "")
+		}
+	}
+}
+
+// TestP13VariablesOfARequestAreAnAllowList: without a policy, and with one that says
+// nothing of them.
+func TestP13VariablesOfARequestAreAnAllowList(t *testing.T) {
+	t.Parallel()
+	none := Policy{}
 	for _, name := range []string{
-		"LD_PRELOAD", "LD_LIBRARY_PATH", "BASH_ENV", "ENV", "PYTHONPATH", "PYTHONSTARTUP", "NODE_OPTIONS", "RUBYOPT",
-		"PERL5LIB", "PERL5OPT", "DROVER_MARK", "DROVER_JOB_ID", "BASH_FUNC_ls%%", "A=B", "1A", "", "a b",
+		"APP_MODE", "APP_", "DROVER_ARG_X", "DROVER_ARRAY_INDEX", "LANG", "LC_ALL", "TZ", "TERM", "COLUMNS", "LINES", "NO_COLOR", "DEBUG", "VERBOSE",
+		"PYTHONUNBUFFERED", "PYTHONIOENCODING", "PYTHONUTF8", "PYTHONDONTWRITEBYTECODE",
 	} {
-		if why, ok := p.AllowsEnv(name); ok || why == "" {
-			t.Errorf("%q is allowed", name)
+		allows(t, none, name, "1")
+	}
+	for _, name := range []string{"FOO", "A", "_x", "NAME", "ENVIRONMENT", "LDAP_URL", "app_x", "XAPP_X", "DEBUGGER"} {
+		refuses(t, none, name, "1", "does not allow it", `env: ["`+name+`"]`)
+	}
+	refuses(t, Policy{Env: []string{"A_*"}}, "FOO", "1", "", `name it APP_FOO, or write in the worker's policy file: env: ["A_*", "FOO"]`)
+}
+
+func TestP13AModuleInPythonsWarningsIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, p := range []Policy{{}, {Env: []string{"*"}}} {
+		for _, value := range []string{"", "error", "ignore::DeprecationWarning", "default::UserWarning:mod:7", "error,ignore"} {
+			allows(t, p, "PYTHONWARNINGS", value)
+		}
+		for _, value := range []string{"ignore::evil.Class", "all:0:antigravity.x:0:0", "error,ignore::a.B", "ignore:: evil.Class "} {
+			refuses(t, p, "PYTHONWARNINGS", value, "module", "")
 		}
 	}
-	for _, name := range []string{"A", "_x", "PATH", "HOME", "ENVIRONMENT", "PY", "LDAP_URL", "DROVER_ARRAY_INDEX"} {
-		if _, ok := p.AllowsEnv(name); !ok {
-			t.Errorf("%q is refused", name)
+}
+
+// TestP13AGlobDoesNotMeanVariablesThatChooseCode: an owner names those.
+func TestP13AGlobDoesNotMeanVariablesThatChooseCode(t *testing.T) {
+	t.Parallel()
+	all := Policy{Env: []string{"*", "G*", "[P]ATH", "PATH?", "HOM*"}}
+	for _, name := range []string{"FOO", "a_b", "LDAP_URL", "PY", "GREETING", "ENVIRONMENT"} {
+		allows(t, all, name, "1")
+	}
+	for _, name := range []string{
+		"PATH", "HOME", "IFS", "SHELL", "TMPDIR", "USER", "LOGNAME", "LANGUAGE", "GIT_SSH_COMMAND", "GIT_CONFIG_COUNT", "TAR_OPTIONS", "MAKEFLAGS", "MAKEFILES",
+		"RSYNC_RSH", "OPENSSL_CONF", "LUA_INIT", "LUA_INIT_5_4", "AWKPATH", "GEM_HOME", "PHPRC", "ZDOTDIR", "R_PROFILE", "XDG_CONFIG_HOME", "PERLDB_OPTS",
+		"DOTNET_STARTUP_HOOKS", "LESSOPEN", "CLASSPATH", "TEXTDOMAINDIR", "KUBECONFIG", "GOFLAGS", "PAGER", "EDITOR", "CC",
+	} {
+		refuses(t, all, name, "x", "does not name it", `"`+name+`"`)
+		allows(t, Policy{Env: []string{name}}, name, "x")
+	}
+}
+
+// FuzzPolicy: no file ends the worker, and none of them allows what no policy may.
+func FuzzPolicy(f *testing.F) {
+	f.Add([]byte("commands: [uname]\ninterpreters: [perl]\nusers: [nobody]\nenv: [\"APP_*\", FOO]\nworkdirs: [/srv]\nuploads: true\n"), "FOO")
+	f.Add([]byte("users: !x"), "LD_PRELOAD")
+	f.Add([]byte(`env: ["*"]`), "PYTHONPATH")
+	f.Fuzz(func(t *testing.T, data []byte, name string) {
+		p, err := ParsePolicy("p.yaml", data)
+		if err != nil {
+			if errs.ReasonOf(err) != ReasonPolicyFile || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%q", err)
+			}
+			return
 		}
-	}
-	narrow := Policy{Env: []string{"APP_*"}}
-	if _, ok := narrow.AllowsEnv("DROVER_ARRAY_INDEX"); !ok {
-		t.Error("which job of an array it is is kept from the job")
-	}
+		why, _ := p.RefusesEnv(name, "")
+		if why == "" && (matches(refusedVariables, name) && !matches(freeVariables, name) || !ordinaryName(name)) {
+			t.Errorf("%q is allowed by %q", name, data)
+		}
+	})
 }

@@ -133,6 +133,7 @@ type Groups interface {
 type Launch struct {
 	ID          string
 	Command     string
+	Interpreter string // of the runner, absolute; "" when it names none
 	Script      string
 	Args        []string
 	Env         []string
@@ -162,6 +163,9 @@ type Held struct {
 // Launcher starts processes; results arrive in the Feed (core/pluginhost).
 type Launcher interface {
 	Lookup(command string) (journal.Runner, error)
+	// Interpreter returns the name of the program that a runner runs scripts with; ""
+	// when it names none.
+	Interpreter(journal.Runner) string
 	Start(journal.Runner, Launch) error
 	Ack(ids ...string)
 	// Resume takes over the attempts of an earlier life, if any: news tells what

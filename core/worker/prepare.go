@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -38,8 +39,8 @@ type preparer struct {
 	scripts Scripts
 	groups  Groups
 	output  LaneKeeper
-	find    func(string) (string, error)   // exec.LookPath
-	account func(string) (*account, error) // findAccount
+	find    func(path, command string) (string, error) // finder.find
+	account func(string) (*account, error)             // findAccount
 }
 
 // prepared is what an attempt holds from preparation to cleanup.
@@ -57,11 +58,11 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 	if err := p.check(spec); err != nil {
 		return nil, err
 	}
-	runner, command, err := p.resolve(spec)
+	u, err := p.user(spec.User)
 	if err != nil {
 		return nil, err
 	}
-	u, err := p.user(spec.User)
+	program, err := p.resolve(spec, u)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +72,7 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 		}
 	}
 	id := attemptID(key)
-	h := &prepared{runner: runner}
+	h := &prepared{runner: program.runner}
 	undo := &undoer{}
 	defer func() {
 		if err != nil {
@@ -79,6 +80,9 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 		}
 	}()
 	if err := p.script(h, id, spec, undo); err != nil {
+		return nil, err
+	}
+	if err := checkPath(spec, program.executed(h.pin)); err != nil {
 		return nil, err
 	}
 	workdir, err := p.workdir(h, spec)
@@ -95,7 +99,7 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 	}
 	h.intent = journal.Intent{
 		BootID: p.boot, Spec: *spec, Folder: files != (attemptFiles{}), Mark: id,
-		Stdout: lanes.Stdout, Stderr: lanes.Stderr, Cgroup: h.group.Name(), Runner: runner,
+		Stdout: lanes.Stdout, Stderr: lanes.Stderr, Cgroup: h.group.Name(), Runner: program.runner,
 	}
 	h.intent.Spec.Stdin, h.intent.Spec.Secrets, h.intent.Spec.Upload = nil, nil, nil
 	if h.pin != nil {
@@ -104,7 +108,7 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 	if spec.Uploaded() {
 		h.intent.Spec.UploadSHA256 = h.pin.Script.SHA256 // the next life knows by it where the script lies
 	}
-	h.assemble(key, command, workdir, lanes, files.stdin, u)
+	h.assemble(key, program, workdir, lanes, files.stdin, u)
 	h.launch.Env = jobEnviron(p.base, u, spec, ownEnviron(key, p.worker, id, h.source(), files.secrets))
 	return h, nil
 }
@@ -115,12 +119,12 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 func (p *preparer) rebuild(r Holding, x *holding) *prepared {
 	in := r.Intent
 	h := &prepared{runner: in.Runner, group: x.group, pin: x.pin, intent: in, launch: Launch{ID: r.Held.ID}}
-	_, command, err := p.resolve(&in.Spec)
-	if err != nil || in.Script.Name != "" && x.pin == nil {
-		return h
-	}
 	u, err := p.user(in.Spec.User)
 	if err != nil {
+		return h
+	}
+	program, err := p.resolve(&in.Spec, u)
+	if err != nil || in.Script.Name != "" && x.pin == nil {
 		return h
 	}
 	workdir, err := p.workdir(h, &in.Spec)
@@ -128,15 +132,15 @@ func (p *preparer) rebuild(r Holding, x *holding) *prepared {
 		return h
 	}
 	files := p.folders.existing(r.Held.ID)
-	h.assemble(r.Key, command, workdir, Lanes{in.Stdout, in.Stderr}, files.stdin, u)
+	h.assemble(r.Key, program, workdir, Lanes{in.Stdout, in.Stderr}, files.stdin, u)
 	h.launch.Env = jobEnviron(p.base, u, &in.Spec, ownEnviron(r.Key, p.worker, in.Mark, h.source(), files.secrets))
 	return h
 }
 
 // assemble fills the launch with what is known of the attempt.
-func (h *prepared) assemble(key job.Key, command, workdir string, lanes Lanes, stdin string, u *account) {
+func (h *prepared) assemble(key job.Key, program program, workdir string, lanes Lanes, stdin string, u *account) {
 	h.launch = Launch{
-		ID: attemptID(key), Command: command, Args: h.intent.Spec.Args, Workdir: workdir, Stdin: stdin, Lanes: lanes,
+		ID: attemptID(key), Command: program.command, Interpreter: program.interpreter, Args: h.intent.Spec.Args, Workdir: workdir, Stdin: stdin, Lanes: lanes,
 		Cgroup: h.group.Dir(), CgroupTasks: h.group.Tasks(),
 	}
 	if h.pin != nil {
@@ -176,8 +180,8 @@ func (p *preparer) check(s *job.Spec) error {
 	}
 	for name, value := range s.Env {
 		field := fmt.Sprintf("env[%q]", name)
-		if why, ok := p.policy.AllowsEnv(name); !ok {
-			return refuse(field, job.ReasonPolicy, "%s", why)
+		if why, hint := p.policy.RefusesEnv(name, value); why != "" {
+			return refuse(field, job.ReasonPolicy, "%s", why).WithHint("%s", hint)
 		}
 		if strings.Contains(value, "\x00") {
 			return refuse(field, reasonBadRequest, "holds a NUL byte")
@@ -219,61 +223,132 @@ func (p *preparer) checkUpload(s *job.Spec) error {
 	return nil
 }
 
-// resolve finds the runner and the command it gets.
-func (p *preparer) resolve(s *job.Spec) (journal.Runner, string, error) {
+// program is what a request comes to: a runner, the command it gets, and where its
+// interpreter lies.
+type program struct {
+	runner      journal.Runner
+	command     string
+	interpreter string // "" when the runner names none
+}
+
+// executed returns the file that the kernel executes.
+func (r *program) executed(pin *Pin) string {
+	switch {
+	case r.interpreter != "":
+		return r.interpreter
+	case filepath.IsAbs(r.command):
+		return r.command
+	case pin != nil:
+		return pin.Path
+	default:
+		return ""
+	}
+}
+
+// checkPath refuses a PATH of a request for a program whose first line has its own
+// interpreter looked up in PATH, as that of many wrappers does: #!/usr/bin/env bash.
+func checkPath(s *job.Spec, file string) error {
+	if _, ok := s.Env["PATH"]; !ok || file == "" {
+		return nil
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return nil // the start tells why it cannot be executed
+	}
+	defer f.Close()           //nolint:errcheck // nothing was written
+	line := make([]byte, 256) // as much as the kernel looks at, see execve(2)
+	n, _ := io.ReadFull(f, line)
+	first, _, _ := strings.Cut(string(line[:n]), "\n")
+	fields := strings.Fields(strings.TrimPrefix(first, "#!"))
+	if strings.HasPrefix(first, "#!") && len(fields) > 0 && filepath.Base(fields[0]) == "env" {
+		return refuse(`env["PATH"]`, job.ReasonPolicy, "it would choose the interpreter of %s, which begins with %q", file, first)
+	}
+	return nil
+}
+
+// resolve finds what runs the request. Every name is looked up in a PATH of the
+// worker's choice: the environment of a request must not choose what runs (P13).
+func (p *preparer) resolve(s *job.Spec, u *account) (program, error) {
+	find := func(command string) (string, error) { return p.find(searchPath(p.base, u), command) }
 	if s.Path == "" {
-		return p.resolveBare(s)
+		return p.resolveBare(s, find)
 	}
 	name := s.Command
 	if name == "" {
 		name = filepath.Ext(s.Path)
 		if name == "" {
-			return journal.Runner{}, "", refuse("command", job.ReasonNoRunner, "is empty, and %q has no extension to choose a runner by", s.Path)
+			return program{}, refuse("command", job.ReasonNoRunner, "is empty, and %q has no extension to choose a runner by", s.Path)
 		}
 	}
 	runner, err := p.runners.Lookup(name)
 	switch {
 	case err == nil:
-		return runner, s.Command, nil
+		return p.served(s, runner, find)
 	case errs.ReasonOf(err) != job.ReasonNoRunner:
-		return runner, "", wrapRefusal("command", job.ReasonRunnerFailed, err)
-	case s.Command == "" || !p.policy.AllowsCommand(name, p.find):
-		return runner, "", refuse("command", job.ReasonNoRunner, "no runner serves %q, and the worker's policy does not allow it as an interpreter", name).
-			WithHint(`see "drover plugin ls", or add it to "commands" in the worker's policy file`)
+		return program{}, wrapRefusal("command", job.ReasonRunnerFailed, err)
+	case s.Command == "" || !p.policy.AllowsInterpreter(name, find):
+		return program{}, refuse("command", job.ReasonNoRunner, "no runner serves %q, and the worker's policy does not allow it as an interpreter", name).
+			WithHint(`see "drover plugin ls", or add it to "interpreters" in the worker's policy file`)
 	}
-	return p.binary(name)
+	return p.binary(name, find)
+}
+
+// program finds again what runs a request that was prepared before.
+func (p *preparer) program(s *job.Spec) (program, error) {
+	u, err := p.user(s.User)
+	if err != nil {
+		return program{}, err
+	}
+	return p.resolve(s, u)
+}
+
+// served finds the interpreter of a runner.
+func (p *preparer) served(s *job.Spec, runner journal.Runner, find func(string) (string, error)) (program, error) {
+	out := program{runner: runner, command: s.Command}
+	name := p.runners.Interpreter(runner)
+	if name == "" {
+		// Such a runner finds its interpreter by itself, perhaps by the job's PATH.
+		if _, ok := s.Env["PATH"]; ok && runner.Name != binaryRunner {
+			return program{}, refuse(`env["PATH"]`, job.ReasonPolicy, "the runner %s does not say what its interpreter is, and PATH might choose it", runner.Name)
+		}
+		return out, nil
+	}
+	var err error
+	if out.interpreter, err = find(name); err != nil {
+		return program{}, refuse("command", job.ReasonSpawn, "NOT_FOUND: the interpreter of the runner %s: %v", runner.Name, err)
+	}
+	return out, nil
 }
 
 // resolveBare finds what runs a command without a script (P13).
-func (p *preparer) resolveBare(s *job.Spec) (journal.Runner, string, error) {
+func (p *preparer) resolveBare(s *job.Spec, find func(string) (string, error)) (program, error) {
 	if s.Command == "" {
-		return journal.Runner{}, "", refuse("command", reasonBadRequest, "is empty, and so is path")
+		return program{}, refuse("command", reasonBadRequest, "is empty, and so is path")
 	}
-	if !p.policy.AllowsCommand(s.Command, p.find) {
-		return journal.Runner{}, "", refuse("command", job.ReasonPolicy, "the worker's policy does not allow %q without a script", s.Command).
+	if !p.policy.AllowsCommand(s.Command, find) {
+		return program{}, refuse("command", job.ReasonPolicy, "the worker's policy does not allow %q without a script", s.Command).
 			WithHint(`add it to "commands" in the worker's policy file`)
 	}
-	return p.binary(s.Command)
+	return p.binary(s.Command, find)
 }
 
-// binary hands a command to the binary runner, as an absolute path: the PATH of
-// a request must not choose what an allowed name means.
-func (p *preparer) binary(command string) (journal.Runner, string, error) {
+// binary hands a command to the binary runner, as an absolute path.
+func (p *preparer) binary(command string, find func(string) (string, error)) (program, error) {
 	if strings.Contains(command, "/") && (!filepath.IsAbs(command) || filepath.Clean(command) != command) {
-		return journal.Runner{}, "", refuse("command", job.ReasonPath, "%q is neither a name nor a clean absolute path", command)
+		return program{}, refuse("command", job.ReasonPath, "%q is neither a name nor a clean absolute path", command)
 	}
 	runner, err := p.runners.Lookup(binaryRunner)
 	if err != nil {
-		return runner, "", wrapRefusal("command", job.ReasonRunnerFailed, err)
+		return program{}, wrapRefusal("command", job.ReasonRunnerFailed, err)
 	}
 	if filepath.IsAbs(command) {
-		return runner, command, nil
+		return program{runner: runner, command: command}, nil
 	}
-	file, err := p.find(command)
+	file, err := find(command)
 	if err != nil {
-		return runner, "", refuse("command", job.ReasonSpawn, "NOT_FOUND: %v", err)
+		return program{}, refuse("command", job.ReasonSpawn, "NOT_FOUND: %v", err)
 	}
-	return runner, file, nil
+	return program{runner: runner, command: file}, nil
 }
 
 func (p *preparer) user(name string) (*account, error) {

@@ -29,7 +29,7 @@ func newPreparer(t *testing.T, w *world, p Policy) *preparer {
 	return &preparer{
 		log: slog.New(slog.DiscardHandler), worker: "w1", boot: "b", policy: p, scratch: data, base: baseEnviron([]string{"TMPDIR=/x", "HOME=/root"}),
 		folders: folders, runners: w, scripts: worldScripts{w}, groups: worldGroups{w}, output: worldOutput{w},
-		find: lookPath, account: func(name string) (*account, error) {
+		find: (&finder{}).find, account: func(name string) (*account, error) {
 			return &account{name: name, home: "/home/" + name, cred: Credential{UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Groups: []uint32{4}}}, nil
 		},
 	}
@@ -108,6 +108,118 @@ func TestInterpretersOfThePolicyRunScripts(t *testing.T) {
 	}
 }
 
+// TestP13AnInterpreterForScriptsRunsNothingElse: with it alone, nobody gets "perl -e".
+func TestP13AnInterpreterForScriptsRunsNothingElse(t *testing.T) {
+	t.Parallel()
+	sh, err := lookPath(fallbackPath, "sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPreparer(t, newWorld(), Policy{Commands: []string{"true"}, Interpreters: []string{"sh"}})
+	for i, command := range []string{"sh", sh} {
+		script := order(byte(i) + 1)
+		script.Spec.Command, script.Spec.Args = command, []string{"-c", "id"}
+		h, err := p.prepare(t.Context(), script.Key, &script.Spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// COMMAND SCRIPT ARGS: what comes after the script, an absolute path, is the script's.
+		if h.runner.Name != binaryRunner || h.launch.Command != sh || h.launch.Script != "/gen/7/count.sh" || !filepath.IsAbs(h.launch.Script) {
+			t.Errorf("%s %+v", h.runner.Name, h.launch)
+		}
+		bare := order(2)
+		bare.Spec.Command, bare.Spec.Path, bare.Spec.Args = command, "", []string{"-c", "id"}
+		if _, err := p.prepare(t.Context(), bare.Key, &bare.Spec); errs.ReasonOf(err) != job.ReasonPolicy {
+			t.Errorf("%s without a script: %v", command, err)
+		}
+	}
+	none := order(3)
+	none.Spec.Command = "cat"
+	if _, err := p.prepare(t.Context(), none.Key, &none.Spec); errs.ReasonOf(err) != job.ReasonNoRunner {
+		t.Errorf("an interpreter that is not allowed: %v", err)
+	}
+}
+
+// TestP13TheInterpreterIsFoundInThePathOfTheWorker: whatever PATH a request may set.
+func TestP13TheInterpreterIsFoundInThePathOfTheWorker(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	fake := filepath.Join(dir, "sh")
+	if err := os.WriteFile(fake, []byte("#!/bin/false"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := newPreparer(t, newWorld(), Policy{Env: []string{"PATH"}, Commands: []string{"sh"}})
+	p.base["PATH"] = ".:" + fallbackPath
+	want, err := lookPath(fallbackPath, "sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, path := range []string{dir, ".", ""} {
+		o := order(byte(2*i) + 1)
+		o.Spec.Env, o.Spec.Workdir = map[string]string{"PATH": path}, dir
+		h, err := p.prepare(t.Context(), o.Key, &o.Spec)
+		if err != nil || h.launch.Interpreter != want || !slices.Contains(h.launch.Env, "PATH="+path) {
+			t.Errorf("PATH=%q: %v, %+v", path, err, h)
+		}
+		o.Key = testKey(byte(2*i) + 2)
+		o.Spec.Command, o.Spec.Path = "sh", ""
+		if h, err = p.prepare(t.Context(), o.Key, &o.Spec); err != nil || h.launch.Command != want {
+			t.Errorf("PATH=%q, without a script: %v, %+v", path, err, h)
+		}
+	}
+	p.base["PATH"] = dir + "/none"
+	o := order(1)
+	if _, err := p.prepare(t.Context(), o.Key, &o.Spec); errs.ReasonOf(err) != job.ReasonSpawn || !strings.Contains(err.Error(), "NOT_FOUND") {
+		t.Errorf("no interpreter: %v", err)
+	}
+}
+
+func TestP13APathOfARequestDoesNotChooseTheInterpreterOfAWrapper(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for i, c := range []struct {
+		text string
+		want string
+	}{
+		{"#!/usr/bin/env sh\n", job.ReasonPolicy}, {"#! /bin/env -S sh -e\n", job.ReasonPolicy}, {"#!/bin/sh\n", ""}, {"\x7fELF", ""}, {"", ""},
+	} {
+		tool := filepath.Join(dir, "tool"+strconv.Itoa(i))
+		if err := os.WriteFile(tool, []byte(c.text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		p := newPreparer(t, newWorld(), Policy{Env: []string{"PATH"}, Commands: []string{tool}})
+		o := order(byte(i) + 1)
+		o.Spec.Command, o.Spec.Path, o.Spec.Env = tool, "", map[string]string{"PATH": "/x"}
+		if _, err := p.prepare(t.Context(), o.Key, &o.Spec); errs.ReasonOf(err) != c.want {
+			t.Errorf("%q: %v", c.text, err)
+		}
+		o.Key, o.Spec.Env = testKey(byte(i)+100), nil
+		if _, err := p.prepare(t.Context(), o.Key, &o.Spec); err != nil {
+			t.Errorf("%q without PATH: %v", c.text, err)
+		}
+	}
+}
+
+// silent is a runner that does not say what its interpreter is.
+type silent struct{ *world }
+
+func (silent) Interpreter(journal.Runner) string { return "" }
+
+func TestP13ARunnerThatLooksForItselfGetsNoPathOfARequest(t *testing.T) {
+	t.Parallel()
+	p := newPreparer(t, newWorld(), Policy{Env: []string{"PATH"}})
+	p.runners = silent{newWorld()}
+	o := order(1)
+	o.Spec.Env = map[string]string{"PATH": "/tmp"}
+	if _, err := p.prepare(t.Context(), o.Key, &o.Spec); errs.ReasonOf(err) != job.ReasonPolicy {
+		t.Errorf("%v", err)
+	}
+	o.Spec.Env = nil
+	if _, err := p.prepare(t.Context(), o.Key, &o.Spec); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestARunnerInTroubleIsNotNoRunner(t *testing.T) {
 	t.Parallel()
 	w := newWorld()
@@ -168,45 +280,49 @@ func TestAttemptFoldersAreMadeOnlyWhenNeeded(t *testing.T) {
 
 func TestCommandsAreSearchedOnceASecond(t *testing.T) {
 	dir := t.TempDir()
-	t.Setenv("PATH", dir)
 	file := filepath.Join(dir, "tool")
 	synctest.Test(t, func(t *testing.T) {
 		f := &finder{}
-		if _, err := f.find("tool"); !errors.Is(err, exec.ErrNotFound) {
+		find := func(command string) (string, error) { return f.find(dir, command) }
+		if _, err := find("tool"); !errors.Is(err, exec.ErrNotFound) {
 			t.Errorf("%v", err)
 		}
 		if err := os.WriteFile(file, nil, 0o755); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 { // a missing one is not remembered, a found one is
-			if got, err := f.find("tool"); err != nil || got != file {
+			if got, err := find("tool"); err != nil || got != file {
 				t.Errorf("%q, %v", got, err)
 			}
 		}
 		if err := os.Remove(file); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := f.find("tool"); err != nil {
+		if _, err := find("tool"); err != nil {
 			t.Errorf("within a second: %v", err)
 		}
 		time.Sleep(finderTrust)
-		if _, err := f.find("tool"); err == nil {
+		if _, err := find("tool"); err == nil {
 			t.Error("a removed command is believed for ever")
 		}
 		for i := range 2000 {
-			f.known[strconv.Itoa(i)] = place{}
+			f.known[wanted{"", strconv.Itoa(i)}] = place{}
 		}
-		if _, err := f.find("/bin/sh"); err != nil || len(f.known) != 1 {
+		if _, err := find("/bin/sh"); err != nil || len(f.known) != 1 {
 			t.Errorf("%d places are kept, %v", len(f.known), err)
 		}
 	})
-	t.Setenv("PATH", ".")
 	t.Chdir(dir)
 	if err := os.WriteFile(file, nil, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := lookPath("tool"); err == nil {
-		t.Errorf("a command of the working folder was found: %s", got)
+	for _, path := range []string{".", "", ":", "./", "relative"} {
+		if got, err := lookPath(path, "tool"); err == nil {
+			t.Errorf("PATH %q: a command of the working folder was found: %s", path, got)
+		}
+	}
+	if got, err := lookPath(dir, "./tool"); err == nil {
+		t.Errorf("a relative path was found: %s", got)
 	}
 }
 

@@ -26,11 +26,17 @@ func (b boundRunners) Lookup(command string) (journal.Runner, error) {
 	return journal.Runner(r), err
 }
 
+// Interpreter returns the name of the program that the runner runs scripts with.
+func (b boundRunners) Interpreter(r journal.Runner) string {
+	return b.Host.Interpreter(pluginhost.Runner(r))
+}
+
 // Start hands a launch to a runner.
 func (b boundRunners) Start(r journal.Runner, l Launch) error {
 	s := &runnerv1.Start{
 		Id: l.ID, Command: l.Command, Script: l.Script, Args: l.Args, Env: l.Env, Workdir: l.Workdir, Stdin: l.Stdin,
 		Stdout: l.Lanes.Stdout, Stderr: l.Lanes.Stderr, Cgroup: l.Cgroup, CgroupTasks: l.CgroupTasks,
+		Interpreter: l.Interpreter,
 	}
 	if u := l.User; u != nil {
 		s.Credential = &runnerv1.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}

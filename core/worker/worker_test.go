@@ -160,7 +160,7 @@ func TestRefusals(t *testing.T) {
 		{name: "nothing", change: func(s *job.Spec) { s.Command, s.Path = "", "" }, reason: reasonBadRequest},
 		{name: "limit", change: func(s *job.Spec) { s.Limits.CPUMillis = 100 }, reason: job.ReasonLimit, text: "limits.cpu_millis"},
 		{name: "env", change: func(s *job.Spec) { s.Env = map[string]string{"LD_PRELOAD": "x"} }, reason: job.ReasonPolicy, text: `env["LD_PRELOAD"]`},
-		{name: "env NUL", change: func(s *job.Spec) { s.Env = map[string]string{"A": "\x00"} }, reason: reasonBadRequest},
+		{name: "env NUL", change: func(s *job.Spec) { s.Env = map[string]string{"APP_A": "\x00"} }, reason: reasonBadRequest},
 		{name: "args NUL", change: func(s *job.Spec) { s.Args = []string{"", "\x00"} }, reason: reasonBadRequest, text: "args[1]"},
 		{name: "user", change: func(s *job.Spec) { s.User = "nobody" }, reason: job.ReasonPolicy, text: "user: "},
 		{name: "workdir", change: func(s *job.Spec) { s.Workdir = "/nonexistent" }, reason: reasonWorkdir, text: "/nonexistent"},
@@ -254,7 +254,7 @@ func TestWhatARunnerGets(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(b.data, "attempts", id)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("secrets outlive the attempt: %v", err)
 		}
-	})
+	}, func(c *Config) { c.Policy.Env = []string{"COLOR", "PATH"} })
 }
 
 func TestBareCommandsRunByTheBinaryRunner(t *testing.T) {

@@ -96,6 +96,13 @@ func newWorld() *world {
 	}
 }
 
+func (w *world) Interpreter(r journal.Runner) string {
+	if r.Name == "bash" {
+		return "sh" // every host has it
+	}
+	return ""
+}
+
 func (w *world) Lookup(command string) (journal.Runner, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -19,6 +19,12 @@ type Info struct {
 	Version    string   // semantic
 	Commands   []string // further commands it serves beside its name
 	Extensions []string // such as ".py"
+	// Interpreter is the name of the program that runs the scripts, such as python3.
+	// The worker finds it and says where in Spec.Interpreter. "" is none.
+	Interpreter string
+	// Restricts says that each Start applies NoNewPrivs and Rlimits. A worker gives no
+	// Start with these to a runner that does not; the runners of runners/process do.
+	Restricts bool
 	// Canary is what a worker tries a new version with before it gets jobs; nil is
 	// an empty script, which may end as it likes.
 	Canary *Canary
@@ -52,6 +58,18 @@ type Spec struct {
 	Cgroup      string   // cgroup (v2) folder to be born into; "" is none
 	CgroupTasks []string // v1 "tasks" files that the forking thread enters
 	Credential  *Credential
+	// Interpreter is where the program of Info.Interpreter lies, absolute; "" when the
+	// worker is older: then look in the PATH of this process. Never look in that of
+	// Env, which a request may have set.
+	Interpreter string
+	NoNewPrivs  bool     // see PR_SET_NO_NEW_PRIVS in prctl(2)
+	Rlimits     []Rlimit // to set before anything is executed
+}
+
+// Rlimit is a resource limit, soft and hard, see setrlimit(2).
+type Rlimit struct {
+	Resource int    // such as unix.RLIMIT_NOFILE
+	Value    uint64 // unix.RLIM_INFINITY is none
 }
 
 // Credential is a numeric user.
@@ -124,6 +142,10 @@ func specFromProto(p *runnerv1.Start) Spec {
 		ID: p.GetId(), Command: p.GetCommand(), Script: p.GetScript(), Args: p.GetArgs(), Env: p.GetEnv(),
 		Workdir: p.GetWorkdir(), Stdin: p.GetStdin(), Stdout: p.GetStdout(), Stderr: p.GetStderr(),
 		Cgroup: p.GetCgroup(), CgroupTasks: p.GetCgroupTasks(),
+		Interpreter: p.GetInterpreter(), NoNewPrivs: p.GetNoNewPrivs(),
+	}
+	for _, l := range p.GetRlimits() {
+		s.Rlimits = append(s.Rlimits, Rlimit{Resource: int(l.GetResource()), Value: l.GetValue()})
 	}
 	if c := p.GetCredential(); c != nil {
 		s.Credential = &Credential{UID: c.GetUid(), GID: c.GetGid(), Groups: c.GetGroups()}

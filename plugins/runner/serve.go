@@ -60,11 +60,13 @@ func (p *GRPCPlugin) GRPCClient(_ context.Context, _ *plugin.GRPCBroker, c *grpc
 // Description is what "drover-runner-NAME --describe" prints as JSON, for the
 // manifest beside an installed plugin.
 type Description struct {
-	Name       string   `json:"name"`
-	Version    string   `json:"version"`
-	Protocol   int      `json:"protocol"`
-	Commands   []string `json:"commands"`
-	Extensions []string `json:"extensions"`
+	Name        string   `json:"name"`
+	Version     string   `json:"version"`
+	Protocol    int      `json:"protocol"`
+	Commands    []string `json:"commands"`
+	Extensions  []string `json:"extensions"`
+	Interpreter string   `json:"interpreter,omitempty"` // see Info
+	Restricts   bool     `json:"restricts,omitempty"`   // see Info
 }
 
 // Serve is the main function of a plugin. It returns after the worker has
@@ -81,6 +83,7 @@ func serve(r Runner, args []string, stdout io.Writer) error {
 	if len(args) == 1 && (args[0] == describe || args[0] == "--version") {
 		return json.NewEncoder(stdout).Encode(Description{
 			Name: info.Name, Version: info.Version, Protocol: Protocol, Commands: commands(info), Extensions: info.Extensions,
+			Interpreter: info.Interpreter, Restricts: info.Restricts,
 		})
 	}
 	if os.Getenv(CookieKey) != CookieValue {

@@ -133,6 +133,7 @@ func (s *Server) GetInfo(context.Context, *runnerv1.GetInfoRequest) (*runnerv1.G
 	return &runnerv1.GetInfoResponse{
 		Name: s.info.Name, Version: s.info.Version, Commands: commands(s.info), Extensions: s.info.Extensions,
 		Pid: int64(os.Getpid()), Protocol: Protocol, Canary: s.info.Canary.proto(),
+		Interpreter: s.info.Interpreter, Restricts: s.info.Restricts,
 	}, nil
 }
 

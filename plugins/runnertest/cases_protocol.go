@@ -43,17 +43,23 @@ func startErrors(t *testing.T, h Harness) {
 func executeErrors(t *testing.T, h Harness) {
 	w := newWorld(t, h, Options{})
 	dir := t.TempDir()
-	missing := w.prepare("exit", "0")
-	missing.Env = []string{"PATH=" + dir}
-	missing.run().mustFail(runner.NotFound)
-
-	if err := os.WriteFile(filepath.Join(dir, h.Interpreter), []byte("text"), 0o600); err != nil {
+	info, err := w.Client.GetInfo(context.Background(), &runnerv1.GetInfoRequest{})
+	if err != nil {
 		t.Fatal(err)
 	}
-	plain := w.prepare("exit", "0")
-	plain.Env = []string{"PATH=" + dir}
-	plain.run().mustFail(runner.NotExecutable)
+	if info.GetInterpreter() != "" || filepath.IsAbs(h.Command) {
+		file := filepath.Join(dir, h.Interpreter)
+		missing := w.prepare("exit", "0")
+		missing.interpret(file)
+		missing.run().mustFail(runner.NotFound)
 
+		if err := os.WriteFile(file, []byte("text"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		plain := w.prepare("exit", "0")
+		plain.interpret(file)
+		plain.run().mustFail(runner.NotExecutable)
+	}
 	long := w.prepare("exit", strings.Repeat("x", 1<<20))
 	long.run().mustFail(runner.BadRequest)
 }

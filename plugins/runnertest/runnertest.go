@@ -16,11 +16,11 @@ type Harness struct {
 	// Launched make such functions.
 	Open func(t testing.TB, o Options) *Plugin
 	// Command of the requests. The suite writes shell scripts and asks for them
-	// with this command.
+	// with this command. An absolute one is itself the interpreter.
 	Command string
-	// Interpreter is the program that Command runs scripts with, as it is
-	// looked up in the job's PATH. "" is a runner that starts no processes: the
-	// cases that look at processes are left out.
+	// Interpreter is the program that Command runs scripts with; the suite finds it as
+	// a worker does. "" is a runner that starts no processes: the cases that look at
+	// processes are left out.
 	Interpreter string
 	// Path is a folder to look in before those of PATH.
 	Path string
@@ -99,6 +99,9 @@ var cases = []struct {
 	{"a job may open its output again", true, reopenedOutput},
 	{"children may outlive the job", true, outlivingChildren},
 	{"a job has a session of its own and no foreign descriptors", true, cleanProcess},
+	{"the PATH of a job does not choose its interpreter", true, interpreterOfTheWorker},
+	{"a job gains no privileges when it must not", true, noNewPrivileges},
+	{"a job has the resource limits it is given", true, resourceLimits},
 	{"a start that cannot be says why", false, startErrors},
 	{"a program that cannot be executed says why", true, executeErrors},
 	{"a start given twice starts once", false, startedOnce},

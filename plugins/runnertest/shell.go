@@ -28,6 +28,8 @@ setsid sh -c 'echo $$; exec sleep 1000' &
 ( (sh -c 'echo $$; exec sleep 1000') & )
 read x < "$1"`,
 	"stat":        `cat "/proc/$$/stat"`,
+	"status":      `cat "/proc/$$/status"`,
+	"limits":      `cat "/proc/$$/limits"`,
 	"descriptors": `for f in /proc/$$/fd/*; do readlink "$f"; done; exit 0`,
 }
 

@@ -100,7 +100,7 @@ func (w *world) prepare(behaviour string, args ...string) *job {
 	dir := w.t.TempDir()
 	j := &job{w: w, Start: &runnerv1.Start{
 		Id: fmt.Sprintf("%s/%d", w.t.Name(), w.ids), Command: w.h.Command, Script: filepath.Join(dir, behaviour), Args: args,
-		Env: []string{"PATH=" + w.h.Path + ":" + os.Getenv("PATH")}, Workdir: dir,
+		Env: []string{"PATH=" + w.h.path()}, Workdir: dir, Interpreter: w.h.find(w.t),
 		Stdout: filepath.Join(dir, "out"), Stderr: filepath.Join(dir, "err"),
 	}}
 	if err := os.WriteFile(j.Script, []byte(text), 0o600); err != nil {
@@ -119,6 +119,32 @@ func (w *world) prepare(behaviour string, args ...string) *job {
 		j.lanes[i] = f
 	}
 	return j
+}
+
+func (h Harness) path() string { return h.Path + ":" + os.Getenv("PATH") }
+
+// find returns where the interpreter is.
+func (h Harness) find(t *testing.T) string {
+	t.Helper()
+	if h.Interpreter == "" {
+		return ""
+	}
+	for _, dir := range filepath.SplitList(h.path()) {
+		file := filepath.Join(dir, h.Interpreter)
+		if info, err := os.Stat(file); filepath.IsAbs(dir) && err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return file
+		}
+	}
+	t.Fatalf("%s is not in %s", h.Interpreter, h.path())
+	return ""
+}
+
+// interpret makes file the interpreter of the job.
+func (j *job) interpret(file string) {
+	j.Interpreter = file
+	if filepath.IsAbs(j.Command) {
+		j.Command = file
+	}
 }
 
 // run asks for the start and waits for what becomes of it.

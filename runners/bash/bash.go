@@ -8,11 +8,13 @@ import (
 	"github.com/droverhq/drover/runners/process"
 )
 
+const interpreter = "bash"
+
 // New returns the bash runner.
 func New(version string) *process.Runner {
 	return process.New(process.Config{
 		Info: runner.Info{
-			Name: "bash", Version: version, Extensions: []string{".sh"},
+			Name: interpreter, Version: version, Extensions: []string{".sh"}, Interpreter: interpreter,
 			Canary: &runner.Canary{Script: []byte("exit 0\n")},
 		},
 		Argv: Argv,
@@ -25,5 +27,5 @@ func Argv(s runner.Spec) ([]string, error) {
 	if s.Script == "" {
 		return nil, errors.New("the bash runner needs a script; run bash itself as an executable with an empty path")
 	}
-	return append([]string{"bash", s.Script}, s.Args...), nil
+	return append([]string{interpreter, s.Script}, s.Args...), nil
 }

@@ -14,7 +14,7 @@ import (
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	runnertest.Run(t, runnertest.Harness{
-		Open: runnertest.InProcess(binary.New("1.0.0")), Command: "bash", Interpreter: "bash",
+		Open: runnertest.InProcess(binary.New("1.0.0")), Command: "/bin/bash", Interpreter: "bash",
 	})
 }
 

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -101,47 +99,6 @@ func (f *files) close() {
 		_ = syscall.Close(f.cgroup)
 		f.cgroup = -1
 	}
-}
-
-// forkExec starts a process. A busy text file (the script was written a moment
-// ago by a process that forked meanwhile) goes away by itself within
-// milliseconds, see golang.org/issue/22315.
-func forkExec(path string, argv []string, attr *syscall.ProcAttr, tasks []string) (int, error) {
-	for try := 0; ; try++ {
-		pid, err := forkInto(path, argv, attr, tasks)
-		if !errors.Is(err, syscall.ETXTBSY) || try == 10 {
-			return pid, err
-		}
-		time.Sleep(time.Millisecond << min(try, 5))
-	}
-}
-
-// forkInto forks from a thread that has entered the v1 cgroups of the job: a
-// child is born into the cgroups of the thread that forks. The thread is not
-// given back to Go but ends with its goroutine, so nothing else runs in there.
-func forkInto(path string, argv []string, attr *syscall.ProcAttr, tasks []string) (int, error) {
-	if len(tasks) == 0 {
-		return syscall.ForkExec(path, argv, attr)
-	}
-	type result struct {
-		pid int
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked, on purpose
-		tid := []byte(strconv.Itoa(syscall.Gettid()))
-		for _, t := range tasks {
-			if err := os.WriteFile(t, tid, 0); err != nil {
-				done <- result{0, fmt.Errorf("enter the cgroup: %w", err)}
-				return
-			}
-		}
-		pid, err := syscall.ForkExec(path, argv, attr)
-		done <- result{pid, err}
-	}()
-	r := <-done
-	return r.pid, r.err
 }
 
 // tick is the unit of start times in /proc: USER_HZ is 100 on every Linux that

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,8 +21,10 @@ import (
 // Config makes a Runner.
 type Config struct {
 	Info runner.Info
-	// Argv turns a spec into the argument vector; argv[0] is looked up in the
-	// job's own PATH. An error is a *runner.StartError or becomes BAD_REQUEST.
+	// Argv turns a spec into the argument vector. argv[0] is absolute, or the name of
+	// the interpreter of Info, which the worker has found, or another one, which is
+	// looked up in the PATH of this process; the process gets it absolute. An error is
+	// a *runner.StartError or becomes BAD_REQUEST.
 	Argv func(runner.Spec) ([]string, error)
 }
 
@@ -29,8 +32,8 @@ type Config struct {
 // holds one Runner and nothing else that waits for children.
 type Runner struct {
 	config Config
-	finder finder
-	null   int // the null device, for jobs of this process's user without standard input; -1 could not be opened
+	path   string // PATH of this process
+	null   int    // the null device, for jobs of this process's user without standard input; -1 could not be opened
 
 	mu      sync.Mutex // guards the fields below
 	changed *sync.Cond // a process was registered, a fork ended, or the runner closed
@@ -55,9 +58,10 @@ func New(c Config) *Runner {
 	// What this process inherited by accident is not for jobs: they get fds 0 to
 	// 2. Kernels before 5.11 cannot say it in one call and pass it on.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
-	c.Info.Keeps = true // see collect
+	c.Info.Keeps = true     // see collect
+	c.Info.Restricts = true // see forkInto
 	r := &Runner{
-		config: c, null: -1, byPID: map[int]*proc{}, byID: map[string]*proc{}, forks: map[uint64]struct{}{},
+		config: c, path: os.Getenv("PATH"), null: -1, byPID: map[int]*proc{}, byID: map[string]*proc{}, forks: map[uint64]struct{}{},
 	}
 	// Shared by the jobs of one user: flags, owner and locks of a description are seen
 	// by all who have it.
@@ -145,21 +149,26 @@ func (r *Runner) Start(s runner.Spec, exited func(runner.Exit)) (runner.Process,
 // launch finds the executable and starts it; ticks is 0 when the start time has
 // to be asked for.
 func (r *Runner) launch(argv []string, attr *syscall.ProcAttr, s runner.Spec) (pid int, ticks uint64, err error) {
-	for {
-		path, trusted, err := r.finder.find(argv[0], s.Env, s.Workdir)
-		if err != nil {
-			return 0, 0, err
-		}
-		before := bootClock()
-		pid, err := forkExec(path, argv, attr, s.CgroupTasks)
-		if err == nil {
-			return pid, ticksBetween(before, bootClock()), nil
-		}
-		if !trusted {
-			return 0, 0, explain(err, path, s)
-		}
-		r.finder.forget() // it may be somewhere else now
+	path, err := r.program(argv[0], s)
+	if err != nil {
+		return 0, 0, err
 	}
+	// Some programs look themselves up in the PATH of the job when their name is none
+	// with a slash, and load their libraries from beside what they find.
+	argv = append([]string{path}, argv[1:]...)
+	before := bootClock()
+	if pid, err = forkExec(path, argv, attr, restrictionsOf(s)); err != nil {
+		return 0, 0, explain(err, path, s)
+	}
+	return pid, ticksBetween(before, bootClock()), nil
+}
+
+// program returns what to execute for argv[0].
+func (r *Runner) program(name string, s runner.Spec) (string, error) {
+	if name == r.config.Info.Interpreter && filepath.IsAbs(s.Interpreter) {
+		return s.Interpreter, nil
+	}
+	return find(name, r.path)
 }
 
 func (r *Runner) argv(s runner.Spec) ([]string, error) {
@@ -203,7 +212,7 @@ func (r *Runner) endFork(number uint64, p *proc) {
 
 // explain turns an errno of fork or exec into a reason.
 func explain(err error, path string, s runner.Spec) error {
-	if bad := checkExecutable(path, s.Workdir); bad != nil {
+	if bad := checkExecutable(path); bad != nil {
 		return bad
 	}
 	message := fmt.Sprintf("execute %s: %v", path, err)

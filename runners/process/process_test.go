@@ -57,54 +57,24 @@ func TestATickBetweenTwoLooksLeavesTheStartTimeOpen(t *testing.T) {
 	}
 }
 
-// TestAnInterpreterThatMovesIsFoundAgain trusts a place, moves what was there,
-// and asks again.
-func TestAnInterpreterThatMovesIsFoundAgain(t *testing.T) {
-	first, second := t.TempDir(), t.TempDir()
-	env := []string{"PATH=" + first + ":" + second}
-	write := func(dir string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(dir, "tool"), []byte("#!/bin/sh\n"), 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	find := func(f *finder, want string, wantTrusted bool) {
-		t.Helper()
-		file, trusted, err := f.find("tool", env, "/")
-		if err != nil || file != filepath.Join(want, "tool") || trusted != wantTrusted {
-			t.Fatalf("found %q, trusted %v, error %v; want it in %s, trusted %v", file, trusted, err, want, wantTrusted)
-		}
-	}
-	var f finder
-	write(first)
-	find(&f, first, false)
-	find(&f, first, true)
-	if err := os.Rename(filepath.Join(first, "tool"), filepath.Join(second, "tool")); err != nil {
+// TestP13TheRequestDoesNotChooseTheInterpreter: neither by PATH nor by the working
+// folder.
+func TestP13TheRequestDoesNotChooseTheInterpreter(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "tool"), []byte("#!/bin/sh\nexit 99\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	f.forget()
-	find(&f, second, false)
-}
-
-// TestAStartLooksAgainWhenATrustedPlaceIsEmpty starts by a name, moves it within
-// the time of trust, and starts again.
-func TestAStartLooksAgainWhenATrustedPlaceIsEmpty(t *testing.T) {
-	first, second := t.TempDir(), t.TempDir()
-	tool := filepath.Join(first, "tool")
-	if err := os.Symlink("/bin/true", tool); err != nil {
-		t.Fatal(err)
+	t.Chdir(dir)
+	for _, path := range []string{"", ".", ":", ".:/usr/bin", "./", "/usr/bin:/bin"} {
+		if file, err := find("tool", path); err == nil {
+			t.Errorf("PATH %q: found %s", path, file)
+		}
 	}
-	r := &Runner{}
-	spec := runner.Spec{Env: []string{"PATH=" + first + ":" + second}, Workdir: "/"}
-	for _, dir := range []string{first, second} {
-		pid, _, err := r.launch([]string{"tool"}, &syscall.ProcAttr{Env: spec.Env}, spec)
-		if err != nil {
-			t.Fatalf("start of the tool in %s: %v", dir, err)
+	for name, want := range map[string]string{"tool": filepath.Join(dir, "tool"), "/a/b": "/a/b", "./tool": "", "a/tool": "", "": "", "none": ""} {
+		file, err := find(name, "relative:"+dir)
+		if file != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v", name, file, err)
 		}
-		if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil {
-			t.Fatal(err)
-		}
-		_ = os.Rename(tool, filepath.Join(second, "tool"))
 	}
 }
 

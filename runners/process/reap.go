@@ -17,9 +17,11 @@ import (
 // came to this process because it is a subreaper.
 func (r *Runner) reap() {
 	for {
-		end, err := peek()
+		end, held, err := peek()
 		switch {
 		case errors.Is(err, syscall.EINTR):
+		case held:
+			r.awaitRelease()
 		case err != nil: // no child: sleep until there may be one
 			if !r.awaitFork() {
 				return
@@ -36,15 +38,16 @@ func (r *Runner) reap() {
 // peek waits for the end of any child and tells it, but leaves a zombie: its pid
 // stays its own until the table knows of it, and its end is not lost with this
 // process before it is written down.
-func peek() (runner.Exit, error) {
+// Linux also tells of traced children that stop, though nobody asked; held is that.
+func peek() (end runner.Exit, held bool, err error) {
 	var (
 		info  childInfo
 		usage unix.Rusage
 	)
 	if err := unix.Waitid(unix.P_ALL, 0, (*unix.Siginfo)(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOWAIT, &usage); err != nil {
-		return runner.Exit{}, err
+		return runner.Exit{}, false, err
 	}
-	return exitOf(&info, &usage), nil
+	return exitOf(&info, &usage), info.code == cldTrapped, nil
 }
 
 // childInfo is siginfo_t for SIGCHLD on 64-bit Linux, see sigaction(2); the
@@ -59,9 +62,12 @@ type childInfo struct {
 	_      [100]byte
 }
 
-// cldExited is the code of a process that called exit; the others that end one are
-// signals (waitid(2)).
-const cldExited = 1
+// Codes of waitid(2): of a process that called exit, and of one that is traced and
+// has stopped. The others that end one are signals.
+const (
+	cldExited  = 1
+	cldTrapped = 4
+)
 
 func exitOf(i *childInfo, u *unix.Rusage) runner.Exit {
 	e := runner.Exit{
@@ -87,6 +93,16 @@ func (r *Runner) awaitFork() bool {
 		r.changed.Wait() // the fork ends in either case, and says so
 	}
 	return len(r.byPID) > 0 || !r.closed
+}
+
+// awaitRelease waits for the forks under way: one of them holds its child until that
+// has its limits, and lets go of it before the fork ends.
+func (r *Runner) awaitRelease() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for seen := r.fork; r.forkBefore(seen); {
+		r.changed.Wait()
+	}
 }
 
 // collect tells the end of one child, and then reaps it. A pid that the table does

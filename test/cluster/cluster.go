@@ -216,11 +216,11 @@ func (c *Cluster) Scripts(dir string, files map[string]string) string {
 	return dir
 }
 
-// AllowAll is a policy file that allows every command and uploaded scripts.
+// AllowAll is a policy file that allows what a dev cluster allows.
 func (c *Cluster) AllowAll() string {
 	c.T.Helper()
 	path := c.Path("policy.yaml")
-	if err := os.WriteFile(path, []byte("commands: [\"*\"]\nuploads: true\n"), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte("commands: [\"*\"]\nenv: [\"*\"]\nuploads: true\n"), 0o600); err != nil {
 		c.T.Fatal(err)
 	}
 	return path

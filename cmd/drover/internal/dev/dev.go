@@ -106,6 +106,14 @@ func (c *Cluster) lock() (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
+// policy is that of the workers.
+const policy = `# The dev cluster runs on your own machine as you: every command, every script
+# and every ordinary variable is allowed.
+commands: ["*"]
+env: ["*"]
+uploads: true
+`
+
 // prepare makes folders, certificates, policy and plugin folder where missing.
 func (c *Cluster) prepare() error {
 	for _, d := range []string{"certs", "logs", "plugins", "scheduler"} {
@@ -122,7 +130,6 @@ func (c *Cluster) prepare() error {
 	if err := c.preparePlugins(); err != nil {
 		return err
 	}
-	policy := "# The dev cluster runs on your own machine as you: every command and\n# every script is allowed.\ncommands: [\"*\"]\nuploads: true\n"
 	return writeFile(c.path("policy.yaml"), []byte(policy))
 }
 

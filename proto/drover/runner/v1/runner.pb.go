@@ -83,7 +83,14 @@ type GetInfoResponse struct {
 	// What the worker starts to try the runner before it gets jobs. Unset: an empty
 	// script with the runner's name as command; then it is enough that the process
 	// ends and its end is told, or that the runner refuses it with BAD_REQUEST.
-	Canary        *Canary `protobuf:"bytes,7,opt,name=canary,proto3" json:"canary,omitempty"`
+	Canary *Canary `protobuf:"bytes,7,opt,name=canary,proto3" json:"canary,omitempty"`
+	// Name of the program that it runs scripts with, such as python3; the worker finds
+	// it and says where in Start.interpreter. Empty: it needs none, or finds it by
+	// itself, never by the environment of a Start.
+	Interpreter string `protobuf:"bytes,8,opt,name=interpreter,proto3" json:"interpreter,omitempty"`
+	// It applies Start.no_new_privs and Start.rlimits. A worker gives no Start with
+	// these to a runner that does not.
+	Restricts     bool `protobuf:"varint,9,opt,name=restricts,proto3" json:"restricts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -165,6 +172,20 @@ func (x *GetInfoResponse) GetCanary() *Canary {
 		return x.Canary
 	}
 	return nil
+}
+
+func (x *GetInfoResponse) GetInterpreter() string {
+	if x != nil {
+		return x.Interpreter
+	}
+	return ""
+}
+
+func (x *GetInfoResponse) GetRestricts() bool {
+	if x != nil {
+		return x.Restricts
+	}
+	return false
 }
 
 // Canary is a start that ends by itself at once, with exit code 0. The worker
@@ -409,7 +430,17 @@ type Start struct {
 	// "tasks" files of v1 cgroups that the forking thread enters for the fork.
 	CgroupTasks []string `protobuf:"bytes,11,rep,name=cgroup_tasks,json=cgroupTasks,proto3" json:"cgroup_tasks,omitempty"`
 	// Who to run as; unset: the plugin's own user.
-	Credential    *Credential `protobuf:"bytes,12,opt,name=credential,proto3" json:"credential,omitempty"`
+	Credential *Credential `protobuf:"bytes,12,opt,name=credential,proto3" json:"credential,omitempty"`
+	// The runner's interpreter, absolute. The runner does not look for it in the PATH
+	// of env: a request may have set that. Empty: the runner declared none, or the
+	// worker is older.
+	Interpreter string `protobuf:"bytes,13,opt,name=interpreter,proto3" json:"interpreter,omitempty"`
+	// The process and its children gain no privileges by exec (prctl(2),
+	// PR_SET_NO_NEW_PRIVS).
+	NoNewPrivs bool `protobuf:"varint,14,opt,name=no_new_privs,json=noNewPrivs,proto3" json:"no_new_privs,omitempty"`
+	// Limits that are set before the process executes anything; each sets the soft and
+	// the hard limit.
+	Rlimits       []*Rlimit `protobuf:"bytes,15,rep,name=rlimits,proto3" json:"rlimits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -528,6 +559,82 @@ func (x *Start) GetCredential() *Credential {
 	return nil
 }
 
+func (x *Start) GetInterpreter() string {
+	if x != nil {
+		return x.Interpreter
+	}
+	return ""
+}
+
+func (x *Start) GetNoNewPrivs() bool {
+	if x != nil {
+		return x.NoNewPrivs
+	}
+	return false
+}
+
+func (x *Start) GetRlimits() []*Rlimit {
+	if x != nil {
+		return x.Rlimits
+	}
+	return nil
+}
+
+// Rlimit is a resource limit, see setrlimit(2).
+type Rlimit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the resource on Linux, such as 7 for RLIMIT_NOFILE.
+	Resource int32 `protobuf:"varint,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	// Soft and hard limit; the highest number is no limit.
+	Value         uint64 `protobuf:"varint,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rlimit) Reset() {
+	*x = Rlimit{}
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rlimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rlimit) ProtoMessage() {}
+
+func (x *Rlimit) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rlimit.ProtoReflect.Descriptor instead.
+func (*Rlimit) Descriptor() ([]byte, []int) {
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Rlimit) GetResource() int32 {
+	if x != nil {
+		return x.Resource
+	}
+	return 0
+}
+
+func (x *Rlimit) GetValue() uint64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
 // Adopt asks to watch a process that another plugin process has started: to hold
 // its output pipes open and to see how it ends, also while no worker runs. Each
 // is told like one's own: started, exited, acknowledged. An id that is known is
@@ -550,7 +657,7 @@ type Adopt struct {
 
 func (x *Adopt) Reset() {
 	*x = Adopt{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[6]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +669,7 @@ func (x *Adopt) String() string {
 func (*Adopt) ProtoMessage() {}
 
 func (x *Adopt) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[6]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +682,7 @@ func (x *Adopt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Adopt.ProtoReflect.Descriptor instead.
 func (*Adopt) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{6}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Adopt) GetId() string {
@@ -628,7 +735,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[7]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +747,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[7]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +760,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{7}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Credential) GetUid() uint32 {
@@ -695,7 +802,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[8]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +814,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[8]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +827,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{8}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Started) GetId() string {
@@ -783,7 +890,7 @@ type Exited struct {
 
 func (x *Exited) Reset() {
 	*x = Exited{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[9]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -795,7 +902,7 @@ func (x *Exited) String() string {
 func (*Exited) ProtoMessage() {}
 
 func (x *Exited) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[9]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -808,7 +915,7 @@ func (x *Exited) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exited.ProtoReflect.Descriptor instead.
 func (*Exited) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{9}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Exited) GetId() string {
@@ -932,7 +1039,7 @@ type StartError struct {
 
 func (x *StartError) Reset() {
 	*x = StartError{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[10]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -944,7 +1051,7 @@ func (x *StartError) String() string {
 func (*StartError) ProtoMessage() {}
 
 func (x *StartError) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[10]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -957,7 +1064,7 @@ func (x *StartError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartError.ProtoReflect.Descriptor instead.
 func (*StartError) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{10}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StartError) GetReason() string {
@@ -988,7 +1095,7 @@ type Signal struct {
 
 func (x *Signal) Reset() {
 	*x = Signal{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[11]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1000,7 +1107,7 @@ func (x *Signal) String() string {
 func (*Signal) ProtoMessage() {}
 
 func (x *Signal) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[11]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1013,7 +1120,7 @@ func (x *Signal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signal.ProtoReflect.Descriptor instead.
 func (*Signal) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{11}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Signal) GetId() string {
@@ -1039,7 +1146,7 @@ type GetStatsRequest struct {
 
 func (x *GetStatsRequest) Reset() {
 	*x = GetStatsRequest{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[12]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1158,7 @@ func (x *GetStatsRequest) String() string {
 func (*GetStatsRequest) ProtoMessage() {}
 
 func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[12]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1171,7 @@ func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetStatsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{12}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{13}
 }
 
 // GetStatsResponse counts.
@@ -1086,7 +1193,7 @@ type GetStatsResponse struct {
 
 func (x *GetStatsResponse) Reset() {
 	*x = GetStatsResponse{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[13]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1205,7 @@ func (x *GetStatsResponse) String() string {
 func (*GetStatsResponse) ProtoMessage() {}
 
 func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[13]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1218,7 @@ func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetStatsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{13}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetStatsResponse) GetRunning() uint32 {
@@ -1158,7 +1265,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[14]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1277,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[14]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1290,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{14}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{15}
 }
 
 // ShutdownResponse is empty.
@@ -1195,7 +1302,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[15]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1314,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_runner_v1_runner_proto_msgTypes[15]
+	mi := &file_drover_runner_v1_runner_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1327,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{15}
+	return file_drover_runner_v1_runner_proto_rawDescGZIP(), []int{16}
 }
 
 var File_drover_runner_v1_runner_proto protoreflect.FileDescriptor
@@ -1228,7 +1335,7 @@ var File_drover_runner_v1_runner_proto protoreflect.FileDescriptor
 const file_drover_runner_v1_runner_proto_rawDesc = "" +
 	"\n" +
 	"\x1ddrover/runner/v1/runner.proto\x12\x10drover.runner.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n" +
-	"\x0eGetInfoRequest\"\xdb\x01\n" +
+	"\x0eGetInfoRequest\"\x9b\x02\n" +
 	"\x0fGetInfoResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
@@ -1238,7 +1345,9 @@ const file_drover_runner_v1_runner_proto_rawDesc = "" +
 	"extensions\x12\x10\n" +
 	"\x03pid\x18\x05 \x01(\x03R\x03pid\x12\x1a\n" +
 	"\bprotocol\x18\x06 \x01(\rR\bprotocol\x120\n" +
-	"\x06canary\x18\a \x01(\v2\x18.drover.runner.v1.CanaryR\x06canary\"^\n" +
+	"\x06canary\x18\a \x01(\v2\x18.drover.runner.v1.CanaryR\x06canary\x12 \n" +
+	"\vinterpreter\x18\b \x01(\tR\vinterpreter\x12\x1c\n" +
+	"\trestricts\x18\t \x01(\bR\trestricts\"^\n" +
 	"\x06Canary\x12\x18\n" +
 	"\acommand\x18\x01 \x01(\tR\acommand\x12\x1b\n" +
 	"\x06script\x18\x02 \x01(\fH\x00R\x06script\x88\x01\x01\x12\x12\n" +
@@ -1253,7 +1362,7 @@ const file_drover_runner_v1_runner_proto_rawDesc = "" +
 	"\astarted\x18\x01 \x03(\v2\x19.drover.runner.v1.StartedR\astarted\x120\n" +
 	"\x06exited\x18\x02 \x03(\v2\x18.drover.runner.v1.ExitedR\x06exited\x12\x16\n" +
 	"\x06synced\x18\x03 \x01(\bR\x06synced\x12\x1c\n" +
-	"\tbeginning\x18\x04 \x03(\tR\tbeginning\"\xc8\x02\n" +
+	"\tbeginning\x18\x04 \x03(\tR\tbeginning\"\xc0\x03\n" +
 	"\x05Start\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x16\n" +
@@ -1269,7 +1378,14 @@ const file_drover_runner_v1_runner_proto_rawDesc = "" +
 	"\fcgroup_tasks\x18\v \x03(\tR\vcgroupTasks\x12<\n" +
 	"\n" +
 	"credential\x18\f \x01(\v2\x1c.drover.runner.v1.CredentialR\n" +
-	"credential\"z\n" +
+	"credential\x12 \n" +
+	"\vinterpreter\x18\r \x01(\tR\vinterpreter\x12 \n" +
+	"\fno_new_privs\x18\x0e \x01(\bR\n" +
+	"noNewPrivs\x122\n" +
+	"\arlimits\x18\x0f \x03(\v2\x18.drover.runner.v1.RlimitR\arlimits\":\n" +
+	"\x06Rlimit\x12\x1a\n" +
+	"\bresource\x18\x01 \x01(\x05R\bresource\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value\"z\n" +
 	"\x05Adopt\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x03R\x03pid\x12\x1f\n" +
@@ -1338,7 +1454,7 @@ func file_drover_runner_v1_runner_proto_rawDescGZIP() []byte {
 	return file_drover_runner_v1_runner_proto_rawDescData
 }
 
-var file_drover_runner_v1_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_drover_runner_v1_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_drover_runner_v1_runner_proto_goTypes = []any{
 	(*GetInfoRequest)(nil),        // 0: drover.runner.v1.GetInfoRequest
 	(*GetInfoResponse)(nil),       // 1: drover.runner.v1.GetInfoResponse
@@ -1346,42 +1462,44 @@ var file_drover_runner_v1_runner_proto_goTypes = []any{
 	(*SessionRequest)(nil),        // 3: drover.runner.v1.SessionRequest
 	(*SessionResponse)(nil),       // 4: drover.runner.v1.SessionResponse
 	(*Start)(nil),                 // 5: drover.runner.v1.Start
-	(*Adopt)(nil),                 // 6: drover.runner.v1.Adopt
-	(*Credential)(nil),            // 7: drover.runner.v1.Credential
-	(*Started)(nil),               // 8: drover.runner.v1.Started
-	(*Exited)(nil),                // 9: drover.runner.v1.Exited
-	(*StartError)(nil),            // 10: drover.runner.v1.StartError
-	(*Signal)(nil),                // 11: drover.runner.v1.Signal
-	(*GetStatsRequest)(nil),       // 12: drover.runner.v1.GetStatsRequest
-	(*GetStatsResponse)(nil),      // 13: drover.runner.v1.GetStatsResponse
-	(*ShutdownRequest)(nil),       // 14: drover.runner.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 15: drover.runner.v1.ShutdownResponse
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*Rlimit)(nil),                // 6: drover.runner.v1.Rlimit
+	(*Adopt)(nil),                 // 7: drover.runner.v1.Adopt
+	(*Credential)(nil),            // 8: drover.runner.v1.Credential
+	(*Started)(nil),               // 9: drover.runner.v1.Started
+	(*Exited)(nil),                // 10: drover.runner.v1.Exited
+	(*StartError)(nil),            // 11: drover.runner.v1.StartError
+	(*Signal)(nil),                // 12: drover.runner.v1.Signal
+	(*GetStatsRequest)(nil),       // 13: drover.runner.v1.GetStatsRequest
+	(*GetStatsResponse)(nil),      // 14: drover.runner.v1.GetStatsResponse
+	(*ShutdownRequest)(nil),       // 15: drover.runner.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 16: drover.runner.v1.ShutdownResponse
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
 }
 var file_drover_runner_v1_runner_proto_depIdxs = []int32{
 	2,  // 0: drover.runner.v1.GetInfoResponse.canary:type_name -> drover.runner.v1.Canary
 	5,  // 1: drover.runner.v1.SessionRequest.starts:type_name -> drover.runner.v1.Start
-	11, // 2: drover.runner.v1.SessionRequest.signals:type_name -> drover.runner.v1.Signal
-	6,  // 3: drover.runner.v1.SessionRequest.adopts:type_name -> drover.runner.v1.Adopt
-	8,  // 4: drover.runner.v1.SessionResponse.started:type_name -> drover.runner.v1.Started
-	9,  // 5: drover.runner.v1.SessionResponse.exited:type_name -> drover.runner.v1.Exited
-	7,  // 6: drover.runner.v1.Start.credential:type_name -> drover.runner.v1.Credential
-	16, // 7: drover.runner.v1.Started.time:type_name -> google.protobuf.Timestamp
-	10, // 8: drover.runner.v1.Exited.error:type_name -> drover.runner.v1.StartError
-	16, // 9: drover.runner.v1.Exited.time:type_name -> google.protobuf.Timestamp
-	0,  // 10: drover.runner.v1.RunnerService.GetInfo:input_type -> drover.runner.v1.GetInfoRequest
-	3,  // 11: drover.runner.v1.RunnerService.Session:input_type -> drover.runner.v1.SessionRequest
-	12, // 12: drover.runner.v1.RunnerService.GetStats:input_type -> drover.runner.v1.GetStatsRequest
-	14, // 13: drover.runner.v1.RunnerService.Shutdown:input_type -> drover.runner.v1.ShutdownRequest
-	1,  // 14: drover.runner.v1.RunnerService.GetInfo:output_type -> drover.runner.v1.GetInfoResponse
-	4,  // 15: drover.runner.v1.RunnerService.Session:output_type -> drover.runner.v1.SessionResponse
-	13, // 16: drover.runner.v1.RunnerService.GetStats:output_type -> drover.runner.v1.GetStatsResponse
-	15, // 17: drover.runner.v1.RunnerService.Shutdown:output_type -> drover.runner.v1.ShutdownResponse
-	14, // [14:18] is the sub-list for method output_type
-	10, // [10:14] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	12, // 2: drover.runner.v1.SessionRequest.signals:type_name -> drover.runner.v1.Signal
+	7,  // 3: drover.runner.v1.SessionRequest.adopts:type_name -> drover.runner.v1.Adopt
+	9,  // 4: drover.runner.v1.SessionResponse.started:type_name -> drover.runner.v1.Started
+	10, // 5: drover.runner.v1.SessionResponse.exited:type_name -> drover.runner.v1.Exited
+	8,  // 6: drover.runner.v1.Start.credential:type_name -> drover.runner.v1.Credential
+	6,  // 7: drover.runner.v1.Start.rlimits:type_name -> drover.runner.v1.Rlimit
+	17, // 8: drover.runner.v1.Started.time:type_name -> google.protobuf.Timestamp
+	11, // 9: drover.runner.v1.Exited.error:type_name -> drover.runner.v1.StartError
+	17, // 10: drover.runner.v1.Exited.time:type_name -> google.protobuf.Timestamp
+	0,  // 11: drover.runner.v1.RunnerService.GetInfo:input_type -> drover.runner.v1.GetInfoRequest
+	3,  // 12: drover.runner.v1.RunnerService.Session:input_type -> drover.runner.v1.SessionRequest
+	13, // 13: drover.runner.v1.RunnerService.GetStats:input_type -> drover.runner.v1.GetStatsRequest
+	15, // 14: drover.runner.v1.RunnerService.Shutdown:input_type -> drover.runner.v1.ShutdownRequest
+	1,  // 15: drover.runner.v1.RunnerService.GetInfo:output_type -> drover.runner.v1.GetInfoResponse
+	4,  // 16: drover.runner.v1.RunnerService.Session:output_type -> drover.runner.v1.SessionResponse
+	14, // 17: drover.runner.v1.RunnerService.GetStats:output_type -> drover.runner.v1.GetStatsResponse
+	16, // 18: drover.runner.v1.RunnerService.Shutdown:output_type -> drover.runner.v1.ShutdownResponse
+	15, // [15:19] is the sub-list for method output_type
+	11, // [11:15] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_drover_runner_v1_runner_proto_init() }
@@ -1390,7 +1508,7 @@ func file_drover_runner_v1_runner_proto_init() {
 		return
 	}
 	file_drover_runner_v1_runner_proto_msgTypes[2].OneofWrappers = []any{}
-	file_drover_runner_v1_runner_proto_msgTypes[9].OneofWrappers = []any{
+	file_drover_runner_v1_runner_proto_msgTypes[10].OneofWrappers = []any{
 		(*Exited_ExitCode)(nil),
 		(*Exited_Signal)(nil),
 		(*Exited_Error)(nil),
@@ -1401,7 +1519,7 @@ func file_drover_runner_v1_runner_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_runner_v1_runner_proto_rawDesc), len(file_drover_runner_v1_runner_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
