@@ -104,7 +104,11 @@ func Identify(c *x509.Certificate) (ID, error) {
 			return ID{}, err
 		}
 	}
-	return ID{Cluster: u.Host, Role: role, Name: parts[2]}, nil
+	id := ID{Cluster: u.Host, Role: role, Name: parts[2]}
+	if u.String() != id.String() { // a user, an empty query, an escape
+		return ID{}, fmt.Errorf("%q is not written as %s", u, id)
+	}
+	return id, nil
 }
 
 // Serial is the serial number of a certificate in lower-case hex, as it stands

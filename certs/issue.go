@@ -10,8 +10,10 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/url"
 	"path/filepath"
@@ -27,16 +29,75 @@ type IssueRequest struct {
 	Hosts  []string         // DNS names and addresses; only servers carry them
 	Public crypto.PublicKey // the key that it is for
 	Now    time.Time        // zero is the present
+	// NoRenew ends the identity with this certificate: it cannot be renewed.
+	NoRenew bool
 
-	renews string // serial of the certificate that it takes the place of
+	renews  string  // serial of the certificate that it takes the place of
+	lineage *string // that it belongs to; nil: it begins one
 }
+
+// notRenewable in the subject of a certificate says that it cannot be renewed.
+const notRenewable = "no-renew"
+
+// Renewable tells whether the CA may renew a certificate.
+func Renewable(c *x509.Certificate) bool {
+	return !slices.Contains(c.Subject.OrganizationalUnit, notRenewable)
+}
+
+// Lineage tells apart who had one name in turn: renewals keep it, and so does what is
+// issued to an identity that has a certificate already; after a revocation another one
+// begins. "" is that of certificates that earlier versions issued. It stands in the
+// subject, as the attribute that X.520 has for this (6.2.9, serialNumber).
+func Lineage(c *x509.Certificate) string { return c.Subject.SerialNumber }
 
 // Issue signs one leaf with exactly one URI SAN and returns it as PEM with its
 // serial in hex. A copy is on disk in issued/ before it is returned, so that
-// nothing is ever valid that Revoke does not know.
+// nothing is ever valid that Revoke does not know. A name that is in force under
+// another role is fs.ErrExist.
 func (ca *CA) Issue(r IssueRequest) (cert []byte, serial string, err error) {
-	made, err := ca.issue(r, func() error { return nil })
+	made, err := ca.issueAnew(r, func() error { return nil })
 	return made.cert, made.serial, err
+}
+
+// errChanged says that a signature was made for a CA that has changed since.
+var errChanged = errors.New("the CA was changed at this moment; try again")
+
+// issueAnew is issue for who does not renew.
+func (ca *CA) issueAnew(r IssueRequest, may func() error) (issuance, error) {
+	const tries = 10
+	for n := 1; ; n++ {
+		made, err := ca.issueOnce(r, may)
+		if !errors.Is(err, errChanged) || n == tries {
+			return made, err
+		}
+	}
+}
+
+func (ca *CA) issueOnce(r IssueRequest, may func() error) (issuance, error) {
+	if r.Now.IsZero() {
+		r.Now = time.Now()
+	}
+	id := ID{Cluster: ca.cluster, Role: r.Role, Name: r.Name}
+	lineage, known, err := ca.lineageOf(id, r.Now)
+	if err != nil {
+		return issuance{}, err
+	}
+	if known {
+		r.lineage = &lineage
+	}
+	return ca.issue(r, func() error {
+		if err := ca.nameFree(id, r.Now); err != nil {
+			return fmt.Errorf("issue a certificate: %w", err)
+		}
+		now, still, err := ca.lineageOf(id, r.Now)
+		if err != nil {
+			return err
+		}
+		if still != known || now != lineage { // it was revoked meanwhile, or has begun
+			return fmt.Errorf("issue a certificate: %w", errChanged)
+		}
+		return may()
+	})
 }
 
 // issuance is a certificate that was signed.
@@ -76,7 +137,7 @@ func (ca *CA) enter(made issuance, record *staged, may func() error) error {
 	case err != nil:
 		return err
 	case !bytes.Equal(bundle, made.bundle):
-		return errors.New("issue a certificate: the CA was changed at this moment; try again")
+		return fmt.Errorf("issue a certificate: %w", errChanged)
 	}
 	if err := ca.prune(time.Now()); err != nil {
 		return err
@@ -145,7 +206,7 @@ func (ca *CA) template(r IssueRequest) (*x509.Certificate, error) {
 	}
 	id := ID{Cluster: ca.cluster, Role: r.Role, Name: r.Name}
 	t := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{Organization: []string{"drover"}, CommonName: r.Name},
+		SerialNumber: serial, Subject: r.subject(serial),
 		URIs: []*url.URL{id.URI()}, NotBefore: r.Now.Add(-backdate), NotAfter: r.Now.Add(r.TTL),
 		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
@@ -162,6 +223,17 @@ func (ca *CA) template(r IssueRequest) (*x509.Certificate, error) {
 		}
 	}
 	return t, nil
+}
+
+func (r *IssueRequest) subject(serial *big.Int) pkix.Name {
+	n := pkix.Name{Organization: []string{"drover"}, CommonName: r.Name, SerialNumber: hex.EncodeToString(serial.Bytes())}
+	if r.lineage != nil {
+		n.SerialNumber = *r.lineage
+	}
+	if r.NoRenew {
+		n.OrganizationalUnit = []string{notRenewable}
+	}
+	return n
 }
 
 // checkKey refuses keys that are too weak to stand for an identity, and those that
@@ -222,40 +294,53 @@ const (
 	mostInForce = 1000
 )
 
+// ErrNoRenew is the refusal to renew a certificate that was issued to end.
+var ErrNoRenew = errors.New("it was issued as one that is not renewed; ask an admin for a new one")
+
 // RenewFor signs a fresh certificate of an identity that the caller has proved
-// over TLS with the certificate of a serial; of the CSR only the key counts. An
-// identity whose every certificate is revoked gets none, also when the revocation
-// overtook the call. Before a third of its life is over, a certificate that the present
+// over TLS with the certificate of a serial; of the CSR only the key counts. It lasts
+// as long as the one before did. A certificate that is revoked gets none, also when the
+// revocation overtook the call. Before a third of its life is over, one that the present
 // key of the CA signed is not renewed: that is a *TooSoonError.
 func (ca *CA) RenewFor(id ID, serial string, csr []byte, hosts []string, now time.Time) (cert, bundle []byte, err error) {
 	if id.Cluster != ca.cluster {
 		return nil, nil, fmt.Errorf("renew: %s is not of the cluster %s", id, ca.cluster)
 	}
-	if err := ca.mayRenew(id, serial, now); err != nil {
+	before, err := ca.mayRenew(id, serial, now)
+	if err != nil {
 		return nil, nil, err
 	}
 	public, err := csrKey(csr)
 	if err != nil {
 		return nil, nil, err
 	}
-	made, err := ca.issue(IssueRequest{Name: id.Name, Role: id.Role, Public: public, Now: now, Hosts: hosts, renews: serial},
-		func() error { return ca.mayRenew(id, serial, now) })
+	_, life := lifeOf(before)
+	lineage := Lineage(before)
+	made, err := ca.issue(IssueRequest{Name: id.Name, Role: id.Role, TTL: life, Public: public, Now: now, Hosts: hosts, renews: serial, lineage: &lineage},
+		func() error {
+			_, err := ca.mayRenew(id, serial, now)
+			return err
+		})
 	return made.cert, made.bundle, err
 }
 
-// mayRenew tells whether an identity may have a fresh certificate for the one of a
-// serial.
-func (ca *CA) mayRenew(id ID, serial string, now time.Time) error {
+// mayRenew returns the certificate of a serial, unless an identity may not have a
+// fresh one for it.
+func (ca *CA) mayRenew(id ID, serial string, now time.Time) (*x509.Certificate, error) {
 	all, err := ca.inForce(id, now)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if len(all) == 0 {
-		return fmt.Errorf("renew: no certificate of %s is in force here; ask an admin for a new one", id)
+	i := slices.IndexFunc(all, func(c Issued) bool { return c.Serial == serial })
+	switch {
+	case i < 0:
+		return nil, fmt.Errorf("renew: the certificate of %s is not in force here; ask an admin for a new one", id)
+	case !Renewable(all[i].cert):
+		return nil, fmt.Errorf("renew: the certificate of %s: %w", id, ErrNoRenew)
 	}
 	a, err := ca.load()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var fresh []time.Time // until when its renewals are
 	for _, c := range all {
@@ -263,18 +348,18 @@ func (ca *CA) mayRenew(id ID, serial string, now time.Time) error {
 		case !now.Before(until):
 		case !bytes.Equal(c.cert.AuthorityKeyId, a.cert.SubjectKeyId): // of before a rotation
 		case c.Serial == serial:
-			return &TooSoonError{id, until}
+			return nil, &TooSoonError{id, until}
 		case c.renews == serial:
 			fresh = append(fresh, until)
 		}
 	}
 	if len(fresh) >= freshOnes {
-		return &TooSoonError{id, slices.MinFunc(fresh, time.Time.Compare)}
+		return nil, &TooSoonError{id, slices.MinFunc(fresh, time.Time.Compare)}
 	}
 	if len(all) >= mostInForce {
-		return fmt.Errorf("renew: %s has %d certificates in force; revoke those that are not used", id, len(all))
+		return nil, fmt.Errorf("renew: %s has %d certificates in force; revoke those that are not used", id, len(all))
 	}
-	return nil
+	return all[i].cert, nil
 }
 
 // maxCSR is the size of the largest certificate request that is looked at, in bytes.

@@ -36,13 +36,13 @@ func TestALeafCarriesExactlyOneIdentity(t *testing.T) {
 		t.Run(string(role), func(t *testing.T) {
 			t.Parallel()
 			data, serial, err := ca.Issue(certs.IssueRequest{
-				Name: "x.y-z_1", Role: role, Public: p256(t).Public(), Hosts: []string{"host.example", "10.0.0.1", "::1"},
+				Name: "x.y-z_" + string(role), Role: role, Public: p256(t).Public(), Hosts: []string{"host.example", "10.0.0.1", "::1"},
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
 			c := parse(t, data)
-			if len(c.URIs) != 1 || c.URIs[0].String() != "spiffe://test/"+string(role)+"/x.y-z_1" {
+			if len(c.URIs) != 1 || c.URIs[0].String() != "spiffe://test/"+string(role)+"/x.y-z_"+string(role) {
 				t.Errorf("URI names %v", c.URIs)
 			}
 			server := role == certs.RoleScheduler || role == certs.RoleWorker
@@ -58,7 +58,7 @@ func TestALeafCarriesExactlyOneIdentity(t *testing.T) {
 			if serial != certs.Serial(c) {
 				t.Errorf("serial %s, %s in the certificate", serial, certs.Serial(c))
 			}
-			if id, err := certs.Identify(c); err != nil || id != (certs.ID{Cluster: "test", Role: role, Name: "x.y-z_1"}) {
+			if id, err := certs.Identify(c); err != nil || id != (certs.ID{Cluster: "test", Role: role, Name: "x.y-z_" + string(role)}) {
 				t.Errorf("identity %v, %v", id, err)
 			}
 		})

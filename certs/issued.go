@@ -129,8 +129,8 @@ func (ca *CA) List() ([]Issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	revoked, err := readRevoked(ca.RevokedFile())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	revoked, err := ca.revoked()
+	if err != nil {
 		return nil, fmt.Errorf("list certificates: %w", err)
 	}
 	out := slices.AppendSeq(make([]Issued, 0, len(ix.files)), maps.Values(ix.files))
@@ -152,8 +152,8 @@ func (ca *CA) inForce(id ID, now time.Time) ([]Issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	revoked, err := readRevoked(ca.RevokedFile())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	revoked, err := ca.revoked()
+	if err != nil {
 		return nil, fmt.Errorf("list certificates: %w", err)
 	}
 	var out []Issued
@@ -168,22 +168,74 @@ func (ca *CA) inForce(id ID, now time.Time) ([]Issued, error) {
 	return out, nil
 }
 
+// NameTakenError is the refusal of a name that is in force. It is a fs.ErrExist.
+type NameTakenError struct{ By ID }
+
+// Error implements error.
+func (e *NameTakenError) Error() string {
+	return fmt.Sprintf("%s %q has a certificate that is in force", e.By.Role, e.By.Name)
+}
+
+// Is implements the test of errors.Is.
+func (e *NameTakenError) Is(target error) bool { return target == fs.ErrExist }
+
+// nameFree returns a *NameTakenError when a certificate of the name is in force under
+// another role: whoever reads a name takes the two for one.
+func (ca *CA) nameFree(id ID, now time.Time) error {
+	for _, r := range Roles() {
+		other := ID{Cluster: id.Cluster, Role: r, Name: id.Name}
+		taken, err := ca.inForce(other, now)
+		if err != nil {
+			return err
+		}
+		if len(taken) > 0 && r != id.Role {
+			return &NameTakenError{other}
+		}
+	}
+	return nil
+}
+
+// lineageOf returns the lineage of an identity that has a certificate which was not
+// revoked. Without one it begins anew: known is false.
+func (ca *CA) lineageOf(id ID, now time.Time) (lineage string, known bool, err error) {
+	all, err := ca.List()
+	if err != nil {
+		return "", false, err
+	}
+	for _, c := range all { // the newest first
+		if c.ID == id && !c.Revoked && !c.over(now) {
+			return Lineage(c.cert), true, nil
+		}
+	}
+	return "", false, nil
+}
+
 // Bounds of prune.
 const (
 	keepExpired = 90 * 24 * time.Hour
 	pruneAtOnce = 1000 // files in one go: the folder's lock is held
 )
 
-// prune removes the copies of certificates that have been over for as long as they
-// were good, or for keepExpired: nobody asks for them any more.
+// over tells whether a certificate has been expired for as long as it was good, or
+// for keepExpired: nobody asks for it any more.
+func (i Issued) over(now time.Time) bool {
+	return now.After(i.NotAfter.Add(min(i.NotAfter.Sub(i.NotBefore), keepExpired)))
+}
+
+// prune removes the copies of certificates that are over. Those that are on the list
+// of revoked ones stay until they leave it, which takes their copies.
 func (ca *CA) prune(now time.Time) error {
 	ix, err := ca.index()
 	if err != nil {
 		return err
 	}
+	revoked, err := ca.revoked()
+	if err != nil {
+		return err
+	}
 	most := pruneAtOnce
 	for name, c := range ix.files {
-		if !now.After(c.NotAfter.Add(min(c.NotAfter.Sub(c.NotBefore), keepExpired))) {
+		if !c.over(now) || revoked[c.Serial] {
 			continue
 		}
 		if err := os.Remove(filepath.Join(ca.file("issued"), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -16,6 +16,7 @@ type material struct {
 	trust   *trust
 	lists   map[string]*list // by file
 	revoked map[string]bool  // all lists together
+	newest  *signedList      // of those that a CA in trust has signed; nil: there is none
 }
 
 type pair struct {
@@ -35,6 +36,7 @@ type trust struct {
 type list struct {
 	raw     []byte
 	serials map[string]bool
+	signed  *signedList // nil: it is an unsigned one
 }
 
 // equal compares by identity: build keeps the parts that did not change.
@@ -71,7 +73,7 @@ func build(dir string, l contents, old *material, now time.Time) (*material, []e
 	}
 	for _, f := range l.lists {
 		err := m.addList(f, old)
-		if err != nil && old == nil {
+		if err != nil && m.lists[f.path] == nil && old == nil {
 			return nil, []error{err}
 		}
 		if err != nil {
@@ -170,9 +172,20 @@ func (m *material) addList(f file, old *material) error {
 		before = old.lists[f.path]
 	}
 	next, err := buildList(f, before)
-	if next != nil {
-		m.lists[f.path] = next
-		maps.Copy(m.revoked, next.serials)
+	if next == nil {
+		return err
+	}
+	m.lists[f.path] = next
+	maps.Copy(m.revoked, next.serials)
+	switch {
+	case next.signed == nil:
+	case !next.signed.signedBy(m.trust.cas):
+		// Who writes to the folder is trusted, so it counts; but it is not passed on.
+		if err == nil && next != before {
+			err = fmt.Errorf("%s: no CA of ca.crt has signed it; it counts, but a list with a signature will not know of it", f.path)
+		}
+	case next.signed.newerThan(m.newest):
+		m.newest = next.signed
 	}
 	return err
 }
@@ -188,9 +201,19 @@ func buildList(f file, before *list) (*list, error) {
 	case before != nil && bytes.Equal(before.raw, f.data):
 		return before, nil
 	}
-	serials, err := parseRevoked(f.data)
+	if !isSigned(f.data) {
+		serials, err := parseRevoked(f.data)
+		if err != nil {
+			return before, fmt.Errorf("read %s: %w", f.path, err)
+		}
+		return &list{f.data, serials, nil}, nil
+	}
+	l, err := parseCRL(f.data)
 	if err != nil {
 		return before, fmt.Errorf("read %s: %w", f.path, err)
 	}
-	return &list{f.data, serials}, nil
+	if before != nil && before.signed != nil && !l.newerThan(before.signed) {
+		return before, fmt.Errorf("%s is older than the list before it, which stays in force", f.path)
+	}
+	return &list{f.data, l.serials(), l}, nil
 }

@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	// retryInterval is the shortest time between two renewals.
+	// retryInterval is the shortest time between two renewals of a certificate that
+	// is good for more than ten minutes.
 	retryInterval = time.Minute
 	// napInterval bounds one sleep: validity is wall-clock time, which a timer
 	// does not follow when the clock is set or the machine was suspended.
@@ -91,18 +92,23 @@ type Renewer struct {
 }
 
 // Run renews at half of the certificate's life until ctx ends. A failing
-// renewal is tried again after a minute.
+// renewal is tried again after a minute. A certificate that was issued to end is left
+// alone.
 func (r *Renewer) Run(ctx context.Context) error {
 	jitter := mathrand.Float64()
 	for {
 		changed := r.Source.Changed()
 		leaf := r.Source.Leaf()
 		wait := min(time.Until(RenewAt(leaf, jitter)), napInterval)
-		if NeedsRenewal(leaf, time.Now(), jitter) {
+		switch {
+		case !Renewable(leaf):
+			wait = napInterval // until somebody puts another one there
+		case NeedsRenewal(leaf, time.Now(), jitter):
 			r.tryRenew(ctx)
 			// Also after a success: a CA whose clock is behind may issue what
 			// is due again at once.
-			wait, changed = retryInterval, nil
+			_, life := lifeOf(leaf)
+			wait, changed = min(retryInterval, life/10), nil
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -118,7 +124,7 @@ func (r *Renewer) Run(ctx context.Context) error {
 
 func (r *Renewer) tryRenew(ctx context.Context) {
 	if err := r.Now(ctx); err != nil && ctx.Err() == nil {
-		r.Log.Warn("certificate renewal is tried again in a minute", "expires", r.Source.Leaf().NotAfter, "error", err)
+		r.Log.Warn("certificate not renewed, retrying", "expires", r.Source.Leaf().NotAfter, "error", err)
 	}
 }
 

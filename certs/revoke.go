@@ -4,15 +4,22 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
-	"time"
 )
 
-// RevokedFile names the list of revoked certificates. A Source that is given
+// revokedFile is the name of the unsigned list that earlier versions wrote: a
+// serial in hex begins each line. It is still read, everywhere.
+const revokedFile = "revoked"
+
+// RevokedFile names the signed list of revoked certificates. A Source that is given
 // it sees a revocation within 5 s; copies of it work in any certificate folder.
-func (ca *CA) RevokedFile() string { return ca.file("revoked") }
+func (ca *CA) RevokedFile() string { return ca.file(crlFile) }
+
+// RevokedFiles names every list of the CA: RevokedFile and that of earlier versions.
+func (ca *CA) RevokedFiles() []string { return []string{ca.RevokedFile(), ca.file(revokedFile)} }
 
 // UnknownError is a word that means no certificate of the CA. It is a fs.ErrNotExist.
 type UnknownError struct{ NameOrSerial string }
@@ -39,31 +46,18 @@ func (ca *CA) Revoke(nameOrSerial string) ([]string, error) {
 		return nil, fmt.Errorf("revoke: %w", err)
 	}
 	var serials []string
-	var lines strings.Builder
 	for _, c := range all {
-		if !c.is(nameOrSerial) {
-			continue
-		}
-		serials = append(serials, c.Serial)
-		if !c.Revoked {
-			fmt.Fprintf(&lines, "%s %s %s\n", c.Serial, c.ID, time.Now().UTC().Format(time.RFC3339))
+		if c.is(nameOrSerial) {
+			serials = append(serials, c.Serial)
 		}
 	}
 	if len(serials) == 0 {
 		return nil, fmt.Errorf("revoke: %w", &UnknownError{nameOrSerial})
 	}
-	if lines.Len() == 0 {
-		return serials, nil
-	}
-	old, err := os.ReadFile(ca.RevokedFile())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := ca.signRevoked(slices.Clone(serials)); err != nil {
 		return nil, fmt.Errorf("revoke: %w", err)
 	}
-	if len(old) > 0 && !strings.HasSuffix(string(old), "\n") {
-		old = append(old, '\n') // somebody edited it by hand
-	}
-	// Replaced whole: a Source never reads half a line.
-	return serials, writeFile(ca.RevokedFile(), append(old, lines.String()...), 0o644)
+	return serials, nil
 }
 
 // is tells whether a word of the command line means the certificate.
@@ -75,9 +69,26 @@ func (i Issued) is(nameOrSerial string) bool {
 	return slices.Contains(names, nameOrSerial)
 }
 
+// revoked returns every serial on the lists of the CA.
+func (ca *CA) revoked() (map[string]bool, error) {
+	out, err := readRevoked(ca.file(revokedFile))
+	if err != nil {
+		return nil, err
+	}
+	l, err := ca.readCRL()
+	if err != nil {
+		return nil, err
+	}
+	if l != nil {
+		maps.Copy(out, l.serials())
+	}
+	return out, nil
+}
+
+// readRevoked reads an unsigned list; a missing one revokes nothing.
 func readRevoked(path string) (map[string]bool, error) {
 	data, err := os.ReadFile(path)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read revoked serials: %w", err)
 	}
 	out, err := parseRevoked(data)
@@ -87,7 +98,7 @@ func readRevoked(path string) (map[string]bool, error) {
 	return out, nil
 }
 
-// parseRevoked reads a list: a serial begins each line, the rest is for people,
+// parseRevoked reads an unsigned list: a serial begins each line, the rest is for people,
 // # begins a comment. A line that is none of this is an error rather than a
 // certificate that silently stays good.
 func parseRevoked(data []byte) (map[string]bool, error) {

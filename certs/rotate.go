@@ -48,7 +48,11 @@ func (ca *CA) Rotate(now time.Time) error {
 	if err := writeFile(ca.file("chain.crt"), encodeCert(link.Raw), 0o644); err != nil {
 		return fmt.Errorf("rotate the CA: %w", err)
 	}
-	return writeKey(ca.dir, key)
+	if err := writeKey(ca.dir, key); err != nil {
+		return err
+	}
+	// The list that the old key signed would not outlive the old CA.
+	return ca.signRevoked(nil)
 }
 
 // Retire drops every CA but the present one from ca.crt. It refuses, with the

@@ -14,7 +14,7 @@ import (
 )
 
 // Source serves the pair of a certificate folder (tls.crt, tls.key, ca.crt,
-// revoked) to TLS and follows its changes. Each of pair, CAs and revocations is
+// crl.pem, revoked) to TLS and follows its changes. Each of pair, CAs and revocations is
 // taken by itself: a bad one keeps its old state and warns once, and holds up
 // none of the others. It may be used concurrently.
 type Source struct {
@@ -27,6 +27,9 @@ type Source struct {
 	reading sync.Mutex
 	seen    [sha256.Size]byte // what the files held, guarded by reading
 	trouble string            // what was wrong with them, guarded by reading
+	// received is the newest list that another process passed on; it is guarded by
+	// reading. nil: there was none.
+	received *signedList
 
 	mu      sync.RWMutex // guards the fields below
 	now     *material
@@ -40,7 +43,8 @@ type Source struct {
 // last word.
 func NewSource(dir string, log *slog.Logger, revokedFiles ...string) (*Source, error) {
 	s := &Source{
-		dir: dir, log: log, revoked: append(revokedFiles[:len(revokedFiles):len(revokedFiles)], filepath.Join(dir, "revoked")),
+		dir: dir, log: log,
+		revoked: append(revokedFiles[:len(revokedFiles):len(revokedFiles)], filepath.Join(dir, crlFile), filepath.Join(dir, revokedFile)),
 		changed: make(chan struct{}),
 	}
 	l := s.look()
@@ -50,7 +54,7 @@ func NewSource(dir string, log *slog.Logger, revokedFiles ...string) (*Source, e
 	}
 	s.now, s.seen = m, l.sum
 	for _, p := range problems {
-		log.Warn("others may refuse this certificate", "folder", dir, "error", p)
+		log.Warn("the certificate folder is not in order", "folder", dir, "error", p)
 	}
 	s.trouble = text(problems)
 	return s, nil
@@ -139,6 +143,10 @@ func (s *Source) lookOnce() contents {
 	l.crt, l.key, l.ca = take(s.file("tls.crt")), take(s.file("tls.key")), take(s.file("ca.crt"))
 	for _, path := range s.revoked {
 		l.lists = append(l.lists, take(path))
+	}
+	if s.received != nil { // it counts also where the folder cannot be written
+		l.lists = append(l.lists, file{path: "the list that was received", data: s.received.pem})
+		h.Write(s.received.pem)
 	}
 	copy(l.sum[:], h.Sum(nil))
 	return l

@@ -1,6 +1,7 @@
 package certs_test
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -84,7 +85,7 @@ func TestEveryBadNewPairIsRefused(t *testing.T) {
 		{"expired", issue(expired, ca), "expired on"},
 		{"not yet valid", issue(early, ca), "not yet valid"},
 		{"another name", issue(name, ca), "restart it"},
-		{"another role", issue(role, ca), "restart it"},
+		{"another role", issue(role, forgetful(t, ca)), "restart it"},
 		{"another CA", issue(sched, other), "none of the CA certificates"},
 		{"no CAs", func(_ *testing.T, dir string) { os.Remove(filepath.Join(dir, "ca.crt")) }, "ca.crt"},
 		{"empty CAs", func(t *testing.T, dir string) { write(t, filepath.Join(dir, "ca.crt"), "\n") }, "ca.crt"},
@@ -135,6 +136,23 @@ func bundle(t *testing.T, ca *certs.CA) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+// forgetful is a CA with the key of another that knows nothing of what was issued.
+func forgetful(t *testing.T, ca *certs.CA) *certs.CA {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "ca")
+	if err := os.CopyFS(dir, os.DirFS(filepath.Dir(ca.BundleFile()))); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.RemoveAll(filepath.Join(dir, "issued")), os.Mkdir(filepath.Join(dir, "issued"), 0o700), os.Chmod(filepath.Join(dir, "ca.key"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	again, err := certs.OpenCA(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return again
 }
 
 // TestABadPairHoldsUpNoRevocation, nor does a bad list of one CA those of others.

@@ -163,7 +163,7 @@ func (ca *CA) Redeem(token, name string, csr []byte, now time.Time) (cert, bundl
 	if err != nil {
 		return nil, nil, err
 	}
-	made, err := ca.issue(IssueRequest{Name: name, Role: rec.Role, Public: public, Now: now, Hosts: []string{name}}, func() error {
+	made, err := ca.issueAnew(IssueRequest{Name: name, Role: rec.Role, Public: public, Now: now, Hosts: []string{name}}, func() error {
 		rec, err := ca.checkToken(path, token, now) // again: another may have used it up
 		if err != nil {
 			return err
@@ -173,7 +173,7 @@ func (ca *CA) Redeem(token, name string, csr []byte, now time.Time) (cert, bundl
 			return err
 		}
 		if len(taken) > 0 {
-			return fmt.Errorf("join as %q: another %s has a certificate of that name; choose another name or revoke that one first: %w", name, rec.Role, fs.ErrExist)
+			return fmt.Errorf("join as %q: %w", name, &NameTakenError{taken[0].ID})
 		}
 		return useUp(path, rec)
 	})

@@ -203,6 +203,7 @@ func newCertsIssue(e *env) *cobra.Command {
 	var dir, role, out string
 	var hosts []string
 	var ttl duration
+	var noRenew bool
 	cmd := &cobra.Command{
 		Use: "issue NAME --role ROLE", Short: "Make a key and a certificate for it", Args: exactly("NAME"),
 		Example: "  drover certs issue alice --role admin --out ~/.config/drover/alice\n  drover certs issue s1 --role scheduler --host drover.example.org",
@@ -222,7 +223,12 @@ func newCertsIssue(e *env) *cobra.Command {
 				return errs.E("issue a certificate", errs.Exists, "CERTIFICATE", fmt.Errorf("%s holds one already", out)).
 					WithHint("choose another folder with --out")
 			}
-			if err := ca.IssuePair(out, certs.IssueRequest{Name: args[0], Role: parsed, TTL: ttl.value, Hosts: hosts}); err != nil {
+			err = ca.IssuePair(out, certs.IssueRequest{Name: args[0], Role: parsed, TTL: ttl.value, Hosts: hosts, NoRenew: noRenew})
+			if taken := (*certs.NameTakenError)(nil); errors.As(err, &taken) {
+				return errs.E("issue a certificate", errs.Exists, "NAME_TAKEN", taken).
+					WithHint("choose another name, or revoke that one first: \"drover certs revoke %s/%s\"", taken.By.Role, taken.By.Name)
+			}
+			if err != nil {
 				return certError("issue a certificate", err)
 			}
 			fmt.Fprintf(e.stdout, "issued %s in %s\n", certs.ID{Cluster: ca.Cluster(), Role: parsed, Name: args[0]}, out)
@@ -234,7 +240,8 @@ func newCertsIssue(e *env) *cobra.Command {
 	f.StringVar(&role, "role", "", "what it may do: "+roleNames())
 	f.StringVar(&out, "out", "", "`folder` for key and certificate (default: NAME beside the CA)")
 	f.StringSliceVar(&hosts, "host", nil, "`name or address` of a scheduler or worker; repeatable")
-	f.Var(&ttl, "ttl", "how long it is valid (default 90d)")
+	f.Var(&ttl, "ttl", "how long it is valid, and each renewal of it (default 90d)")
+	f.BoolVar(&noRenew, "no-renew", false, "it cannot be renewed")
 	completeFlag(cmd, "role", fixed(strings.Split(roleNames(), ", ")...))
 	return cmd
 }
@@ -348,7 +355,9 @@ func newCertsRevoke(e *env) *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
 		Use: "revoke NAME|SERIAL", Short: "Revoke a certificate, or all of a name", Args: exactly("NAME|SERIAL"),
-		Long: "Revoke a certificate, or all of a name. Connections that use it are closed within seconds.",
+		Long: "Revoke a certificate, or all of a name. Connections that use it are closed within seconds, at\n" +
+			"the scheduler and at its workers. A scheduler that runs without --ca takes the list from its\n" +
+			"certificate folder: copy crl.pem there.",
 		RunE: func(_ *cobra.Command, args []string) error {
 			ca, err := e.openCA(dir)
 			if err != nil {

@@ -3,8 +3,6 @@ package rpc
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"net/netip"
 	"time"
 
@@ -43,6 +41,7 @@ func (s *CertificateServer) Join(ctx context.Context, r *droverv1.JoinRequest) (
 		return nil, err
 	}
 	defer leave()
+	taken := (*certs.NameTakenError)(nil)
 	cert, bundle, err := s.ca.Redeem(r.GetToken(), r.GetName(), r.GetCsr(), time.Now())
 	switch {
 	case errors.Is(err, certs.ErrToken):
@@ -50,8 +49,8 @@ func (s *CertificateServer) Join(ctx context.Context, r *droverv1.JoinRequest) (
 		return nil, errs.E(op, errs.Unauthenticated, "TOKEN", err).WithHint(`ask for a new one: "drover certs token"`)
 	case errors.Is(err, certs.ErrName):
 		return nil, errs.Field(op, "name", "NAME", "%w", err)
-	case errors.Is(err, fs.ErrExist):
-		return nil, errs.E(op, errs.Exists, "NAME_TAKEN", fmt.Errorf("a worker named %q has a certificate", r.GetName())).
+	case errors.As(err, &taken):
+		return nil, errs.E(op, errs.Exists, "NAME_TAKEN", taken).
 			WithHint("choose another --name, or revoke that one first")
 	case errors.Is(err, certs.ErrCSR):
 		return nil, errs.Field(op, "csr", "CSR", "%w", err)
@@ -94,6 +93,8 @@ func (s *CertificateServer) Renew(ctx context.Context, r *droverv1.RenewRequest)
 	switch {
 	case errors.As(err, &early):
 		return nil, errs.E(op, errs.Precondition, "TOO_SOON", early)
+	case errors.Is(err, certs.ErrNoRenew):
+		return nil, errs.E(op, errs.Denied, "NO_RENEW", err)
 	case errors.Is(err, certs.ErrCSR):
 		return nil, errs.Field(op, "csr", "CSR", "%w", err)
 	case err != nil:

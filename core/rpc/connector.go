@@ -133,6 +133,11 @@ func (l *link) Send(d scheduler.Down) (tooLarge []job.Key, err error) {
 // sendDown cuts orders into frames. A start that is larger than a message is left out
 // and returned: sent, it would break the link, and again after each reconciliation.
 func sendDown(d *scheduler.Down, send func(*droverv1.SessionRequest) error) (tooLarge []job.Key, err error) {
+	if len(d.Revocations) > 0 {
+		if err := send(&droverv1.SessionRequest{Revocations: d.Revocations}); err != nil {
+			return nil, err
+		}
+	}
 	f, size := &droverv1.SessionRequest{}, 0
 	// next sends the frame when an item of n bytes has no room in it.
 	next := func(n int) error {

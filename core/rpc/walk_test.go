@@ -109,7 +109,7 @@ type walked struct {
 func startWalked(t *testing.T, ca *certs.CA, role certs.Role, table auth.Table, services ...grpc.ServiceDesc) *walked {
 	t.Helper()
 	w := &walked{name: string(role), services: services, reached: &reached{calls: map[string]int{}}, role: role}
-	source := walkSource(t, ca, role, "server", time.Now(), 0)
+	source := walkSource(t, ca, role, "server-"+string(role), time.Now(), 0)
 	server, err := rpc.NewServer("127.0.0.1:0", rpc.ServerConfig{TLS: source.ServerConfig(), Table: table, Revocations: source})
 	if err != nil {
 		t.Fatal(err)

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
 
+	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/output"
@@ -20,12 +22,15 @@ type WorkerServer struct {
 	droverv1.UnimplementedWorkerServiceServer
 	worker *worker.Worker
 	output *output.Store
+	source *certs.Source
+	log    *slog.Logger
 	loans  loans // for output that is on its way
 }
 
-// NewWorkerServer returns the service.
-func NewWorkerServer(w *worker.Worker, o *output.Store) *WorkerServer {
-	return &WorkerServer{worker: w, output: o}
+// NewWorkerServer returns the service. source takes the lists of revoked certificates
+// that a scheduler passes on.
+func NewWorkerServer(w *worker.Worker, o *output.Store, source *certs.Source, log *slog.Logger) *WorkerServer {
+	return &WorkerServer{worker: w, output: o, source: source, log: log}
 }
 
 // StartJob implements the service.
@@ -171,7 +176,7 @@ func (s *WorkerServer) Session(stream grpc.BidiStreamingServer[droverv1.SessionR
 	// the receiver; it touches nothing but the stream and its own channel.
 	go func() {
 		defer close(down)
-		cancel(receive(ctx, stream, down))
+		cancel(s.receive(ctx, stream, down))
 	}()
 	hello := worker.SessionHello{Term: first.GetHello().GetTerm(), WorkerID: id}
 	err = s.worker.Session(ctx, hello, down, func(u worker.Up) error { return stream.Send(upToProto(&u)) })
@@ -182,11 +187,16 @@ func (s *WorkerServer) Session(stream grpc.BidiStreamingServer[droverv1.SessionR
 }
 
 // receive hands frames on until the stream ends; the error says why.
-func receive(ctx context.Context, stream grpc.BidiStreamingServer[droverv1.SessionRequest, droverv1.SessionResponse], down chan<- worker.Down) error {
+func (s *WorkerServer) receive(ctx context.Context, stream grpc.BidiStreamingServer[droverv1.SessionRequest, droverv1.SessionResponse], down chan<- worker.Down) error {
 	for {
 		f, err := stream.Recv()
 		if err != nil {
 			return err
+		}
+		if list := f.GetRevocations(); len(list) > 0 { // P22
+			if err := s.source.TakeRevocations(list); err != nil {
+				s.log.Warn("revoked certificates may go on being accepted", "error", err)
+			}
 		}
 		d, err := downFromProto(f)
 		if err != nil {

@@ -347,6 +347,10 @@ func (s *Scheduler) Watch(ctx context.Context, by Caller, ref string, snapshot b
 	})
 }
 
+// PassRevocations tells all workers which certificates are revoked: list is signed,
+// and each worker checks it.
+func (s *Scheduler) PassRevocations(list []byte) { s.links.revoke(list) }
+
 // Backup writes a copy of all records, as they are at this moment, to w.
 func (s *Scheduler) Backup(ctx context.Context, by Caller, w io.Writer) error {
 	n, err := backup.Write(ctx, s.config.Store, w)

@@ -149,11 +149,13 @@ type Down struct {
 	Stops   []job.StopOrder
 	Acks    []job.Key
 	Forgets []job.Key
+	// Revocations is the signed list of revoked certificates; nil: no news.
+	Revocations []byte
 }
 
 // Empty tells whether there is nothing in the frame.
 func (d *Down) Empty() bool {
-	return len(d.Starts)+len(d.Stops)+len(d.Acks)+len(d.Forgets) == 0
+	return len(d.Starts)+len(d.Stops)+len(d.Acks)+len(d.Forgets)+len(d.Revocations) == 0
 }
 
 // Up is a frame of a worker.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,11 +39,12 @@ type links struct {
 	deliver   func(context.Context, Event)
 	input     func(context.Context, job.ID) (job.Input, error)
 
-	mu     sync.Mutex // guards the fields below
-	byID   map[job.WorkerID]*connection
-	number uint64
-	closed bool
-	wait   sync.WaitGroup
+	mu          sync.Mutex // guards the fields below
+	byID        map[job.WorkerID]*connection
+	revocations []byte // the list that every worker is to have
+	number      uint64
+	closed      bool
+	wait        sync.WaitGroup
 }
 
 // connection is the keeper of one worker's link.
@@ -92,6 +95,23 @@ func (l *links) send(id job.WorkerID, d Down) {
 	if c != nil {
 		c.out.add(d)
 	}
+}
+
+// revoke passes a list on to the workers of now and of later.
+func (l *links) revoke(list []byte) {
+	l.mu.Lock()
+	l.revocations = list
+	all := slices.Collect(maps.Values(l.byID))
+	l.mu.Unlock()
+	for _, c := range all {
+		c.out.add(Down{Revocations: list})
+	}
+}
+
+func (l *links) revoked() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.revocations
 }
 
 func (l *links) closeAll() {
@@ -204,6 +224,7 @@ func (l *links) use(ctx context.Context, c *connection, link Link, again, bad bo
 		_ = link.Close() // makes Recv below and Send in carry return
 	})
 	c.out.open(l.line(both, id, link, cancel))
+	c.out.add(Down{Revocations: l.revoked()})
 	var wait sync.WaitGroup
 	if bad {
 		wait.Go(func() { l.recover(both, id) })

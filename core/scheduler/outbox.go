@@ -66,6 +66,9 @@ func (o *outbox) add(d Down) {
 	o.down.Stops = append(o.down.Stops, d.Stops...)
 	o.down.Acks = append(o.down.Acks, d.Acks...)
 	o.down.Forgets = append(o.down.Forgets, d.Forgets...)
+	if len(d.Revocations) > 0 {
+		o.down.Revocations = d.Revocations
+	}
 	if !o.carries {
 		o.carries = true
 		l := o.line

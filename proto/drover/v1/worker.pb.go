@@ -865,7 +865,11 @@ type SessionRequest struct {
 	// Terminal reports that are durable at the scheduler.
 	Acks []*ReportAck `protobuf:"bytes,4,rep,name=acks,proto3" json:"acks,omitempty"`
 	// Attempts whose records and output may go.
-	Forgets       []*ReportAck `protobuf:"bytes,5,rep,name=forgets,proto3" json:"forgets,omitempty"`
+	Forgets []*ReportAck `protobuf:"bytes,5,rep,name=forgets,proto3" json:"forgets,omitempty"`
+	// Certificates that are revoked: a PEM "X509 CRL", signed by a CA of the cluster.
+	// The worker checks it and keeps it; one whose number is not above that of the one
+	// it has changes nothing. Empty: no news.
+	Revocations   []byte `protobuf:"bytes,6,opt,name=revocations,proto3" json:"revocations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -931,6 +935,13 @@ func (x *SessionRequest) GetAcks() []*ReportAck {
 func (x *SessionRequest) GetForgets() []*ReportAck {
 	if x != nil {
 		return x.Forgets
+	}
+	return nil
+}
+
+func (x *SessionRequest) GetRevocations() []byte {
+	if x != nil {
+		return x.Revocations
 	}
 	return nil
 }
@@ -1390,13 +1401,14 @@ const file_drover_v1_worker_proto_rawDesc = "" +
 	"\x05since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05sinceB\r\n" +
 	"\v_tail_bytes\"Q\n" +
 	"!WorkerServiceStreamOutputResponse\x12,\n" +
-	"\x05chunk\x18\x01 \x01(\v2\x16.drover.v1.OutputChunkR\x05chunk\"\xf8\x01\n" +
+	"\x05chunk\x18\x01 \x01(\v2\x16.drover.v1.OutputChunkR\x05chunk\"\x9a\x02\n" +
 	"\x0eSessionRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.drover.v1.SessionHelloR\x05hello\x12/\n" +
 	"\x06starts\x18\x02 \x03(\v2\x17.drover.v1.StartAttemptR\x06starts\x12,\n" +
 	"\x05stops\x18\x03 \x03(\v2\x16.drover.v1.StopAttemptR\x05stops\x12(\n" +
 	"\x04acks\x18\x04 \x03(\v2\x14.drover.v1.ReportAckR\x04acks\x12.\n" +
-	"\aforgets\x18\x05 \x03(\v2\x14.drover.v1.ReportAckR\aforgets\"`\n" +
+	"\aforgets\x18\x05 \x03(\v2\x14.drover.v1.ReportAckR\aforgets\x12 \n" +
+	"\vrevocations\x18\x06 \x01(\fR\vrevocations\"`\n" +
 	"\fSessionHello\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1b\n" +
 	"\tworker_id\x18\x02 \x01(\tR\bworkerId\x12\x1f\n" +

@@ -159,8 +159,23 @@ func (d *schedulerDaemon) act(ctx context.Context, c scheduler.Config, may func(
 	})()
 	var g lifecycle.Group
 	g.Stage(map[string]lifecycle.Runner{"scheduler": s})
-	g.Stage(map[string]lifecycle.Runner{"server": server})
+	g.Stage(map[string]lifecycle.Runner{"server": server, "revocations": d.revocations(s)})
 	return g.Run(ctx)
+}
+
+// revocations passes on what is revoked, now and at each change (P22).
+func (d *schedulerDaemon) revocations(s *scheduler.Scheduler) lifecycle.Runner {
+	return lifecycle.Func(func(ctx context.Context) error {
+		for {
+			changed := d.source.Changed()
+			s.PassRevocations(d.source.Revocations())
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-changed:
+			}
+		}
+	})
 }
 
 func (d *schedulerDaemon) serving(may func() error) rpc.ServerConfig {
@@ -215,7 +230,10 @@ func schedulerCerts(o SchedulerOptions, log *slog.Logger) (*certs.Source, *certs
 		if ca, err = certs.OpenCA(o.CA); err != nil {
 			return nil, nil, errs.E("open the CA", errs.Precondition, "CA", err).WithHint("make one with \"drover certs init\"")
 		}
-		revoked = append(revoked, ca.RevokedFile())
+		if err := ca.SignRevoked(); err != nil {
+			return nil, nil, errs.E("open the CA", errs.Precondition, "CA", err)
+		}
+		revoked = ca.RevokedFiles()
 	}
 	source, err := openCerts(o.Certs, certs.RoleScheduler, log, revoked...)
 	return source, ca, err

@@ -235,7 +235,7 @@ func (p *parts) buildWorker(o WorkerOptions, policy worker.Policy, state *journa
 	}); err != nil {
 		return err
 	}
-	droverv1.RegisterWorkerServiceServer(p.server.Registrar(), rpc.NewWorkerServer(p.worker, p.output))
+	droverv1.RegisterWorkerServiceServer(p.server.Registrar(), rpc.NewWorkerServer(p.worker, p.output, p.source, log))
 	return nil
 }
 
