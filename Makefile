@@ -1,4 +1,4 @@
-# drover: build, try, test. Needs Go (see go.mod), make, bash and python3.
+# drover: build, try, test. Needs Go (see go.mod), make and bash; "make test" brings the rest.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
@@ -15,7 +15,7 @@ BUF := $(GO) tool -modfile=tools/buf/go.mod buf
 LINT := $(GO) tool -modfile=tools/lint/go.mod golangci-lint
 GOFUMPT := $(GO) tool -modfile=tools/gofumpt/go.mod gofumpt
 
-.PHONY: build demo test sim chaos lint gen gen-check bench man clean fmt help FORCE
+.PHONY: build demo test needs fuzz sim chaos lint gen gen-check bench man clean fmt help FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,9 +31,17 @@ demo: build ## start a cluster on this machine and run a first job
 
 # What drives programs of its own, or one deterministic world, gains nothing from the
 # race detector, and takes ten times as long with it.
-test: build ## unit, property, conformance, command-line and end-to-end tests
+test: needs build ## unit, property, conformance, command-line, end-to-end and short fuzz tests
 	$(GO) test -race -shuffle=on -timeout 10m -skip '^TestScripts$$' $$($(GO) list ./... | grep -v /test/)
 	$(GO) test -shuffle=on -timeout 15m ./cmd/drover ./test/...
+	@GO=$(GO) bash test/fuzz.sh 3s
+
+needs:
+	@bash test/needs.sh
+
+FUZZTIME ?= 60s
+fuzz: ## fuzz every parser for FUZZTIME (60s) each
+	@GO=$(GO) bash test/fuzz.sh $(FUZZTIME)
 
 sim: ## 100,000 simulated schedules of faults, and the planted bugs that they must find
 	DROVER_LONG=1 DROVER_SIM_SEEDS=100000 $(GO) test -count=1 -timeout 60m -v ./test/sim

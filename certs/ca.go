@@ -18,6 +18,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/droverhq/drover/plugins/ownership"
 )
 
 // Validity of what the CA signs.
@@ -58,12 +60,8 @@ func Init(dir, cluster string) (*CA, error) {
 			return nil, fmt.Errorf("make the CA: %w", err)
 		}
 	}
-	info, err := os.Stat(dir)
-	if err != nil {
+	if err := ownership.CheckFolder(dir); err != nil {
 		return nil, fmt.Errorf("make the CA: %w", err)
-	}
-	if info.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("make the CA: others may write to %s: choose a folder of your own or run chmod 700 on it", dir)
 	}
 	unlock, err := lockFolder(dir)
 	if err != nil {
@@ -131,6 +129,11 @@ func writeKey(dir string, key *ecdsa.PrivateKey) error {
 // OpenCA opens the CA in dir. A missing one is fs.ErrNotExist.
 func OpenCA(dir string) (*CA, error) {
 	ca := &CA{dir: dir}
+	for _, d := range []string{dir, ca.file("issued"), ca.file("tokens")} {
+		if err := ownership.CheckFolder(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("open the CA: %w", err)
+		}
+	}
 	a, err := ca.load()
 	if err != nil {
 		return nil, err
@@ -163,14 +166,7 @@ func (ca *CA) load() (*authority, error) {
 }
 
 func readKey(path string) (*ecdsa.PrivateKey, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("open the CA: %w", err)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("open the CA: others may read %s (mode %04o): run chmod 600 on it", path, info.Mode().Perm())
-	}
-	data, err := os.ReadFile(path)
+	data, err := ownership.ReadSecret(path)
 	if err != nil {
 		return nil, fmt.Errorf("open the CA: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/plugins/failpoint"
+	"github.com/droverhq/drover/plugins/ownership"
 )
 
 func encodeCert(der []byte) []byte {
@@ -131,7 +132,7 @@ func parseCerts(data []byte) ([]*x509.Certificate, error) {
 }
 
 func readCerts(path string) ([]*x509.Certificate, error) {
-	data, err := os.ReadFile(path)
+	data, err := ownership.ReadTrusted(path)
 	if err != nil {
 		return nil, fmt.Errorf("read certificates: %w", err)
 	}

@@ -236,7 +236,7 @@ func TestInitRefusesAFolderThatOthersMayWriteTo(t *testing.T) {
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := certs.Init(dir, "test"); err == nil || !strings.Contains(err.Error(), "chmod 700") {
+	if _, err := certs.Init(dir, "test"); err == nil || !strings.Contains(err.Error(), "chmod go-w") {
 		t.Errorf("got %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "ca.key")); !errors.Is(err, fs.ErrNotExist) {

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/droverhq/drover/plugins/failpoint"
+	"github.com/droverhq/drover/plugins/ownership"
 )
 
 // current names the folder of the present pair; tls.crt and tls.key lead
@@ -33,6 +34,9 @@ func WritePair(dir string, key *ecdsa.PrivateKey, cert, bundle []byte) error {
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make the certificate folder: %w", err)
+	}
+	if err := ownership.CheckFolder(dir); err != nil {
+		return fmt.Errorf("store the certificate: %w", err)
 	}
 	unlock, err := lockFolder(dir)
 	if err != nil {

@@ -208,6 +208,9 @@ func TestACopiedFolderWorks(t *testing.T) {
 	if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Chmod(filepath.Join(to, "tls.key"), 0o600); err != nil { // CopyFS gives everybody the right to read
+		t.Fatal(err)
+	}
 	if load(t, to) != load(t, dir) {
 		t.Error("another pair")
 	}

@@ -6,11 +6,12 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/droverhq/drover/plugins/ownership"
 )
 
 // Source serves the pair of a certificate folder (tls.crt, tls.key, ca.crt,
@@ -46,6 +47,9 @@ func NewSource(dir string, log *slog.Logger, revokedFiles ...string) (*Source, e
 		dir: dir, log: log,
 		revoked: append(revokedFiles[:len(revokedFiles):len(revokedFiles)], filepath.Join(dir, crlFile), filepath.Join(dir, revokedFile)),
 		changed: make(chan struct{}),
+	}
+	if err := ownership.CheckFolder(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err //nolint:wrapcheck // says what is wrong with which folder
 	}
 	l := s.look()
 	m, problems := build(s.dir, l, nil, time.Now())
@@ -129,8 +133,8 @@ func (s *Source) look() contents {
 func (s *Source) lookOnce() contents {
 	var l contents
 	h := sha256.New()
-	take := func(path string) file {
-		data, err := os.ReadFile(path)
+	take := func(path string, read func(string) ([]byte, error)) file {
+		data, err := read(path)
 		note := ""
 		if err != nil {
 			note = err.Error()
@@ -140,9 +144,9 @@ func (s *Source) lookOnce() contents {
 		h.Write(sum[:])
 		return file{path, data, err}
 	}
-	l.crt, l.key, l.ca = take(s.file("tls.crt")), take(s.file("tls.key")), take(s.file("ca.crt"))
+	l.crt, l.key, l.ca = take(s.file("tls.crt"), ownership.ReadTrusted), take(s.file("tls.key"), ownership.ReadSecret), take(s.file("ca.crt"), ownership.ReadTrusted)
 	for _, path := range s.revoked {
-		l.lists = append(l.lists, take(path))
+		l.lists = append(l.lists, take(path, ownership.ReadTrusted))
 	}
 	if s.received != nil { // it counts also where the folder cannot be written
 		l.lists = append(l.lists, file{path: "the list that was received", data: s.received.pem})

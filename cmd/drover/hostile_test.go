@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -243,8 +244,11 @@ func TestNoCompletionSteersTheTerminal(t *testing.T) {
 	f := hostileFake(t)
 	f.hostileJob()
 	file := filepath.Join(f.dir, ".config", "drover", "config.yaml")
-	text := strings.NewReplacer("\x1b", `\x1b`, "\a", `\a`, "\b", `\b`, "\r", `\r`, "\n", `\n`).Replace(steering)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte(`contexts: {"`+text+`": {address: "`+text+`"}}`), 0o600)); err != nil {
+	var text strings.Builder
+	for _, r := range steering {
+		fmt.Fprintf(&text, `\U%08x`, r) // YAML takes them only as escapes
+	}
+	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, []byte(`contexts: {"`+text.String()+`": {address: "`+text.String()+`"}}`), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	seen := 0

@@ -15,6 +15,8 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+
+	"github.com/droverhq/drover/plugins/ownership"
 )
 
 // MaxBytes is the size that a file may have.
@@ -42,13 +44,17 @@ func (e *Error) Place() string {
 	}
 }
 
-// Read returns the content of a file of at most MaxBytes.
+// Read returns the content of a file of at most MaxBytes that no other user can
+// change.
 func Read(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // says what was tried on which file
 	}
 	defer f.Close() //nolint:errcheck // nothing was written
+	if err := ownership.CheckFile(f); err != nil {
+		return nil, err //nolint:wrapcheck // says what is wrong with which file
+	}
 	data, err := io.ReadAll(io.LimitReader(f, MaxBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", file, err)

@@ -142,6 +142,12 @@ func decodePage(answer any) (present, past stretch, err error) {
 			key, _ := flat[2*n].(string)
 			value, _ := flat[2*n+1].(string)
 			to.pairs[n] = store.Pair{Key: []byte(key), Value: []byte(value)}
+			if to == &past && value == "" {
+				return present, past, errors.New("a mark that says nothing")
+			}
+		}
+		if to.more && len(to.pairs) == 0 {
+			return present, past, errors.New("a list that goes on behind nothing")
 		}
 	}
 	return present, past, nil

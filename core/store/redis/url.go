@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/plugins/ownership"
 )
 
 // Schemes of the URLs that ParseURL takes.
@@ -216,7 +217,7 @@ func (c *Config) password() (string, error) {
 	if c.PasswordFile == "" {
 		return c.Password, nil
 	}
-	text, err := os.ReadFile(c.PasswordFile)
+	text, err := ownership.ReadSecret(c.PasswordFile)
 	if err != nil {
 		return "", errs.E(opOpen, errs.Precondition, "STORE_PASSWORD", fmt.Errorf("read the password: %w", err))
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/droverhq/drover/core/standby"
 	"github.com/droverhq/drover/core/store/redis"
 	"github.com/droverhq/drover/plugins/footprint"
+	"github.com/droverhq/drover/plugins/ownership"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -213,6 +214,9 @@ func dataFolder(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return errs.E("open the data folder", errs.Precondition, "DATA_FOLDER", err).
 			WithHint("choose another one with --data")
+	}
+	if err := ownership.CheckFolder(dir); err != nil {
+		return errs.E("open the data folder", errs.Precondition, "DATA_FOLDER", err)
 	}
 	probe := filepath.Join(dir, ".writable")
 	if err := os.WriteFile(probe, nil, 0o600); err != nil {
