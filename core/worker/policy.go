@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/yamlfile"
 )
 
