@@ -25,6 +25,7 @@ const (
 	MaxRunners       = 64
 	MaxCommands      = 1024     // of a worker's policy
 	MaxCommandsBytes = 64 << 10 // of a policy's together
+	MaxScripts       = 250_000  // that a worker lists; 60 MiB or so
 	maxRunnerBytes   = 1 << 10  // of one runner's together
 )
 

@@ -87,8 +87,7 @@ func (p *hosted) send(ctx context.Context, stream grpc.BidiStreamingClient[runne
 	last := 0
 	for {
 		p.mu.Lock()
-		f := p.pending
-		p.pending = &runnerv1.SessionRequest{}
+		f := cutFrame(p.pending)
 		p.mu.Unlock()
 		if n := len(f.GetStarts()) + len(f.GetSignals()) + len(f.GetAcks()) + len(f.GetAdopts()); n > 0 {
 			last = n

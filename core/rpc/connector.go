@@ -94,7 +94,7 @@ func (c *Connector) Connect(ctx context.Context, w registry.Worker, term uint64)
 	ctx, cancel := context.WithCancel(ctx)
 	stream, err := droverv1.NewWorkerServiceClient(conn).Session(ctx)
 	if err == nil {
-		err = stream.Send(&droverv1.SessionRequest{Hello: &droverv1.SessionHello{Term: term, WorkerId: w.ID.String()}})
+		err = stream.Send(&droverv1.SessionRequest{Hello: &droverv1.SessionHello{Term: term, WorkerId: w.ID.String(), IndexParts: true}})
 	}
 	if err != nil {
 		cancel()
@@ -122,6 +122,7 @@ func tlsState(ctx context.Context) (tls.ConnectionState, bool) {
 type link struct {
 	stream grpc.BidiStreamingClient[droverv1.SessionRequest, droverv1.SessionResponse]
 	cancel context.CancelFunc
+	index  indexParts  // Recv's own
 	peer   *certs.Peer // used by Recv
 }
 
@@ -195,11 +196,16 @@ func (l *link) Recv() (scheduler.Up, error) {
 	if err := l.peer.Check(time.Now()); err != nil {
 		return scheduler.Up{}, errs.E("read session", errs.Unauthenticated, "CERTIFICATE", err)
 	}
-	return upFromProto(f)
+	up, err := upFromProto(f)
+	if err == nil {
+		up.Scripts, err = l.index.add(f.GetScripts())
+	}
+	return up, err
 }
 
+// upFromProto reads a frame but for its scripts, which may be a part of them.
 func upFromProto(f *droverv1.SessionResponse) (scheduler.Up, error) {
-	up := scheduler.Up{Scripts: indexFromProto(f.GetScripts())}
+	up := scheduler.Up{}
 	if h := f.GetHello(); h != nil {
 		up.Hello = &scheduler.Hello{BootID: h.GetBootId(), InstanceID: h.GetInstanceId(), Complete: h.GetComplete(), Lapses: h.GetLapses()}
 	}

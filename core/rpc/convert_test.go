@@ -113,9 +113,10 @@ func TestWhatAWorkerOffersArrives(t *testing.T) {
 				Size: rapid.Int64Range(0, 1<<40).Draw(t, "size"), ModTime: anyTime(t),
 			})
 		}
-		got := indexFromProto(wire(t, indexToProto(&x), &droverv1.ScriptIndex{}))
-		if diff := cmp.Diff(&x, got, cmpopts.EquateEmpty()); diff != "" {
-			t.Fatal(diff)
+		var parts indexParts
+		got, err := parts.add(wire(t, indexToProto(&x, true)[0], &droverv1.ScriptIndex{}))
+		if diff := cmp.Diff(&x, got, cmpopts.EquateEmpty()); err != nil || diff != "" {
+			t.Fatal(err, diff)
 		}
 		var cs []job.Condition
 		for range rapid.IntRange(0, 3).Draw(t, "conditions") {

@@ -3,6 +3,9 @@ package rpc
 import (
 	"slices"
 
+	"google.golang.org/protobuf/proto"
+
+	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/registry"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
@@ -37,26 +40,71 @@ func scriptToProto(s *job.ScriptInfo) *droverv1.Script {
 	}
 }
 
-func indexToProto(x *job.ScriptIndex) *droverv1.ScriptIndex {
-	p := &droverv1.ScriptIndex{Generation: x.Generation, Scripts: make([]*droverv1.Script, len(x.Scripts))}
-	for i := range x.Scripts {
-		p.Scripts[i] = scriptToProto(&x.Scripts[i])
+// indexToProto cuts an index into parts that frames have room for. A scheduler that
+// takes no parts gets the first one only, when the whole is larger than a message.
+func indexToProto(x *job.ScriptIndex, parts bool) []*droverv1.ScriptIndex {
+	var out []*droverv1.ScriptIndex
+	for scripts := range frames(x.Scripts, scriptToProto) {
+		if n := len(out); n > 0 {
+			out[n-1].More = true
+		}
+		out = append(out, &droverv1.ScriptIndex{Generation: x.Generation, Scripts: scripts, Part: uint32(len(out))})
 	}
-	return p
+	switch {
+	case len(out) == 0:
+		return []*droverv1.ScriptIndex{{Generation: x.Generation}}
+	case parts || len(out) == 1:
+		return out
+	}
+	if whole := joined(out); proto.Size(whole) <= MaxMessage-frameBytes/2 {
+		return []*droverv1.ScriptIndex{whole}
+	}
+	out[0].More = false
+	return out[:1]
 }
 
-func indexFromProto(p *droverv1.ScriptIndex) *job.ScriptIndex {
-	if p == nil {
-		return nil
+// joined makes one index of its parts.
+func joined(parts []*droverv1.ScriptIndex) *droverv1.ScriptIndex {
+	whole := &droverv1.ScriptIndex{Generation: parts[0].GetGeneration()}
+	for _, p := range parts {
+		whole.Scripts = append(whole.Scripts, p.GetScripts()...)
 	}
-	x := &job.ScriptIndex{Generation: p.GetGeneration(), Scripts: make([]job.ScriptInfo, len(p.GetScripts()))}
-	for i, s := range p.GetScripts() {
-		x.Scripts[i] = job.ScriptInfo{
+	return whole
+}
+
+// indexParts puts the parts of an index together. It belongs to one session.
+type indexParts struct {
+	whole job.ScriptIndex
+	next  uint32 // number of the part that follows
+}
+
+// add takes a part; nil is none. With the last one it returns the whole index.
+func (x *indexParts) add(p *droverv1.ScriptIndex) (*job.ScriptIndex, error) {
+	if p == nil {
+		return nil, nil //nolint:nilnil // most frames have none
+	}
+	if p.GetPart() == 0 {
+		*x = indexParts{whole: job.ScriptIndex{Generation: p.GetGeneration()}}
+	}
+	if p.GetPart() != x.next || p.GetGeneration() != x.whole.Generation {
+		return nil, errs.Field("read session", "scripts.part", "INDEX_PART", "part %d of generation %d comes where part %d of generation %d is due",
+			p.GetPart(), p.GetGeneration(), x.next, x.whole.Generation)
+	}
+	for _, s := range p.GetScripts() {
+		if fits := len(s.GetPath()) <= job.MaxPath && len(s.GetFolder()) <= job.MaxName && len(s.GetSha256()) <= job.MaxCode; !fits || len(x.whole.Scripts) == job.MaxScripts {
+			continue // no worker of drover lists such
+		}
+		x.whole.Scripts = append(x.whole.Scripts, job.ScriptInfo{
 			Path: s.GetPath(), Folder: s.GetFolder(), SHA256: s.GetSha256(),
 			Size: int64(s.GetSize()), ModTime: timeOf(s.GetModifyTime()),
-		}
+		})
 	}
-	return x
+	if x.next++; p.GetMore() {
+		return nil, nil //nolint:nilnil // it is not whole yet
+	}
+	whole := x.whole
+	*x = indexParts{}
+	return &whole, nil
 }
 
 func conditionsToProto(cs []job.Condition) []*droverv1.Condition {

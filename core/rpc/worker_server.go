@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/core/errs"
@@ -179,7 +180,9 @@ func (s *WorkerServer) Session(stream grpc.BidiStreamingServer[droverv1.SessionR
 		cancel(s.receive(ctx, stream, down))
 	}()
 	hello := worker.SessionHello{Term: first.GetHello().GetTerm(), WorkerID: id}
-	err = s.worker.Session(ctx, hello, down, func(u worker.Up) error { return stream.Send(upToProto(&u)) })
+	err = s.worker.Session(ctx, hello, down, func(u worker.Up) error {
+		return sendUp(&u, first.GetHello().GetIndexParts(), stream.Send)
+	})
 	if cause := context.Cause(ctx); errs.KindOf(cause) == errs.Invalid {
 		return cause
 	}
@@ -232,7 +235,9 @@ func downFromProto(f *droverv1.SessionRequest) (d worker.Down, err error) {
 	return d, err
 }
 
-func upToProto(u *worker.Up) *droverv1.SessionResponse {
+// sendUp cuts news into frames. Reports and runners are bounded in number and each in
+// size (core/job), so that one frame has room for them; scripts may take several.
+func sendUp(u *worker.Up, parts bool, send func(*droverv1.SessionResponse) error) error {
 	f := &droverv1.SessionResponse{}
 	if h := u.Hello; h != nil {
 		f.Hello = &droverv1.WorkerHello{BootId: h.BootID, InstanceId: h.InstanceID, Complete: h.Complete, Lapses: h.Lapses}
@@ -240,11 +245,20 @@ func upToProto(u *worker.Up) *droverv1.SessionResponse {
 	for i := range u.Reports {
 		f.Reports = append(f.Reports, reportToProto(&u.Reports[i]))
 	}
-	if u.Scripts != nil {
-		f.Scripts = indexToProto(u.Scripts)
-	}
 	if u.Runners != nil {
 		f.Runners = &droverv1.RunnerIndex{Runners: runnersToProto(u.Runners)}
 	}
-	return f
+	if u.Scripts == nil {
+		return send(f)
+	}
+	for _, part := range indexToProto(u.Scripts, parts) {
+		if part.GetPart() > 0 || proto.Size(f)+proto.Size(part) > MaxMessage {
+			if err := send(f); err != nil {
+				return err
+			}
+			f = &droverv1.SessionResponse{}
+		}
+		f.Scripts = part
+	}
+	return send(f)
 }

@@ -73,8 +73,9 @@ type Library struct {
 	last   uint64     // highest generation ever
 	trees  map[uint64]*tree
 	index  job.ScriptIndex
-	round  *round // the next look that begins
-	litter bool   // a generation may be removed
+	untold job.Condition // that the index has no room for all scripts; zero: it has
+	round  *round        // the next look that begins
+	litter bool          // a generation may be removed
 }
 
 // folder is one configured script folder.
@@ -231,6 +232,9 @@ func (l *Library) Conditions() []job.Condition {
 	for _, f := range l.folders {
 		all = append(all, f.conditions...)
 	}
+	if l.untold.Type != "" {
+		all = append(all, l.untold)
+	}
 	return all
 }
 
@@ -258,7 +262,24 @@ func (l *Library) reindex() {
 	slices.SortFunc(index.Scripts, func(a, b job.ScriptInfo) int {
 		return cmp.Or(strings.Compare(a.Path, b.Path), order[a.Folder]-order[b.Folder])
 	})
+	l.limit(&index)
 	l.index = index
+}
+
+// limit keeps an index within what a scheduler takes. A script beyond that is not
+// listed, and no job is placed for it.
+func (l *Library) limit(index *job.ScriptIndex) {
+	n := len(index.Scripts)
+	if n <= job.MaxScripts {
+		l.untold = job.Condition{}
+		return
+	}
+	index.Scripts = index.Scripts[:job.MaxScripts]
+	message := fmt.Sprintf("of %d scripts the first %d by path are listed; a scheduler takes no more of one worker", n, job.MaxScripts)
+	if l.untold.Message != message {
+		l.untold = job.Condition{Type: "TOO_MANY_SCRIPTS", Message: message, Since: time.Now()}
+		l.cfg.Log.Warn("too many scripts", "scripts", n, "listed", job.MaxScripts)
+	}
 }
 
 // Retain tells which generations of a former life are still needed. Call it once

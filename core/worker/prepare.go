@@ -22,6 +22,10 @@ const (
 	reasonNoSpace    = "RESOURCES"   // the host could not give what every attempt needs
 )
 
+// maxStrings bounds arguments and environment together, in bytes: a plugin takes a
+// start of twice as much.
+const maxStrings = 1 << 20
+
 // binaryRunner runs executables and interpreters that have no runner.
 const binaryRunner = "binary"
 
@@ -173,6 +177,16 @@ func (u *undoer) run() {
 // check looks at what the order says by itself. The scheduler has looked, too,
 // but the worker's own calls are open to others, and it trusts no scheduler.
 func (p *preparer) check(s *job.Spec) error {
+	size := 0
+	for _, a := range s.Args {
+		size += len(a)
+	}
+	for name, value := range s.Env {
+		size += len(name) + len(value)
+	}
+	if size > maxStrings {
+		return refuse("args", reasonBadRequest, "arguments and environment hold %d bytes, %d are allowed", size, maxStrings)
+	}
 	for i, a := range s.Args {
 		if strings.Contains(a, "\x00") {
 			return refuse(fmt.Sprintf("args[%d]", i), reasonBadRequest, "holds a NUL byte")

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -369,8 +370,19 @@ func startFailed(id string, err error) *runnerv1.Exited {
 	}
 	return &runnerv1.Exited{
 		Id: id, Time: timestamppb.Now(),
-		Result: &runnerv1.Exited_Error{Error: &runnerv1.StartError{Reason: se.Reason, Message: se.Message}},
+		Result: &runnerv1.Exited_Error{Error: &runnerv1.StartError{Reason: shorten(se.Reason, 128), Message: shorten(se.Message, maxMessageText)}},
 	}
+}
+
+// maxMessageText bounds what a runner says of a failed start, in bytes.
+const maxMessageText = 2 << 10
+
+// shorten cuts a text that is too long.
+func shorten(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "")
 }
 
 // openLanes keeps a read end of both pipes. Read ends do not count as holders

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/droverhq/drover/plugins/failpoint"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
@@ -184,11 +185,46 @@ func (o *outbox) send(stream grpc.ServerStreamingServer[runnerv1.SessionResponse
 			continue
 		}
 		failpoint.At(failpoint.PluginSendBefore)
-		if err := stream.Send(frame); err != nil {
-			return // Recv in Session sees the same break
+		for _, part := range cut(frame) {
+			if err := stream.Send(part); err != nil {
+				return // Recv in Session sees the same break
+			}
 		}
 		failpoint.At(failpoint.PluginSendAfter)
 	}
+}
+
+// frameBytes bounds a frame that is made of many events.
+const frameBytes = 2 << 20
+
+// cut makes frames of events that are far below what a worker takes. The last of them
+// says what is said once.
+func cut(f *runnerv1.SessionResponse) []*runnerv1.SessionResponse {
+	if proto.Size(f) <= frameBytes {
+		return []*runnerv1.SessionResponse{f}
+	}
+	var out []*runnerv1.SessionResponse
+	part, size := &runnerv1.SessionResponse{}, 0
+	room := func(n int) {
+		if size += n; size > frameBytes && size > n {
+			out = append(out, part)
+			part, size = &runnerv1.SessionResponse{}, n
+		}
+	}
+	for _, id := range f.GetBeginning() {
+		room(len(id) + 8)
+		part.Beginning = append(part.Beginning, id)
+	}
+	for _, m := range f.GetStarted() {
+		room(proto.Size(m) + 8)
+		part.Started = append(part.Started, m)
+	}
+	for _, m := range f.GetExited() {
+		room(proto.Size(m) + 8)
+		part.Exited = append(part.Exited, m)
+	}
+	part.Synced = f.GetSynced()
+	return append(out, part)
 }
 
 // startQueue hands Starts to the spawners in order.
