@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
 )
 
 // The modes. They say how processes are found and killed.
@@ -27,6 +28,10 @@ const (
 	ModeV1     = "v1"     // freezer and SIGKILL; limits by v1 controllers
 	ModeNone   = "none"   // a walk through /proc; no limits
 )
+
+// ConditionNone is the condition of a host on which no cgroup holds the processes of
+// an attempt together.
+const ConditionNone = "NO_CGROUPS"
 
 // Defaults of Config.
 const (
@@ -65,6 +70,7 @@ type Manager struct {
 	instance string             // begins the names of groups made by this manager
 	never    map[int]bool       // this process and its ancestors
 	scanner  *scanner
+	began    time.Time
 	watcher  *watcher // nil unless the killing hierarchy is v2
 
 	mu      sync.Mutex // guards what follows
@@ -122,11 +128,11 @@ func New(cfg Config) (*Manager, error) {
 	random := make([]byte, 5)
 	rand.Read(random) // never fails: crypto/rand
 	m := &Manager{
-		cfg: cfg, mode: ModeNone, instance: hex.EncodeToString(random), scanner: newScanner(),
+		cfg: cfg, mode: ModeNone, instance: hex.EncodeToString(random), scanner: newScanner(), began: time.Now(),
 		controls: map[string]control{}, used: map[string]bool{}, parents: map[string]bool{},
 	}
 	var err error
-	if m.never, err = lineage(os.Getpid()); err != nil {
+	if m.never, err = ancestry(os.Getpid()); err != nil {
 		return nil, errs.E(op, errs.Internal, "PROC", err)
 	}
 	if cfg.Force != ModeNone {
@@ -139,6 +145,17 @@ func New(cfg Config) (*Manager, error) {
 
 // Mode is how processes are found and killed: one of the Mode constants.
 func (m *Manager) Mode() string { return m.mode }
+
+// Conditions tells what cannot be promised on this host.
+func (m *Manager) Conditions() []job.Condition {
+	if m.mode != ModeNone {
+		return nil
+	}
+	return []job.Condition{{
+		Type: ConditionNone, Since: m.began,
+		Message: "no cgroups: a process that hides on purpose outlives the stop of its job, until this worker leaves",
+	}}
+}
 
 // settle chooses the hierarchy that groups are killed in, and the controllers.
 func (m *Manager) settle() error {
@@ -158,7 +175,8 @@ func (m *Manager) settle() error {
 		return nil
 	}
 	why = append(why, err)
-	m.cfg.Log.Warn("cgroups cannot be used, processes are found by walking /proc", "reason", errors.Join(why...))
+	m.cfg.Log.Warn("cgroups cannot be used, processes are found by walking /proc", "reason", errors.Join(why...),
+		"hint", "a user's systemd gives cgroups: systemd-run --user -p Delegate=yes drover worker ...")
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/lineage"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -91,9 +92,12 @@ type started struct {
 func start(t *testing.T, g *Group, script string, args ...string) *started {
 	t.Helper()
 	mark := unique()
-	const enter = `for t in $TASKS; do echo 0 > "$t" || exit 99; done; exec bash -c "$@"`
-	cmd := exec.Command("/bin/sh", append([]string{"-c", enter, "sh", script, "bash"}, args...)...)
+	const enter = `for t in $TASKS; do echo 0 > "$t" || exit 99; done; [ -z "$TAG" ] || ulimit -S -x "$TAG"; exec bash -c "$@"`
+	cmd := exec.Command("bash", append([]string{"-c", enter, "sh", script, "bash"}, args...)...)
 	cmd.Env = append(os.Environ(), MarkVariable+"="+mark, "TASKS="+strings.Join(g.Tasks(), " "))
+	if g.Name() == "" {
+		cmd.Env = append(cmd.Env, fmt.Sprintf("TAG=%d", lineage.Of(mark)))
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if dir := g.Dir(); dir != "" {
 		fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -120,6 +122,32 @@ func (g *Group) Stop(ctx context.Context, req StopRequest) (job.StopProof, error
 		return proof, errs.E(op, errs.Precondition, ReasonUnkillable, withstands(h, g.m.cfg.Unkillable))
 	}
 	return proof, nil
+}
+
+// EndHidden ends the processes of no attempt that one can tell: those that have come to
+// this process or to one of the plugins, and hide whose they are. It is for a worker
+// that leaves, once its attempts are stopped; with cgroups there are none. It counts
+// what it killed.
+func (m *Manager) EndHidden(ctx context.Context, plugins []int) (killed int, err error) {
+	if m.mode != ModeNone {
+		return 0, nil
+	}
+	w := &walker{scanner: m.scanner, never: maps.Clone(m.never), orphans: map[int]bool{os.Getpid(): true}, known: map[process]bool{}}
+	for _, pid := range plugins {
+		w.never[pid], w.orphans[pid] = true, true
+	}
+	empty, err := w.empty()
+	gone := map[process]bool{}
+	if err == nil && !empty {
+		empty, err = (&Group{m: m}).end(ctx, w, gone)
+	}
+	if err == nil && !empty {
+		err = withstands(w, m.cfg.Unkillable)
+	}
+	if err != nil {
+		return len(gone), errs.E("end hidden processes", errs.Internal, "CGROUP", err)
+	}
+	return len(gone), nil
 }
 
 // end kills until nothing is left. It kills again from time to time: without

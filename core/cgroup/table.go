@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/plugins/kernfile"
+	"github.com/droverhq/drover/plugins/lineage"
 )
 
 // entry is one process of the table.
@@ -21,6 +22,7 @@ type entry struct {
 	threads                int
 	state                  byte
 	mark                   string
+	tag                    lineage.Tag
 }
 
 // alive tells whether any of it still runs. A main thread that ended is a zombie
@@ -107,13 +109,14 @@ func readTable() ([]entry, error) {
 		if environ, err := kernfile.Read("/proc/"+name+"/environ", buf); err == nil {
 			e.mark = markOf(environ)
 		}
+		e.tag = lineage.Read(pid)
 		table = append(table, e)
 	}
 	return table, nil
 }
 
-// lineage is a process and its ancestors.
-func lineage(pid int) (map[int]bool, error) {
+// ancestry is a process and its ancestors.
+func ancestry(pid int) (map[int]bool, error) {
 	line := map[int]bool{1: true}
 	for pid > 0 && !line[pid] {
 		line[pid] = true

@@ -1,11 +1,16 @@
 package cgroup
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/droverhq/drover/plugins/kernfile"
+	"github.com/droverhq/drover/plugins/lineage"
 )
 
 const (
@@ -14,16 +19,21 @@ const (
 	quietPasses = 2
 	// stopPatience bounds one round of stopping who forks on and on.
 	stopPatience = 10 * time.Second
+	// newest is how many of the newest processes a chase looks at, chases how often.
+	newest = 64
+	chases = 16
 )
 
-// walker finds the processes of an attempt without cgroups: by session, process
-// group, descent and the mark in their environment. A process that left its
-// session, lost its parent and cleared its environment cannot be told from a
-// stranger and is not found: only cgroups hold those.
+// walker finds the processes of an attempt without cgroups: by the tag that they
+// inherit (plugins/lineage), and those of runners that give none by session, process
+// group, descent and the mark in their environment. A process that took off its tag
+// on purpose, left its session, lost its parent and cleared its environment cannot be
+// told from a stranger and is not found: only cgroups hold those.
 type walker struct {
 	scanner  *scanner
 	never    map[int]bool
 	req      StopRequest
+	orphans  map[int]bool // instead of an attempt: what hides below one of these
 	reopened bool
 	known    map[process]bool // found once is found for ever, whatever it became
 }
@@ -77,7 +87,10 @@ func (w *walker) trustsSessions(table []entry, byPid map[int]int) bool {
 }
 
 func (w *walker) isSeed(e entry, sessions bool) bool {
-	if w.req.Mark != "" && e.mark == w.req.Mark {
+	if w.orphans != nil {
+		return w.orphans[e.parent] && e.tag == lineage.None && e.mark == ""
+	}
+	if w.req.Mark != "" && (e.mark == w.req.Mark || e.tag == lineage.Of(w.req.Mark)) {
 		return true
 	}
 	if e.mark != "" && w.req.Mark != "" {
@@ -95,14 +108,89 @@ func (w *walker) look() ([]entry, error) {
 }
 
 // empty looks twice: a process shows no environment for a moment while it
-// executes a program.
+// executes a program. And it looks for those that a table does not show.
 func (w *walker) empty() (bool, error) {
 	for range quietPasses {
 		if found, err := w.look(); err != nil || len(found) > 0 {
 			return false, err
 		}
 	}
-	return true, nil
+	n, err := w.chase(map[process]bool{})
+	return n == 0 && err == nil, err
+}
+
+// chase signals the members among the newest processes, at once, and counts them. One
+// that forks and ends, again and again, is gone before a table that shows it is
+// complete; but one of its lives is always among the newest.
+func (w *walker) chase(seen map[process]bool, signals ...unix.Signal) (n int, err error) {
+	tag := lineage.Of(w.req.Mark)
+	if tag == lineage.None {
+		return 0, nil
+	}
+	for range chases {
+		last, err := newestPid()
+		if err != nil {
+			return n, err
+		}
+		for pid := last; pid > max(1, last-newest); pid-- {
+			if lineage.Read(pid) != tag || w.never[pid] {
+				continue
+			}
+			p, err := signalTagged(pid, tag, signals)
+			if err != nil {
+				return n, err
+			}
+			if p != (process{}) && !seen[p] {
+				seen[p] = true
+				n++
+			}
+		}
+	}
+	return n, nil
+}
+
+// newestPid is the number that was given to a process last (proc_loadavg(5)).
+func newestPid() (int, error) {
+	text, err := kernfile.Read("/proc/loadavg", make([]byte, 128))
+	if err != nil {
+		return 0, fmt.Errorf("find the newest process: %w", err)
+	}
+	words := bytes.Fields(text)
+	if len(words) < 5 {
+		return 0, fmt.Errorf("find the newest process: %q", text)
+	}
+	pid, err := strconv.Atoi(string(words[4]))
+	if err != nil {
+		return 0, fmt.Errorf("find the newest process: %w", err)
+	}
+	return pid, nil
+}
+
+// signalTagged signals the process that has a number and a tag; it returns nothing when
+// that is gone. The tag is read again once the pidfd is open: whoever has the number
+// then is a member, too.
+func signalTagged(pid int, tag lineage.Tag, signals []unix.Signal) (process, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) { // a thread has the number
+		return process{}, nil
+	}
+	if err != nil {
+		return process{}, fmt.Errorf("open process %d: %w", pid, err)
+	}
+	defer closeFd(fd)
+	if lineage.Read(pid) != tag {
+		return process{}, nil
+	}
+	for _, s := range signals {
+		if err := send(fd, s); err != nil {
+			return process{}, err
+		}
+	}
+	e, err := readStat(pid)
+	if err != nil || !e.alive() || lineage.Read(pid) != tag {
+		return process{}, nil // it ended, with whatever it was sent
+	}
+	return e.process, nil
 }
 
 func (w *walker) processes() ([]process, error) {
@@ -138,8 +226,12 @@ func (w *walker) kill(killed map[process]bool) error {
 		if err != nil {
 			return err
 		}
+		more, err := w.chase(stopped, unix.SIGSTOP)
+		if err != nil {
+			return err
+		}
 		quiet++
-		if n > 0 {
+		if n+more > 0 {
 			quiet = 0
 		}
 	}

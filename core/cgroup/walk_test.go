@@ -178,7 +178,7 @@ func TestReusedNumbersAreNotSignalled(t *testing.T) {
 
 func TestLineageLeadsToTheTop(t *testing.T) {
 	t.Parallel()
-	line, err := lineage(os.Getpid())
+	line, err := ancestry(os.Getpid())
 	if err != nil || !line[os.Getpid()] || !line[os.Getppid()] || !line[1] {
 		t.Errorf("%v, %v", line, err)
 	}

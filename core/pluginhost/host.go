@@ -21,6 +21,7 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
@@ -201,7 +202,20 @@ func (h *Host) Close() {
 	h.wait.Wait()
 }
 
-// Shutdown ends every plugin after its last job, and waits for that (P17).
+// Processes lists the plugin processes by number.
+func (h *Host) Processes() (pids []int) {
+	for _, p := range h.all() {
+		p.mu.Lock()
+		if p.process != nil {
+			pids = append(pids, p.process.PID)
+		}
+		p.mu.Unlock()
+	}
+	return pids
+}
+
+// Shutdown ends every plugin after its last job, and waits for that (P17). Those that
+// are not gone by the end of ctx are killed.
 func (h *Host) Shutdown(ctx context.Context) error {
 	for _, p := range h.all() {
 		p.drain(ctx)
@@ -215,23 +229,40 @@ func (h *Host) Shutdown(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("end the plugins: %d are left: %w", left, ctx.Err())
+			return errors.Join(fmt.Errorf("end the plugins: %d did not end in time and are killed: %w", left, ctx.Err()), h.kill())
 		case <-tick.C:
 		}
 	}
 }
 
-func (h *Host) isPlugin(pid int) bool {
+// kill ends the plugin processes that withstand a shutdown, such as one that is
+// stopped, and waits for that.
+func (h *Host) kill() error {
 	for _, p := range h.all() {
 		p.mu.Lock()
-		match := p.process != nil && p.process.PID == pid
+		proc := p.process
 		p.mu.Unlock()
-		if match {
-			return true
+		if proc == nil {
+			continue
+		}
+		fd, err := pidfd.Open(proc.PID, proc.StartTicks)
+		if err != nil {
+			continue // it has ended
+		}
+		err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+		if err := errors.Join(err, unix.Close(fd)); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("kill plugin %d: %w", proc.PID, err)
 		}
 	}
-	return false
+	for end := time.Now().Add(endWait); len(h.all()) > 0; time.Sleep(endPause) {
+		if time.Now().After(end) {
+			return fmt.Errorf("kill the plugins: %d are left", len(h.all()))
+		}
+	}
+	return nil
 }
+
+func (h *Host) isPlugin(pid int) bool { return slices.Contains(h.Processes(), pid) }
 
 // Runners lists every plugin: those that take jobs, drain, or are refused.
 func (h *Host) Runners() []job.RunnerInfo {

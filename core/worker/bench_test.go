@@ -78,6 +78,7 @@ type quickGroups struct{}
 func (quickGroups) Check(job.Limits) error                 { return nil }
 func (quickGroups) Acquire(job.Limits, int) (Group, error) { return noGroup{}, nil }
 func (quickGroups) Reopen(string) (Group, error)           { return noGroup{}, nil }
+func (quickGroups) Conditions() []job.Condition            { return nil }
 func (quickGroups) Prune() ([]string, error)               { return nil, nil }
 
 func cpu() time.Duration {

@@ -124,6 +124,8 @@ type Groups interface {
 	Check(job.Limits) error
 	Acquire(l job.Limits, uid int) (Group, error)
 	Reopen(name string) (Group, error)
+	// Conditions tells what the host cannot promise.
+	Conditions() []job.Condition
 	// Prune removes what earlier lives left and nobody has reopened; it returns
 	// the groups that cannot go because processes are in them.
 	Prune() ([]string, error)

@@ -275,7 +275,10 @@ func (w *Worker) ask(ctx context.Context, op string, make func(Ticket) Event) (j
 
 // Conditions lists what people should know of this worker.
 func (w *Worker) Conditions() []job.Condition {
-	all := slices.Concat(w.cfg.Output.Conditions(), w.cfg.Scripts.Conditions(), w.cfg.Runners.Conditions(), w.hands.preparer.folders.trash.conditions())
+	all := slices.Concat(
+		w.cfg.Output.Conditions(), w.cfg.Scripts.Conditions(), w.cfg.Runners.Conditions(), w.cfg.Groups.Conditions(),
+		w.hands.preparer.folders.trash.conditions(),
+	)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.condition != nil {

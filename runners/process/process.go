@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/droverhq/drover/plugins/lineage"
 	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
 )
@@ -34,6 +35,8 @@ type Runner struct {
 	config Config
 	path   string // PATH of this process
 	null   int    // the null device, for jobs of this process's user without standard input; -1 could not be opened
+
+	tagging sync.Mutex // held while this process wears the tag of an attempt, for a fork
 
 	mu      sync.Mutex // guards the fields below
 	changed *sync.Cond // a process was registered, a fork ended, or the runner closed
@@ -156,11 +159,29 @@ func (r *Runner) launch(argv []string, attr *syscall.ProcAttr, s runner.Spec) (p
 	// Some programs look themselves up in the PATH of the job when their name is none
 	// with a slash, and load their libraries from beside what they find.
 	argv = append([]string{path}, argv[1:]...)
+	takeOff := r.tag(&s)
 	before := bootClock()
-	if pid, err = forkExec(path, argv, attr, restrictionsOf(s)); err != nil {
+	pid, err = forkExec(path, argv, attr, restrictionsOf(s))
+	after := bootClock()
+	takeOff()
+	if err != nil {
 		return 0, 0, explain(err, path, s)
 	}
-	return pid, ticksBetween(before, bootClock()), nil
+	return pid, ticksBetween(before, after), nil
+}
+
+// tag gives this process the tag of an attempt that no cgroup holds, so that what is
+// forked has it (P9). It returns the way back.
+func (r *Runner) tag(s *runner.Spec) (takeOff func()) {
+	if s.Cgroup != "" || len(s.CgroupTasks) > 0 {
+		return func() {}
+	}
+	r.tagging.Lock()
+	back := lineage.Wear(lineage.Of(s.ID))
+	return func() {
+		back()
+		r.tagging.Unlock()
+	}
 }
 
 // program returns what to execute for argv[0].

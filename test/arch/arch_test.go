@@ -16,6 +16,7 @@ var layers = map[string]int{
 	"proto/drover/runner/v1":     0,
 	"certs":                      1,
 	"plugins/kernfile":           0,
+	"plugins/lineage":            1,
 	"plugins/pidfd":              1,
 	"plugins/failpoint":          0,
 	"plugins/ownership":          0,

@@ -104,15 +104,22 @@ func Worker(ctx, now context.Context, o WorkerOptions, log *slog.Logger) (err er
 	return err
 }
 
-// leave drains, deregisters and ends the plugins (P17).
+// leave drains, deregisters and ends the plugins (P17), also when the scheduler is away
+// or does not know the worker any more. Only what still runs keeps its plugin, for the
+// next life of the worker.
 func (p *parts) leave(ctx context.Context, deadline time.Duration, log *slog.Logger) error {
 	log.Info("leaving", "drain_timeout", deadline)
-	if err := p.worker.Drain(ctx, deadline); err != nil {
+	err := p.worker.Drain(ctx, deadline)
+	if ctx.Err() != nil || p.worker.Counts().Live > 0 {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, shutdownTimeout)
 	defer cancel()
-	return p.host.Shutdown(ctx)
+	killed, hidden := p.groups.EndHidden(ctx, p.host.Processes())
+	if killed > 0 {
+		log.Warn("processes of stopped jobs had hidden and were killed", "processes", killed)
+	}
+	return errors.Join(err, hidden, p.host.Shutdown(ctx))
 }
 
 func (p *parts) close() error {

@@ -74,8 +74,12 @@ func (s Stream) String() string {
 	return text
 }
 
+// walked is the method of a stop on a host without cgroups.
+const walked = "process-walk"
+
 // String says what a stop took: "3 processes ended by TERM, 1 by KILL, in
-// 0.21s". Processes that got TERM and had to be killed count as killed only.
+// 0.21s". Processes that got TERM and had to be killed count as killed only. Without
+// cgroups a process can hide from a stop, and the answer says so.
 func (p *StopProof) String() string {
 	if p == nil {
 		return ""
@@ -84,6 +88,9 @@ func (p *StopProof) String() string {
 	took := strconv.FormatFloat(p.Took, 'f', 2, 64) + "s"
 	if p.Took < 0.1 {
 		took = strconv.FormatFloat(p.Took, 'f', 3, 64) + "s"
+	}
+	if p.Method == walked {
+		took += ", as far as can be seen without cgroups"
 	}
 	if ended == 0 && p.Killed == 0 {
 		return "no process was left, in " + took
