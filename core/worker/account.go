@@ -7,12 +7,22 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/foreign"
 )
 
 // account is a user that a job runs as.
 type account struct {
 	name, home string
 	cred       Credential
+}
+
+// user is the account for looks at files; nil for the worker's own.
+func (a *account) user() *foreign.User {
+	if a == nil {
+		return nil
+	}
+	u := foreign.User(a.cred)
+	return &u
 }
 
 // findAccount looks a user up by name.

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/output"
 	"github.com/droverhq/drover/plugins/foreign"
@@ -371,5 +372,106 @@ func TestAnUploadedScriptOfAnotherUser(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("left: %q", left)
 		}
+	}
+}
+
+// TestWorkingFoldersAreLookedAtAsTheJobsUser: root sees more than the job will.
+func TestWorkingFoldersAreLookedAtAsTheJobsUser(t *testing.T) {
+	t.Parallel()
+	p := newPreparer(t, newWorld(), Policy{})
+	p.folders = newFolders(t)
+	base := filepath.Dir(p.folders.root)
+	closed, open := filepath.Join(base, "closed", "in"), filepath.Join(base, "open")
+	for dir, mode := range map[string]os.FileMode{closed: 0o755, open: 0o755} {
+		if err := os.MkdirAll(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(filepath.Dir(closed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Chmod(filepath.Dir(closed), 0o700) //nolint:errcheck // for the removal
+	if got, err := p.workdir(&prepared{}, &job.Spec{Workdir: open}, guest()); err != nil || got != open {
+		t.Errorf("%s, %v", got, err)
+	}
+	want := fmt.Sprintf("the job's user may not enter %q", filepath.Dir(closed))
+	if _, err := p.workdir(&prepared{}, &job.Spec{Workdir: closed}, guest()); errs.ReasonOf(err) != reasonWorkdir || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v, want %s", err, want)
+	}
+}
+
+// TestALinkLeadsToNoWorkingFolderThatIsNotAllowed: nor does the policy's own link keep
+// anybody out.
+func TestALinkLeadsToNoWorkingFolderThatIsNotAllowed(t *testing.T) {
+	t.Parallel()
+	p := newPreparer(t, newWorld(), Policy{})
+	base := filepath.Join(filepath.Dir(p.folders.root), "base")
+	at := func(name string) string { return filepath.Join(base, name) }
+	for _, err := range []error{
+		os.MkdirAll(at("srv/in"), 0o755), os.MkdirAll(at("other"), 0o755),
+		os.Symlink(at("other"), at("srv/out")), os.Symlink(at("srv"), at("alias")), os.Symlink(at("srv/in"), at("srv/around")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.policy.Workdirs = []string{at("alias"), at("srv")}
+	for dir, want := range map[string]string{
+		at("srv/in"): "", at("srv/around"): "", at("alias/in"): "", at("srv/out"): job.ReasonPolicy, at("alias/out"): job.ReasonPolicy, at("other"): job.ReasonPolicy,
+	} {
+		if _, err := p.workdir(&prepared{}, &job.Spec{Workdir: dir}, nil); errs.ReasonOf(err) != want {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+}
+
+// mute mounts a file system that never answers, until the test ends.
+func mute(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fuse, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Mount("silent", dir, "fuse", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", fuse))
+	}
+	if err != nil {
+		t.Fatalf("mount a file system that never answers: %v", err)
+	}
+	t.Cleanup(func() {
+		_ = unix.Close(fuse) // whoever waits for it gets an error
+		_ = unix.Unmount(dir, unix.MNT_DETACH)
+	})
+	return dir
+}
+
+// TestAFileSystemThatDoesNotAnswerHoldsUpNothing: the order is refused in time, and
+// others are taken meanwhile.
+func TestAFileSystemThatDoesNotAnswerHoldsUpNothing(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		return // mounts are root's
+	}
+	p := newPreparer(t, newWorld(), Policy{})
+	dir := mute(t)
+	began := time.Now()
+	var wait sync.WaitGroup
+	for i := range 12 {
+		wait.Go(func() {
+			sub := filepath.Join(dir, strconv.Itoa(i))
+			if _, err := p.workdir(&prepared{}, &job.Spec{Workdir: sub}, guest()); errs.ReasonOf(err) != reasonWorkdir || !strings.Contains(err.Error(), "does not answer") {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	if got, err := p.workdir(&prepared{}, &job.Spec{}, guest()); err != nil || got != p.scratch {
+		t.Errorf("another order: %s, %v", got, err)
+	}
+	wait.Wait()
+	if took := time.Since(began); took > 6*lookPatience {
+		t.Errorf("it took %v", took)
 	}
 }

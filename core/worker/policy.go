@@ -138,3 +138,14 @@ func (p *Policy) AllowsWorkdir(dir string) bool {
 		return dir == root || strings.HasPrefix(dir, strings.TrimSuffix(root, "/")+"/")
 	})
 }
+
+// AllowsRealWorkdir tells whether a job may begin in a folder whose path has no links.
+func (p *Policy) AllowsRealWorkdir(dir string) bool {
+	real := Policy{Workdirs: slices.Clone(p.Workdirs)}
+	for i, root := range real.Workdirs {
+		if where, err := filepath.EvalSymlinks(root); err == nil {
+			real.Workdirs[i] = where
+		}
+	}
+	return real.AllowsWorkdir(dir)
+}

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/journal"
+	"github.com/droverhq/drover/plugins/foreign"
 )
 
 // Reasons of refusals that core/job has no name for.
@@ -25,6 +27,9 @@ const (
 // maxStrings bounds arguments and environment together, in bytes: a plugin takes a
 // start of twice as much.
 const maxStrings = 1 << 20
+
+// lookPatience is how long a file system may take to show a folder.
+const lookPatience = 5 * time.Second
 
 // binaryRunner runs executables and interpreters that have no runner.
 const binaryRunner = "binary"
@@ -45,6 +50,7 @@ type preparer struct {
 	output  LaneKeeper
 	find    func(path, command string) (string, error) // finder.find
 	account func(string) (*account, error)             // findAccount
+	looks   foreign.Looks                              // at folders that requests name
 }
 
 // prepared is what an attempt holds from preparation to cleanup.
@@ -89,7 +95,7 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 	if err := checkPath(spec, program.executed(h.pin)); err != nil {
 		return nil, err
 	}
-	workdir, err := p.workdir(h, spec)
+	workdir, err := p.workdir(h, spec, u)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +137,7 @@ func (p *preparer) rebuild(r Holding, x *holding) *prepared {
 	if err != nil || in.Script.Name != "" && x.pin == nil {
 		return h
 	}
-	workdir, err := p.workdir(h, &in.Spec)
+	workdir, err := p.workdir(h, &in.Spec, u)
 	if err != nil {
 		return h
 	}
@@ -395,7 +401,9 @@ func (p *preparer) script(h *prepared, id string, s *job.Spec, undo *undoer) err
 	return nil
 }
 
-func (p *preparer) workdir(h *prepared, s *job.Spec) (string, error) {
+// workdir is where the job begins. One that the request names is looked at with the
+// rights of the job's user, and not for longer than some seconds.
+func (p *preparer) workdir(h *prepared, s *job.Spec, u *account) (string, error) {
 	switch {
 	case s.Workdir == "" && h.pin != nil:
 		return h.pin.Root, nil
@@ -406,12 +414,20 @@ func (p *preparer) workdir(h *prepared, s *job.Spec) (string, error) {
 	case !p.policy.AllowsWorkdir(s.Workdir):
 		return "", refuse("workdir", job.ReasonPolicy, "the worker's policy does not allow %q", s.Workdir)
 	}
-	info, err := os.Stat(s.Workdir)
-	if err != nil {
+	where := make(chan string, 1)
+	err := p.looks.Do(u.user(), lookPatience, func() error {
+		real, err := foreign.Folder(s.Workdir)
+		where <- real
+		return err
+	}, nil)
+	switch {
+	case errors.Is(err, foreign.ErrNoAnswer):
+		return "", refuse("workdir", reasonWorkdir, "%q: %w", s.Workdir, err)
+	case err != nil:
 		return "", refuse("workdir", reasonWorkdir, "%w", err)
 	}
-	if !info.IsDir() {
-		return "", refuse("workdir", reasonWorkdir, "%q is not a folder", s.Workdir)
+	if real := <-where; !p.policy.AllowsRealWorkdir(real) {
+		return "", refuse("workdir", job.ReasonPolicy, "the worker's policy does not allow %q, which is where %q leads", real, s.Workdir)
 	}
 	return s.Workdir, nil
 }

@@ -215,7 +215,16 @@ func TestTheFolderThatIsInTheWayIsNamed(t *testing.T) {
 	deep := filepath.Join(dir, "a", "b", "c")
 	must(t, os.MkdirAll(deep, 0o755))
 	must(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o644))
-	look := func(path string) error { return As(guest(), func() error { return CheckFolder(path) }) }
+	look := func(path string) error {
+		return As(guest(), func() error {
+			_, err := Folder(path)
+			return err
+		})
+	}
+	must(t, os.Symlink(filepath.Join(dir, "a"), filepath.Join(dir, "link")))
+	if where, err := Folder(filepath.Join(dir, "link", "b")); err != nil || where != filepath.Join(dir, "a", "b") {
+		t.Errorf("behind a link: %s, %v", where, err)
+	}
 	must(t, look(deep))
 	must(t, look("/"))
 	for path, want := range map[string]string{

@@ -1,8 +1,10 @@
 package foreign
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -51,37 +53,43 @@ func Block(fd int) error {
 	return nil
 }
 
-// CheckFolder tells why the calling thread cannot work in a folder; path is absolute
-// and clean. The error names the first folder on the way that is in the way.
-func CheckFolder(path string) error {
-	if enter(path) == nil {
-		return nil
+// Folder tells where a folder really lies that the calling thread can work in; path is
+// absolute and clean. The error names the first folder on the way that is in the way.
+func Folder(path string) (string, error) {
+	where, err := enter(path)
+	if err == nil {
+		return where, nil
 	}
-	for i := 1; i <= len(path); i++ {
-		if i < len(path) && path[i] != '/' {
+	for i := 1; i < len(path); i++ {
+		if path[i] != '/' {
 			continue
 		}
-		switch err := enter(path[:i]); err {
-		case nil:
-		case unix.ENOENT:
-			return fmt.Errorf("%q does not exist", path[:i])
-		case unix.ENOTDIR:
-			return fmt.Errorf("%q is not a folder", path[:i])
-		case unix.EACCES:
-			return fmt.Errorf("the job's user may not enter %q", path[:i])
-		default:
-			return fmt.Errorf("enter %q: %w", path[:i], err)
+		if _, before := enter(path[:i]); before != nil {
+			return "", inTheWay(path[:i], before)
 		}
 	}
-	return nil // it is there by now
+	return "", inTheWay(path, err)
 }
 
-// enter looks whether the calling thread may work in a folder; the dot asks for the
-// right to pass through the folder itself.
-func enter(path string) error {
+func inTheWay(dir string, err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("%q does not exist", dir)
+	case errors.Is(err, unix.ENOTDIR):
+		return fmt.Errorf("%q is not a folder", dir)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("the job's user may not enter %q", dir)
+	}
+	return fmt.Errorf("enter %q: %w", dir, err)
+}
+
+// enter opens a folder as one to work in; the dot asks for the right to pass through
+// the folder itself. It tells where the folder lies without links.
+func enter(path string) (string, error) {
 	fd, err := unix.Open(strings.TrimSuffix(path, "/")+"/.", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return "", err
 	}
-	return unix.Close(fd)
+	defer unix.Close(fd) //nolint:errcheck // nothing can be written to it
+	return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 }
