@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/droverhq/drover/plugins/foreign"
 )
 
 // finderTrust is how long a place in PATH is believed. A search costs as much as
@@ -14,14 +16,20 @@ import (
 const finderTrust = time.Second
 
 // finder looks commands up in a PATH of the worker's choice, never in one of a
-// request. Its methods may be called from any goroutine.
+// request, and with the rights of who is to run them. Its methods may be called from
+// any goroutine.
 type finder struct {
+	looks foreign.Looks
+
 	mu    sync.Mutex // guards known
 	known map[wanted]place
 }
 
 // wanted is what a place depends on.
-type wanted struct{ path, command string }
+type wanted struct {
+	user          string // "" is the worker's own
+	path, command string
+}
 
 // place is where a command was found, and when.
 type place struct {
@@ -29,19 +37,28 @@ type place struct {
 	at   time.Time
 }
 
-// find returns the absolute path of a command.
-func (f *finder) find(path, command string) (string, error) {
-	now, w := time.Now(), wanted{path, command}
+// find returns the absolute path of a command that u can execute.
+func (f *finder) find(u *account, path, command string) (string, error) {
+	now, w := time.Now(), wanted{path: path, command: command}
+	if u != nil {
+		w.user = u.name
+	}
 	f.mu.Lock()
 	p, ok := f.known[w]
 	f.mu.Unlock()
 	if ok && now.Sub(p.at) < finderTrust {
 		return p.file, nil
 	}
-	file, err := lookPath(path, command)
+	found := make(chan string, 1)
+	err := f.looks.Do(u.user(), lookPatience, func() error {
+		file, err := lookPath(path, command)
+		found <- file
+		return err
+	}, nil)
 	if err != nil {
 		return "", err
 	}
+	file := <-found
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.known == nil || len(f.known) > 1000 {

@@ -400,6 +400,19 @@ func TestWorkingFoldersAreLookedAtAsTheJobsUser(t *testing.T) {
 	}
 }
 
+// TestAPipeAsACommandIsNotWaitedFor: the first line of a program is read, not awaited.
+func TestAPipeAsACommandIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	p := newPreparer(t, newWorld(), Policy{})
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(pipe, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.checkPath(&job.Spec{Env: map[string]string{"PATH": "/"}}, pipe, nil); err != nil {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestALinkLeadsToNoWorkingFolderThatIsNotAllowed: nor does the policy's own link keep
 // anybody out.
 func TestALinkLeadsToNoWorkingFolderThatIsNotAllowed(t *testing.T) {
@@ -425,7 +438,8 @@ func TestALinkLeadsToNoWorkingFolderThatIsNotAllowed(t *testing.T) {
 	}
 }
 
-// mute mounts a file system that never answers, until the test ends.
+// mute mounts a file system that never answers, until the test ends; "" where nothing
+// can be mounted.
 func mute(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -439,7 +453,8 @@ func mute(t *testing.T) string {
 		err = unix.Mount("silent", dir, "fuse", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", fuse))
 	}
 	if err != nil {
-		t.Fatalf("mount a file system that never answers: %v", err)
+		t.Logf("left out where nothing can be mounted: %v", err)
+		return ""
 	}
 	t.Cleanup(func() {
 		_ = unix.Close(fuse) // whoever waits for it gets an error
@@ -452,11 +467,11 @@ func mute(t *testing.T) string {
 // others are taken meanwhile.
 func TestAFileSystemThatDoesNotAnswerHoldsUpNothing(t *testing.T) {
 	t.Parallel()
-	if os.Geteuid() != 0 {
-		return // mounts are root's
-	}
 	p := newPreparer(t, newWorld(), Policy{})
 	dir := mute(t)
+	if dir == "" {
+		return
+	}
 	began := time.Now()
 	var wait sync.WaitGroup
 	for i := range 12 {
@@ -466,6 +481,14 @@ func TestAFileSystemThatDoesNotAnswerHoldsUpNothing(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 		})
+	}
+	for _, f := range []func() error{
+		func() error {
+			return p.checkPath(&job.Spec{Env: map[string]string{"PATH": "/"}}, filepath.Join(dir, "tool"), guest())
+		},
+		func() error { _, err := p.find(guest(), fallbackPath, filepath.Join(dir, "tool")); return err },
+	} {
+		wait.Go(func() { _ = f() })
 	}
 	if got, err := p.workdir(&prepared{}, &job.Spec{}, guest()); err != nil || got != p.scratch {
 		t.Errorf("another order: %s, %v", got, err)

@@ -140,6 +140,7 @@ type Launch struct {
 	Args        []string
 	Env         []string
 	Workdir     string
+	Asked       bool   // the request named Workdir
 	Stdin       string // file; "" is /dev/null
 	Lanes       Lanes
 	Cgroup      string

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -48,9 +47,9 @@ type preparer struct {
 	scripts Scripts
 	groups  Groups
 	output  LaneKeeper
-	find    func(path, command string) (string, error) // finder.find
-	account func(string) (*account, error)             // findAccount
-	looks   foreign.Looks                              // at folders that requests name
+	find    func(u *account, path, command string) (string, error) // finder.find
+	account func(string) (*account, error)                         // findAccount
+	looks   foreign.Looks                                          // at folders that requests name
 }
 
 // prepared is what an attempt holds from preparation to cleanup.
@@ -92,7 +91,7 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 	if err := p.script(h, id, spec, undo); err != nil {
 		return nil, err
 	}
-	if err := checkPath(spec, program.executed(h.pin)); err != nil {
+	if err := p.checkPath(spec, program.executed(h.pin), u); err != nil {
 		return nil, err
 	}
 	workdir, err := p.workdir(h, spec, u)
@@ -150,7 +149,7 @@ func (p *preparer) rebuild(r Holding, x *holding) *prepared {
 // assemble fills the launch with what is known of the attempt.
 func (h *prepared) assemble(key job.Key, program program, workdir string, lanes Lanes, stdin string, u *account) {
 	h.launch = Launch{
-		ID: attemptID(key), Command: program.command, Interpreter: program.interpreter, Args: h.intent.Spec.Args, Workdir: workdir, Stdin: stdin, Lanes: lanes,
+		ID: attemptID(key), Command: program.command, Interpreter: program.interpreter, Args: h.intent.Spec.Args, Workdir: workdir, Asked: h.intent.Spec.Workdir != "", Stdin: stdin, Lanes: lanes,
 		Cgroup: h.group.Dir(), CgroupTasks: h.group.Tasks(),
 	}
 	if h.pin != nil {
@@ -267,18 +266,20 @@ func (r *program) executed(pin *Pin) string {
 
 // checkPath refuses a PATH of a request for a program whose first line has its own
 // interpreter looked up in PATH, as that of many wrappers does: #!/usr/bin/env bash.
-func checkPath(s *job.Spec, file string) error {
+func (p *preparer) checkPath(s *job.Spec, file string, u *account) error {
 	if _, ok := s.Env["PATH"]; !ok || file == "" {
 		return nil
 	}
-	f, err := os.Open(file)
+	begins := make(chan []byte, 1)
+	err := p.looks.Do(u.user(), lookPatience, func() error {
+		line, err := foreign.Beginning(file, 256) // as much as the kernel looks at, see execve(2)
+		begins <- line
+		return err
+	}, nil)
 	if err != nil {
 		return nil // the start tells why it cannot be executed
 	}
-	defer f.Close()           //nolint:errcheck // nothing was written
-	line := make([]byte, 256) // as much as the kernel looks at, see execve(2)
-	n, _ := io.ReadFull(f, line)
-	first, _, _ := strings.Cut(string(line[:n]), "\n")
+	first, _, _ := strings.Cut(string(<-begins), "\n")
 	fields := strings.Fields(strings.TrimPrefix(first, "#!"))
 	if strings.HasPrefix(first, "#!") && len(fields) > 0 && filepath.Base(fields[0]) == "env" {
 		return refuse(`env["PATH"]`, job.ReasonPolicy, "it would choose the interpreter of %s, which begins with %q", file, first)
@@ -289,7 +290,7 @@ func checkPath(s *job.Spec, file string) error {
 // resolve finds what runs the request. Every name is looked up in a PATH of the
 // worker's choice: the environment of a request must not choose what runs (P13).
 func (p *preparer) resolve(s *job.Spec, u *account) (program, error) {
-	find := func(command string) (string, error) { return p.find(searchPath(p.base, u), command) }
+	find := func(command string) (string, error) { return p.find(u, searchPath(p.base, u), command) }
 	if s.Path == "" {
 		return p.resolveBare(s, find)
 	}

@@ -283,7 +283,7 @@ func TestCommandsAreSearchedOnceASecond(t *testing.T) {
 	file := filepath.Join(dir, "tool")
 	synctest.Test(t, func(t *testing.T) {
 		f := &finder{}
-		find := func(command string) (string, error) { return f.find(dir, command) }
+		find := func(command string) (string, error) { return f.find(nil, dir, command) }
 		if _, err := find("tool"); !errors.Is(err, exec.ErrNotFound) {
 			t.Errorf("%v", err)
 		}
@@ -306,7 +306,7 @@ func TestCommandsAreSearchedOnceASecond(t *testing.T) {
 			t.Error("a removed command is believed for ever")
 		}
 		for i := range 2000 {
-			f.known[wanted{"", strconv.Itoa(i)}] = place{}
+			f.known[wanted{command: strconv.Itoa(i)}] = place{}
 		}
 		if _, err := find("/bin/sh"); err != nil || len(f.known) != 1 {
 			t.Errorf("%d places are kept, %v", len(f.known), err)

@@ -34,7 +34,7 @@ func (b boundRunners) Interpreter(r journal.Runner) string {
 // Start hands a launch to a runner.
 func (b boundRunners) Start(r journal.Runner, l Launch) error {
 	s := &runnerv1.Start{
-		Id: l.ID, Command: l.Command, Script: l.Script, Args: l.Args, Env: l.Env, Workdir: l.Workdir, Stdin: l.Stdin,
+		Id: l.ID, Command: l.Command, Script: l.Script, Args: l.Args, Env: l.Env, Workdir: l.Workdir, WorkdirAsked: l.Asked, Stdin: l.Stdin,
 		Stdout: l.Lanes.Stdout, Stderr: l.Lanes.Stderr, Cgroup: l.Cgroup, CgroupTasks: l.CgroupTasks,
 		Interpreter: l.Interpreter,
 	}

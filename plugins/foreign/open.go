@@ -53,6 +53,26 @@ func Block(fd int) error {
 	return nil
 }
 
+// Beginning reads the first bytes of a regular file that the calling thread may read. It
+// waits for nobody to write to it.
+func Beginning(path string, most int) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing was written to it
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, fmt.Errorf("read %s: it is no regular file", path)
+	}
+	text := make([]byte, most)
+	n, err := unix.Read(fd, text)
+	if err != nil {
+		return nil, &os.PathError{Op: "read", Path: path, Err: err}
+	}
+	return text[:n], nil
+}
+
 // Folder tells where a folder really lies that the calling thread can work in; path is
 // absolute and clean. The error names the first folder on the way that is in the way.
 func Folder(path string) (string, error) {

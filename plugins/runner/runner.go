@@ -46,18 +46,21 @@ type Canary struct {
 // Spec asks for one process. The worker has resolved and allowed everything
 // in it; a runner adds its interpreter and nothing else.
 type Spec struct {
-	ID          string
-	Command     string
-	Script      string // absolute, or ""
-	Args        []string
-	Env         []string // K=V, the whole environment
-	Workdir     string
-	Stdin       string   // file; "" is the null device
-	Stdout      string   // named pipe; open it O_RDWR for the job
-	Stderr      string   // named pipe
-	Cgroup      string   // cgroup (v2) folder to be born into; "" is none
-	CgroupTasks []string // v1 "tasks" files that the forking thread enters
-	Credential  *Credential
+	ID      string
+	Command string
+	Script  string // absolute, or ""
+	Args    []string
+	Env     []string // K=V, the whole environment
+	Workdir string
+	// WorkdirAsked: the request named the working folder. Enter it with the rights of
+	// Credential, and so that nothing else waits for its file system.
+	WorkdirAsked bool
+	Stdin        string   // file; "" is the null device
+	Stdout       string   // named pipe; open it O_RDWR for the job
+	Stderr       string   // named pipe
+	Cgroup       string   // cgroup (v2) folder to be born into; "" is none
+	CgroupTasks  []string // v1 "tasks" files that the forking thread enters
+	Credential   *Credential
 	// Interpreter is where the program of Info.Interpreter lies, absolute; "" when the
 	// worker is older: then look in the PATH of this process. Never look in that of
 	// Env, which a request may have set.
@@ -142,7 +145,7 @@ func specFromProto(p *runnerv1.Start) Spec {
 		ID: p.GetId(), Command: p.GetCommand(), Script: p.GetScript(), Args: p.GetArgs(), Env: p.GetEnv(),
 		Workdir: p.GetWorkdir(), Stdin: p.GetStdin(), Stdout: p.GetStdout(), Stderr: p.GetStderr(),
 		Cgroup: p.GetCgroup(), CgroupTasks: p.GetCgroupTasks(),
-		Interpreter: p.GetInterpreter(), NoNewPrivs: p.GetNoNewPrivs(),
+		Interpreter: p.GetInterpreter(), NoNewPrivs: p.GetNoNewPrivs(), WorkdirAsked: p.GetWorkdirAsked(),
 	}
 	for _, l := range p.GetRlimits() {
 		s.Rlimits = append(s.Rlimits, Rlimit{Resource: int(l.GetResource()), Value: l.GetValue()})

@@ -1,6 +1,7 @@
 package process
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -45,7 +46,9 @@ func find(name, path string) (string, error) {
 // checkExecutable tells why a file cannot be executed.
 func checkExecutable(path string) *runner.StartError {
 	var st syscall.Stat_t
-	if err := syscall.Stat(path, &st); err != nil {
+	if err := syscall.Stat(path, &st); errors.Is(err, syscall.EACCES) {
+		return &runner.StartError{Reason: runner.NotExecutable, Message: fmt.Sprintf("execute %s: %v", path, err)}
+	} else if err != nil {
 		return &runner.StartError{Reason: runner.NotFound, Message: fmt.Sprintf("execute %s: %v", path, err)}
 	}
 	if st.Mode&syscall.S_IFMT != syscall.S_IFREG || st.Mode&0o111 == 0 {

@@ -11,9 +11,11 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/droverhq/drover/plugins/foreign"
 	"github.com/droverhq/drover/plugins/lineage"
 	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
@@ -34,7 +36,8 @@ type Config struct {
 type Runner struct {
 	config Config
 	path   string // PATH of this process
-	null   int    // the null device, for jobs of this process's user without standard input; -1 could not be opened
+	looks  foreign.Looks
+	null   int // the null device, for jobs of this process's user without standard input; -1 could not be opened
 
 	tagging sync.Mutex // held while this process wears the tag of an attempt, for a fork
 
@@ -123,8 +126,8 @@ func (r *Runner) Start(s runner.Spec, exited func(runner.Exit)) (runner.Process,
 	if f.cgroup >= 0 {
 		attr.Sys.CgroupFD, attr.Sys.UseCgroupFD = f.cgroup, true
 	}
-	number := r.beginFork()
-	pid, ticks, err := r.launch(argv, attr, s)
+	var number uint64
+	pid, ticks, err := r.launch(argv, attr, s, func() { number = r.beginFork() })
 	if pid == 0 {
 		r.endFork(number, nil)
 		return runner.Process{}, err
@@ -149,9 +152,9 @@ func (r *Runner) Start(s runner.Spec, exited func(runner.Exit)) (runner.Process,
 	return runner.Process{PID: pid, StartTicks: ticks}, nil
 }
 
-// launch finds the executable and starts it; ticks is 0 when the start time has
-// to be asked for.
-func (r *Runner) launch(argv []string, attr *syscall.ProcAttr, s runner.Spec) (pid int, ticks uint64, err error) {
+// launch finds the executable and starts it; forking is called when a fork comes.
+// ticks is 0 when the start time has to be asked for.
+func (r *Runner) launch(argv []string, attr *syscall.ProcAttr, s runner.Spec, forking func()) (pid int, ticks uint64, err error) {
 	path, err := r.program(argv[0], s)
 	if err != nil {
 		return 0, 0, err
@@ -159,13 +162,20 @@ func (r *Runner) launch(argv []string, attr *syscall.ProcAttr, s runner.Spec) (p
 	// Some programs look themselves up in the PATH of the job when their name is none
 	// with a slash, and load their libraries from beside what they find.
 	argv = append([]string{path}, argv[1:]...)
-	takeOff := r.tag(&s)
-	before := bootClock()
-	pid, err = forkExec(path, argv, attr, restrictionsOf(s))
-	after := bootClock()
-	takeOff()
+	var before, after time.Duration
+	refused := r.begin(path, argv, attr, s, func(fork func() (int, error)) {
+		forking()
+		takeOff := r.tag(&s)
+		before = bootClock()
+		pid, err = forkExec(fork)
+		after = bootClock()
+		takeOff()
+	})
+	if refused != nil {
+		return 0, 0, refused
+	}
 	if err != nil {
-		return 0, 0, explain(err, path, s)
+		return 0, 0, r.explain(err, path, s)
 	}
 	return pid, ticksBetween(before, after), nil
 }
@@ -232,16 +242,14 @@ func (r *Runner) endFork(number uint64, p *proc) {
 }
 
 // explain turns an errno of fork or exec into a reason.
-func explain(err error, path string, s runner.Spec) error {
-	if bad := checkExecutable(path); bad != nil {
-		return bad
+func (r *Runner) explain(err error, path string, s runner.Spec) error {
+	var known *runner.StartError
+	if errors.As(r.whyNot(path, s), &known) {
+		return known
 	}
 	message := fmt.Sprintf("execute %s: %v", path, err)
 	switch {
 	case errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENOTDIR):
-		if _, statErr := os.Stat(s.Workdir); s.Workdir != "" && statErr != nil {
-			return &runner.StartError{Reason: runner.BadRequest, Message: fmt.Sprintf("working folder: %v", statErr)}
-		}
 		return &runner.StartError{Reason: runner.NotFound, Message: message + " (is its interpreter installed?)"}
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOEXEC):
 		return &runner.StartError{Reason: runner.NotExecutable, Message: message}

@@ -1,8 +1,11 @@
 package process
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -185,4 +188,128 @@ func TestAnEndIsToldBeforeItIsReaped(t *testing.T) {
 	}
 	_ = r.Close()
 	goleak.VerifyNone(t) // its reaper would take the children of other tests
+}
+
+// TestTheFolderThatRefusesIsNamedAndNotTheProgram: a job of another user cannot pass the
+// folder above its working folder.
+func TestTheFolderThatRefusesIsNamedAndNotTheProgram(t *testing.T) {
+	dir := t.TempDir()
+	shut := filepath.Join(dir, "shut")
+	for _, err := range []error{os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o755), os.MkdirAll(filepath.Join(shut, "in"), 0o755), os.Chmod(shut, 0o600)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer os.Chmod(shut, 0o700) //nolint:errcheck // for the removal
+	out, _ := lane(t)
+	r := &Runner{null: -1}
+	for _, asked := range []bool{false, true} {
+		s := runner.Spec{Workdir: filepath.Join(shut, "in"), WorkdirAsked: asked, Stdout: out, Stderr: out}
+		if os.Geteuid() == 0 {
+			s.Credential = &runner.Credential{UID: 65534, GID: 65534}
+		}
+		attr := &syscall.ProcAttr{Dir: s.Workdir, Sys: &syscall.SysProcAttr{}}
+		if c := s.Credential; c != nil {
+			attr.Sys.Credential = &syscall.Credential{Uid: c.UID, Gid: c.GID}
+		}
+		_, _, err := r.launch([]string{"/bin/true"}, attr, s, func() {})
+		var se *runner.StartError
+		if !errors.As(err, &se) || se.Reason != runner.BadRequest || !strings.Contains(se.Message, strconv.Quote(shut)) || strings.Contains(se.Message, "/bin/true") {
+			t.Errorf("asked %v: %v", asked, err)
+		}
+	}
+}
+
+// TestAProgramThatOnlyRootReachesIsNotSaidToBeMissing: root sees it, the job does not.
+func TestAProgramThatOnlyRootReachesIsNotSaidToBeMissing(t *testing.T) {
+	dir := t.TempDir()
+	tool := filepath.Join(dir, "shut", "tool")
+	for _, err := range []error{os.MkdirAll(filepath.Dir(tool), 0o755), os.WriteFile(tool, []byte("#!/bin/sh\n"), 0o755), os.Chmod(filepath.Dir(tool), 0o600)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer os.Chmod(filepath.Dir(tool), 0o700) //nolint:errcheck // for the removal
+	r, s := &Runner{}, runner.Spec{Workdir: "/"}
+	attr := &syscall.ProcAttr{Sys: &syscall.SysProcAttr{}}
+	if os.Geteuid() == 0 {
+		s.Credential = &runner.Credential{UID: 65534, GID: 65534}
+		attr.Sys.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+	}
+	_, _, err := r.launch([]string{tool}, attr, s, func() {})
+	var se *runner.StartError
+	if !errors.As(err, &se) || se.Reason != runner.NotExecutable || !strings.Contains(se.Message, "permission denied") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestAWorkingFolderIsEntered: the process is where it was asked to be, and this process
+// stays where it is.
+func TestAWorkingFolderIsEntered(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &Runner{}
+	s := runner.Spec{Workdir: dir, WorkdirAsked: true}
+	for _, tool := range []string{"touch", "mkdir"} { // the second time the thread is another one, or the same
+		pid, _, err := r.launch([]string{"/bin/" + tool, tool}, &syscall.ProcAttr{Dir: dir, Sys: &syscall.SysProcAttr{}}, s, func() {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(filepath.Join(dir, tool)); err != nil {
+			t.Error(err)
+		}
+	}
+	if now, err := os.Getwd(); err != nil || now != here {
+		t.Errorf("this process is in %s, %v", now, err)
+	}
+}
+
+// TestAFileSystemThatDoesNotAnswerHoldsUpNoOtherStart: a child that hangs in it before it
+// has executed its program would hold up every fork of the process.
+func TestAFileSystemThatDoesNotAnswerHoldsUpNoOtherStart(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return // mounts are root's
+	}
+	dir := t.TempDir()
+	fuse, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Mount("mute", dir, "fuse", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fuse))
+	}
+	if err != nil {
+		t.Logf("left out where nothing can be mounted: %v", err)
+		return
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH) //nolint:errcheck // it goes with the test
+	defer unix.Close(fuse)                   //nolint:errcheck // whoever waits for it gets an error
+	r := &Runner{}
+	hung := make(chan error, 1)
+	go func() {
+		_, _, err := r.launch([]string{"/bin/true"}, &syscall.ProcAttr{Sys: &syscall.SysProcAttr{}},
+			runner.Spec{Workdir: filepath.Join(dir, "sub"), WorkdirAsked: true}, func() { t.Error("it forks") })
+		hung <- err
+	}()
+	for others := 0; ; others++ {
+		select {
+		case err := <-hung:
+			if err == nil || !strings.Contains(err.Error(), "does not answer") || others == 0 {
+				t.Errorf("after %d other starts: %v", others, err)
+			}
+			return
+		default:
+		}
+		pid, _, err := r.launch([]string{"/bin/true"}, &syscall.ProcAttr{Dir: "/", Sys: &syscall.SysProcAttr{}}, runner.Spec{Workdir: "/"}, func() {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = syscall.Wait4(pid, nil, 0, nil)
+	}
 }

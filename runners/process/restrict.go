@@ -33,9 +33,9 @@ func (x *restrictions) none() bool {
 // forkExec starts a process. A busy text file (the script was written a moment
 // ago by a process that forked meanwhile) goes away by itself within
 // milliseconds, see golang.org/issue/22315.
-func forkExec(path string, argv []string, attr *syscall.ProcAttr, x restrictions) (int, error) {
+func forkExec(fork func() (int, error)) (int, error) {
 	for try := 0; ; try++ {
-		pid, err := forkInto(path, argv, attr, x)
+		pid, err := fork()
 		if !errors.Is(err, syscall.ETXTBSY) || try == 10 {
 			return pid, err
 		}

@@ -440,7 +440,11 @@ type Start struct {
 	NoNewPrivs bool `protobuf:"varint,14,opt,name=no_new_privs,json=noNewPrivs,proto3" json:"no_new_privs,omitempty"`
 	// Limits that are set before the process executes anything; each sets the soft and
 	// the hard limit.
-	Rlimits       []*Rlimit `protobuf:"bytes,15,rep,name=rlimits,proto3" json:"rlimits,omitempty"`
+	Rlimits []*Rlimit `protobuf:"bytes,15,rep,name=rlimits,proto3" json:"rlimits,omitempty"`
+	// The working folder is one that the request named, not one of the worker's. The
+	// runner enters it with no rights but those of the job's user, and gives the start up
+	// when the file system does not answer; other starts do not wait for it.
+	WorkdirAsked  bool `protobuf:"varint,16,opt,name=workdir_asked,json=workdirAsked,proto3" json:"workdir_asked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -578,6 +582,13 @@ func (x *Start) GetRlimits() []*Rlimit {
 		return x.Rlimits
 	}
 	return nil
+}
+
+func (x *Start) GetWorkdirAsked() bool {
+	if x != nil {
+		return x.WorkdirAsked
+	}
+	return false
 }
 
 // Rlimit is a resource limit, see setrlimit(2).
@@ -1362,7 +1373,7 @@ const file_drover_runner_v1_runner_proto_rawDesc = "" +
 	"\astarted\x18\x01 \x03(\v2\x19.drover.runner.v1.StartedR\astarted\x120\n" +
 	"\x06exited\x18\x02 \x03(\v2\x18.drover.runner.v1.ExitedR\x06exited\x12\x16\n" +
 	"\x06synced\x18\x03 \x01(\bR\x06synced\x12\x1c\n" +
-	"\tbeginning\x18\x04 \x03(\tR\tbeginning\"\xc0\x03\n" +
+	"\tbeginning\x18\x04 \x03(\tR\tbeginning\"\xe5\x03\n" +
 	"\x05Start\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x16\n" +
@@ -1382,7 +1393,8 @@ const file_drover_runner_v1_runner_proto_rawDesc = "" +
 	"\vinterpreter\x18\r \x01(\tR\vinterpreter\x12 \n" +
 	"\fno_new_privs\x18\x0e \x01(\bR\n" +
 	"noNewPrivs\x122\n" +
-	"\arlimits\x18\x0f \x03(\v2\x18.drover.runner.v1.RlimitR\arlimits\":\n" +
+	"\arlimits\x18\x0f \x03(\v2\x18.drover.runner.v1.RlimitR\arlimits\x12#\n" +
+	"\rworkdir_asked\x18\x10 \x01(\bR\fworkdirAsked\":\n" +
 	"\x06Rlimit\x12\x1a\n" +
 	"\bresource\x18\x01 \x01(\x05R\bresource\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value\"z\n" +
