@@ -296,13 +296,18 @@ func (h *Host) Lookup(command string) (Runner, error) {
 
 // Interpreter returns the name of the program that a runner runs scripts with, as its
 // manifest has it; "" when it names none.
-func (h *Host) Interpreter(r Runner) string {
+func (h *Host) Interpreter(r Runner) string { return h.description(r).Interpreter }
+
+// Restricts tells whether a runner applies no_new_privs and rlimits.
+func (h *Host) Restricts(r Runner) bool { return h.description(r).Restricts }
+
+func (h *Host) description(r Runner) runner.Description {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if p := h.byKey[r.Name+"@"+r.SHA256]; p != nil {
-		return p.manifest.Interpreter
+		return p.manifest.Description
 	}
-	return ""
+	return runner.Description{}
 }
 
 // Start hands a start to a runner. Its result arrives as an event.

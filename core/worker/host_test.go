@@ -122,7 +122,7 @@ func (s *site) begin() *life {
 	host, err := pluginhost.New(pluginhost.Config{Dir: s.plugins, State: s.data + "/plugins", BootID: boot, Log: log, Events: FeedEvents(feed)})
 	must(err)
 	wk, err := New(Config{
-		Name: s.name, Data: s.data, Slots: 32, Log: log, Policy: s.policy,
+		Name: s.name, Data: s.data, Slots: 32, Log: log, Policy: s.rooted(),
 		Journal: j, State: st, Output: BindOutput(store), Scripts: BindScripts(lib), Groups: BindGroups(groups),
 		Runners: BindRunners(host), Feed: feed,
 	})
@@ -443,4 +443,11 @@ func TestManyRealJobs(t *testing.T) {
 	if _, err := l.Attempt(t.Context(), job.Key{Job: uuid.New()}); errs.KindOf(err) != errs.NotFound {
 		t.Errorf("%v", err)
 	}
+}
+
+// rooted is the policy with root allowed: tests may run as root, and few are about that.
+func (s *site) rooted() Policy {
+	p := s.policy
+	p.AllowRoot = true
+	return p
 }

@@ -23,8 +23,17 @@ type Policy struct {
 	Commands []string `yaml:"commands"`
 	// Interpreters may run scripts that no runner serves, and nothing else.
 	Interpreters []string `yaml:"interpreters"`
-	// Users that jobs may run as, besides the worker's own.
+	// User is whom jobs run as that name no user; "": the worker's own.
+	User string `yaml:"user"`
+	// Users that jobs may run as, besides User or the worker's own.
 	Users []string `yaml:"users"`
+	// AllowRoot lets jobs run as root, where the worker does.
+	AllowRoot bool `yaml:"allow_root"`
+	// NoNewPrivs keeps jobs from gaining privileges by exec, as through sudo. Unset:
+	// those of other users than the worker's own.
+	NoNewPrivs *bool `yaml:"no_new_privs"`
+	// Rlimits are resource limits by their names in setrlimit(2) in lower case.
+	Rlimits map[string]string `yaml:"rlimits"`
 	// Env holds names, or globs of names, that requests may set besides the
 	// harmless ones; see variables.go.
 	Env []string `yaml:"env"`
@@ -84,6 +93,9 @@ func (p *Policy) check() error {
 		if !filepath.IsAbs(d) {
 			return fmt.Errorf("workdirs[%d]: %q is not absolute", i, d)
 		}
+	}
+	if _, err := p.rlimits(); err != nil {
+		return err
 	}
 	return p.checkEnv()
 }

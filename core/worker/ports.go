@@ -146,6 +146,8 @@ type Launch struct {
 	Cgroup      string
 	CgroupTasks []string
 	User        *Credential // nil: the worker's own
+	NoNewPrivs  bool
+	Rlimits     []Rlimit
 }
 
 // Credential is a numeric user.
@@ -169,6 +171,8 @@ type Launcher interface {
 	// Interpreter returns the name of the program that a runner runs scripts with; ""
 	// when it names none.
 	Interpreter(journal.Runner) string
+	// Restricts tells whether a runner applies NoNewPrivs and Rlimits.
+	Restricts(journal.Runner) bool
 	Start(journal.Runner, Launch) error
 	Ack(ids ...string)
 	// Resume takes over the attempts of an earlier life, if any: news tells what

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -38,6 +37,7 @@ const binaryRunner = "binary"
 type preparer struct {
 	log     *slog.Logger
 	worker  string // name, for DROVER_WORKER
+	root    bool   // the worker runs as root
 	boot    string
 	policy  Policy
 	scratch string
@@ -60,6 +60,9 @@ type prepared struct {
 	group  Group
 	pin    *Pin
 	oom    uint64 // kills of the group before this attempt
+
+	noNewPrivs bool
+	rlimits    []Rlimit
 }
 
 // prepare checks the order and takes all it needs; on an error nothing is held.
@@ -82,6 +85,9 @@ func (p *preparer) prepare(ctx context.Context, key job.Key, spec *job.Spec) (_ 
 	}
 	id := attemptID(key)
 	h := &prepared{runner: program.runner}
+	if err := p.restrict(h, u); err != nil {
+		return nil, err
+	}
 	undo := &undoer{}
 	defer func() {
 		if err != nil {
@@ -136,6 +142,9 @@ func (p *preparer) rebuild(r Holding, x *holding) *prepared {
 	if err != nil || in.Script.Name != "" && x.pin == nil {
 		return h
 	}
+	if err := p.restrict(h, u); err != nil {
+		return h
+	}
 	workdir, err := p.workdir(h, &in.Spec, u)
 	if err != nil {
 		return h
@@ -151,6 +160,7 @@ func (h *prepared) assemble(key job.Key, program program, workdir string, lanes 
 	h.launch = Launch{
 		ID: attemptID(key), Command: program.command, Interpreter: program.interpreter, Args: h.intent.Spec.Args, Workdir: workdir, Asked: h.intent.Spec.Workdir != "", Stdin: stdin, Lanes: lanes,
 		Cgroup: h.group.Dir(), CgroupTasks: h.group.Tasks(),
+		NoNewPrivs: h.noNewPrivs, Rlimits: h.rlimits,
 	}
 	if h.pin != nil {
 		h.launch.Script = h.pin.Path
@@ -370,19 +380,6 @@ func (p *preparer) binary(command string, find func(string) (string, error)) (pr
 		return program{}, refuse("command", job.ReasonSpawn, "NOT_FOUND: %v", err)
 	}
 	return program{runner: runner, command: file}, nil
-}
-
-func (p *preparer) user(name string) (*account, error) {
-	switch {
-	case name == "":
-		return nil, nil
-	case !p.policy.AllowsUser(name):
-		return nil, refuse("user", job.ReasonPolicy, "the worker's policy does not allow jobs to run as %q", name).
-			WithHint(`add it to "users" in the worker's policy file`)
-	case os.Geteuid() != 0:
-		return nil, refuse("user", job.ReasonPolicy, "the worker does not run as root and cannot become %q", name)
-	}
-	return p.account(name)
 }
 
 func (p *preparer) script(h *prepared, id string, s *job.Spec, undo *undoer) error {

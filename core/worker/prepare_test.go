@@ -26,8 +26,9 @@ func newPreparer(t *testing.T, w *world, p Policy) *preparer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.AllowRoot = true // tests may run as root, and few are about that
 	return &preparer{
-		log: slog.New(slog.DiscardHandler), worker: "w1", boot: "b", policy: p, scratch: data, base: baseEnviron([]string{"TMPDIR=/x", "HOME=/root"}),
+		log: slog.New(slog.DiscardHandler), worker: "w1", root: os.Geteuid() == 0, boot: "b", policy: p, scratch: data, base: baseEnviron([]string{"TMPDIR=/x", "HOME=/root"}),
 		folders: folders, runners: w, scripts: worldScripts{w}, groups: worldGroups{w}, output: worldOutput{w},
 		find: (&finder{}).find, account: func(name string) (*account, error) {
 			return &account{name: name, home: "/home/" + name, cred: Credential{UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Groups: []uint32{4}}}, nil

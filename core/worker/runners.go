@@ -31,12 +31,20 @@ func (b boundRunners) Interpreter(r journal.Runner) string {
 	return b.Host.Interpreter(pluginhost.Runner(r))
 }
 
+// Restricts tells whether the runner applies what a policy takes from jobs.
+func (b boundRunners) Restricts(r journal.Runner) bool {
+	return b.Host.Restricts(pluginhost.Runner(r))
+}
+
 // Start hands a launch to a runner.
 func (b boundRunners) Start(r journal.Runner, l Launch) error {
 	s := &runnerv1.Start{
 		Id: l.ID, Command: l.Command, Script: l.Script, Args: l.Args, Env: l.Env, Workdir: l.Workdir, WorkdirAsked: l.Asked, Stdin: l.Stdin,
 		Stdout: l.Lanes.Stdout, Stderr: l.Lanes.Stderr, Cgroup: l.Cgroup, CgroupTasks: l.CgroupTasks,
-		Interpreter: l.Interpreter,
+		Interpreter: l.Interpreter, NoNewPrivs: l.NoNewPrivs,
+	}
+	for _, x := range l.Rlimits {
+		s.Rlimits = append(s.Rlimits, &runnerv1.Rlimit{Resource: int32(x.Resource), Value: x.Value})
 	}
 	if u := l.User; u != nil {
 		s.Credential = &runnerv1.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}

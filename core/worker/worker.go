@@ -77,6 +77,7 @@ type Worker struct {
 	counts    Counts
 	lapses    uint64         // of the lease
 	condition *job.Condition // of the journal
+	noUser    *job.Condition // of the policy; does not change
 	unkill    time.Time      // since when attempts are unkillable; zero: none is
 	session   *session
 	indexes   uint64        // grows when scripts or runners change
@@ -105,7 +106,15 @@ func New(c Config) (*Worker, error) {
 		}
 		c.BootID = boot
 	}
-	dirs, err := makeFolders(c.Data, len(c.Policy.Users) > 0, c.Log)
+	root := os.Geteuid() == 0
+	if err := c.Policy.checkUser(root); err != nil {
+		return nil, err
+	}
+	noUser := userCondition(&c.Policy, root, c.Now().Wall)
+	if noUser != nil {
+		c.Log.Warn("jobs that name no user are refused: the worker runs as root", "hint", rootHint)
+	}
+	dirs, err := makeFolders(c.Data, len(c.Policy.Users) > 0 || c.Policy.User != "", c.Log)
 	if err != nil {
 		return nil, errs.E(op, errs.Internal, "DATA_FOLDER", err)
 	}
@@ -114,7 +123,7 @@ func New(c Config) (*Worker, error) {
 		return nil, err
 	}
 	w := &Worker{
-		cfg: c, log: c.Log, instance: newInstanceID(), identity: id,
+		cfg: c, log: c.Log, instance: newInstanceID(), identity: id, noUser: noUser,
 		machine: NewMachine(MachineConfig{BootID: c.BootID, Slots: c.Slots, Overshoot: c.Overshoot}),
 		inbox:   c.Feed.in, board: newBoard(), tickets: newTickets(),
 		ready: make(chan struct{}), ended: make(chan struct{}), beat: make(chan struct{}, 1),
@@ -124,7 +133,7 @@ func New(c Config) (*Worker, error) {
 		log: c.Log, output: c.Output, groups: c.Groups, scripts: c.Scripts, runners: c.Runners,
 		post: w.inbox.put, tasks: &w.tasks, slots: make(chan struct{}, preparers), held: make(map[job.Key]*holding),
 		preparer: &preparer{
-			log: c.Log, worker: c.Name, boot: c.BootID, policy: c.Policy, scratch: dirs.scratch,
+			log: c.Log, worker: c.Name, root: root, boot: c.BootID, policy: c.Policy, scratch: dirs.scratch,
 			base: baseEnviron(c.Environ), folders: dirs.attempts,
 			runners: c.Runners, scripts: c.Scripts, groups: c.Groups, output: c.Output,
 			find: (&finder{}).find, account: findAccount,
@@ -281,8 +290,10 @@ func (w *Worker) Conditions() []job.Condition {
 	)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.condition != nil {
-		all = append(all, *w.condition)
+	for _, c := range []*job.Condition{w.noUser, w.condition} {
+		if c != nil {
+			all = append(all, *c)
+		}
 	}
 	if w.counts.Unkillable > 0 {
 		all = append(all, job.Condition{

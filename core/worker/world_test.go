@@ -103,6 +103,8 @@ func (w *world) Interpreter(r journal.Runner) string {
 	return ""
 }
 
+func (w *world) Restricts(r journal.Runner) bool { return r.Name != "old" }
+
 func (w *world) Lookup(command string) (journal.Runner, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -676,7 +678,7 @@ func begin(t *testing.T, w *world, data string, opts ...option) *bench {
 	w.feed = NewFeed()
 	w.pins = 0 // they die with their process
 	c := Config{
-		Name: "w1", Data: data, Slots: 4, Policy: Policy{Commands: []string{"true"}},
+		Name: "w1", Data: data, Slots: 4, Policy: Policy{Commands: []string{"true"}, AllowRoot: true},
 		Journal: j, State: st, Output: worldOutput{w}, Scripts: worldScripts{w}, Groups: worldGroups{w}, Runners: w, Feed: w.feed,
 		Log: slog.New(slog.DiscardHandler), BootID: "boot-1", Environ: []string{"PATH=/usr/bin:/bin", "SECRET=x", "LC_ALL=C"},
 	}

@@ -220,7 +220,7 @@ func (c *Cluster) Scripts(dir string, files map[string]string) string {
 func (c *Cluster) AllowAll() string {
 	c.T.Helper()
 	path := c.Path("policy.yaml")
-	if err := os.WriteFile(path, []byte("commands: [\"*\"]\nenv: [\"*\"]\nuploads: true\n"), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte("commands: [\"*\"]\nenv: [\"*\"]\nuploads: true\nallow_root: true\n"), 0o600); err != nil {
 		c.T.Fatal(err)
 	}
 	return path

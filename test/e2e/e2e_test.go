@@ -416,7 +416,7 @@ func TestAScriptIsSentAlong(t *testing.T) {
 	}
 	want(t, c.Run("rerun", jobs[0].JobID), 2, "", "drover run --upload")
 	shut := c.Path("shut.yaml")
-	if err := os.WriteFile(shut, nil, 0o600); err != nil {
+	if err := os.WriteFile(shut, []byte("allow_root: true\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c.Worker("w2", c.Path("mine"), "--policy", shut)

@@ -104,7 +104,7 @@ func TestP19_ReadersThatJobsLeaveBehind_TakeNothingOfOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	policy := c.Path("users.yaml")
-	if err := os.WriteFile(policy, []byte("commands: [\"*\"]\nusers: [nobody, daemon]\n"), 0o600); err != nil {
+	if err := os.WriteFile(policy, []byte("commands: [\"*\"]\nusers: [nobody, daemon]\nallow_root: true\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c.Worker("w1", c.Scripts(c.Path("scripts"), map[string]string{"thief.sh": thief, "keeper.sh": keeper, "victim.sh": victim}), "--policy", policy)
