@@ -167,7 +167,7 @@ func scriptRecords(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(st.Apply(context.Background(), &b))
 	f, err := os.Create(ts.MkAbs(args[1]))
 	ts.Check(err)
-	_, err = backup.Write(context.Background(), st, f)
+	_, err = backup.Write(context.Background(), st, f, nil)
 	ts.Check(err)
 	ts.Check(f.Close())
 }

@@ -24,6 +24,8 @@ func newSchedulerBackup(e *env) *cobra.Command {
 	return &cobra.Command{
 		Use: "backup FILE", Short: "Copy all records of a running scheduler into a file", Args: exactly("FILE"),
 		Long: "backup copies jobs, request ids and workers as they are at one moment; the scheduler goes on.\n" +
+			"Standard input, secrets and uploads are left out: a job that still needs them is rejected when the\n" +
+			"copy is in use. \"drover store copy\" takes them along, from a scheduler that does not run.\n" +
 			"The file appears whole and verified, or not at all; one that is there already is left alone.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return e.withClient(func(c *client.Client) error { return e.backup(cmd.Context(), c, args[0]) })
@@ -56,7 +58,7 @@ func (e *env) backup(ctx context.Context, c *client.Client, file string) (err er
 	if err := os.Link(part.Name(), file); err != nil {
 		return errs.E(op, errs.Precondition, "FILE", err)
 	}
-	fmt.Fprintf(e.stderr, "%d records are in %s\n", n, file)
+	fmt.Fprintf(e.stderr, "%d records are in %s, without the standard input, secrets and uploads of jobs\n", n, file)
 	return os.Remove(part.Name())
 }
 

@@ -351,9 +351,11 @@ func (s *Scheduler) Watch(ctx context.Context, by Caller, ref string, snapshot b
 // and each worker checks it.
 func (s *Scheduler) PassRevocations(list []byte) { s.links.revoke(list) }
 
-// Backup writes a copy of all records, as they are at this moment, to w.
+// Backup writes a copy of all records, as they are at this moment, to w. The input of
+// jobs is left out: a file that is copied from machine to machine must not hold
+// secrets. A job that needs it after a restore is REJECTED, reason INPUT_GONE.
 func (s *Scheduler) Backup(ctx context.Context, by Caller, w io.Writer) error {
-	n, err := backup.Write(ctx, s.config.Store, w)
+	n, err := backup.Write(ctx, s.config.Store, w, isInput)
 	if err != nil {
 		return errs.E("back up", errs.Internal, "BACKUP", err)
 	}

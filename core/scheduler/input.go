@@ -31,6 +31,9 @@ type Kept struct {
 	Input job.Input
 }
 
+// isInput reports whether a key of the store is that of an input.
+func isInput(key []byte) bool { return key[0] == prefixInput }
+
 func encodeInput(in *job.Input) []byte {
 	size := len(in.Stdin) + len(in.Upload) + 16
 	for name, value := range in.Secrets {

@@ -28,9 +28,9 @@ const (
 	batchPairs = 10_000
 )
 
-// Write copies all pairs, as they are at this moment, and returns how many they
-// were.
-func Write(ctx context.Context, st store.Store, w io.Writer) (pairs uint64, err error) {
+// Write copies all pairs but those whose keys leaveOut reports, as they are at this
+// moment, and returns how many it has copied. A nil leaveOut leaves out nothing.
+func Write(ctx context.Context, st store.Store, w io.Writer, leaveOut func(key []byte) bool) (pairs uint64, err error) {
 	sum := sha256.New()
 	out := bufio.NewWriterSize(io.MultiWriter(w, sum), 64<<10)
 	if _, err := out.WriteString(header); err != nil {
@@ -39,6 +39,9 @@ func Write(ctx context.Context, st store.Store, w io.Writer) (pairs uint64, err 
 	for p, err := range st.Scan(ctx, store.Range{}) {
 		if err != nil {
 			return pairs, fmt.Errorf("read the store: %w", err)
+		}
+		if leaveOut != nil && leaveOut(p.Key) {
+			continue
 		}
 		if err := writePair(out, p); err != nil {
 			return pairs, fmt.Errorf("write the backup: %w", err)

@@ -41,7 +41,7 @@ func content(t rapid.TB, st store.Store) map[string]string {
 
 func copied(t rapid.TB, st store.Store) []byte {
 	var b bytes.Buffer
-	if _, err := backup.Write(context.Background(), st, &b); err != nil {
+	if _, err := backup.Write(context.Background(), st, &b, nil); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
