@@ -81,8 +81,9 @@ func (v *size) Set(s string) error {
 	shift, ok := map[string]uint{"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}[unit(s[len(digits):])]
 	n, err := strconv.ParseFloat(digits, 64)
 	bytes := n * float64(uint64(1)<<shift)
-	// Less than a byte is not zero, which stands for no limit.
-	if err != nil || !ok || math.IsNaN(n) || n < 0 || n > 0 && bytes < 1 || bytes > 1<<62 {
+	// Less than a byte is not zero, which stands for no limit; nor is what is too small
+	// for a number.
+	if err != nil || !ok || math.IsNaN(n) || n < 0 || bytes < 1 && strings.ContainsAny(digits, "123456789") || bytes > 1<<62 {
 		return fmt.Errorf("%q is no size such as 4096, 512M or 2GiB", s)
 	}
 	*v = size(bytes)

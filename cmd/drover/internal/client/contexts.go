@@ -1,6 +1,7 @@
 package client
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,22 +9,21 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/goccy/go-yaml"
-
+	"github.com/droverhq/drover/cmd/drover/internal/render"
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/yamlfile"
 )
 
 // Target is how one cluster is reached.
 type Target struct {
-	Address string `yaml:"address,omitempty"` // host:port of the scheduler; of several, with commas between
-	Certs   string `yaml:"certs,omitempty"`   // folder of the own certificate
+	Address string `yaml:"address,omitempty" json:"address,omitempty"` // host:port of the scheduler; of several, with commas between
+	Certs   string `yaml:"certs,omitempty" json:"certs,omitempty"`     // folder of the own certificate
 }
 
 // Contexts is the file ~/.config/drover/config.yaml: clusters by name.
 type Contexts struct {
-	Current  string            `yaml:"current,omitempty"`
-	Contexts map[string]Target `yaml:"contexts,omitempty"`
+	Current  string            `yaml:"current,omitempty" json:"current,omitempty"`
+	Contexts map[string]Target `yaml:"contexts,omitempty" json:"contexts,omitempty"`
 }
 
 // ConfigFile is where the contexts lie.
@@ -55,7 +55,10 @@ func LoadContexts(file string) (Contexts, error) {
 
 // Save replaces the file whole.
 func (c Contexts) Save(file string) error {
-	data, err := yaml.Marshal(c)
+	data, err := json.Marshal(c)
+	if err == nil {
+		data, err = render.YAMLFromJSON(data)
+	}
 	if err != nil {
 		return fmt.Errorf("encode contexts: %w", err)
 	}

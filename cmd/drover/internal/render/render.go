@@ -170,7 +170,7 @@ func (p *Printer) document(v any) error {
 	out := b.Bytes()
 	if p.Format == YAML {
 		var err error
-		if out, err = yamlFromJSON(out); err != nil {
+		if out, err = YAMLFromJSON(out); err != nil {
 			return err
 		}
 	}

@@ -11,11 +11,11 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/term"
 )
 
-// yamlFromJSON writes a JSON document as YAML with the same names, order and
+// YAMLFromJSON writes a JSON document as YAML with the same names, order and
 // values. Text is quoted unless every reader of YAML takes it for text as it
 // stands, and what is not shown as itself becomes an escape: no value can steer
 // a terminal.
-func yamlFromJSON(document []byte) ([]byte, error) {
+func YAMLFromJSON(document []byte) ([]byte, error) {
 	d := json.NewDecoder(bytes.NewReader(document))
 	d.UseNumber()
 	lines, _, err := yamlLines(d)

@@ -34,7 +34,7 @@ func document(t testing.TB, v any) (asJSON, asYAML []byte) {
 	if err := e.Encode(v); err != nil {
 		t.Fatal(err)
 	}
-	out, err := yamlFromJSON(b.Bytes())
+	out, err := YAMLFromJSON(b.Bytes())
 	if err != nil {
 		t.Fatalf("%s: %v", b.Bytes(), err)
 	}
