@@ -172,6 +172,9 @@ func (m *material) addList(f file, old *material) error {
 		before = old.lists[f.path]
 	}
 	next, err := buildList(f, before)
+	if err != nil {
+		err = &listError{err}
+	}
 	if next == nil {
 		return err
 	}
@@ -189,6 +192,12 @@ func (m *material) addList(f file, old *material) error {
 	}
 	return err
 }
+
+// listError is about a list of revoked certificates.
+type listError struct{ error }
+
+// Unwrap returns the cause.
+func (e *listError) Unwrap() error { return e.error }
 
 func buildList(f file, before *list) (*list, error) {
 	switch {

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/droverhq/drover/plugins/ownership"
@@ -31,9 +33,12 @@ type Source struct {
 	// received is the newest list that another process passed on; it is guarded by
 	// reading. nil: there was none.
 	received *signedList
+	spare    *os.File // a descriptor for when there are no others, guarded by reading
+	spares   bool     // one is to be had, guarded by reading
 
 	mu      sync.RWMutex // guards the fields below
 	now     *material
+	unread  error         // a list of revoked certificates that cannot be read
 	changed chan struct{} // closed and replaced when now changes
 }
 
@@ -78,9 +83,14 @@ func (s *Source) Reload() {
 	if said := text(problems); said != s.trouble {
 		s.trouble = said
 		for _, p := range problems {
-			s.log.Warn("keeping the old certificates", "folder", s.dir, "error", p)
+			if errors.As(p, new(*listError)) {
+				s.log.Error("revocations cannot be read; retrying in 2s", "folder", s.dir, "error", p)
+			} else {
+				s.log.Warn("keeping the old certificates", "folder", s.dir, "error", p)
+			}
 		}
 	}
+	s.noteUnread(problems)
 	if m.equal(old) {
 		return
 	}
@@ -91,6 +101,27 @@ func (s *Source) Reload() {
 	s.mu.Unlock()
 	s.log.Info("certificates reloaded", "folder", s.dir, "identity", m.pair.id.String(),
 		"expires", m.pair.leaf().NotAfter, "cas", len(m.trust.cas), "revoked", len(m.revoked))
+}
+
+// noteUnread keeps what Unread returns.
+func (s *Source) noteUnread(problems []error) {
+	var unread error
+	for _, p := range problems {
+		if errors.As(p, new(*listError)) {
+			unread = p
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unread = unread
+}
+
+// Unread returns why a list of revoked certificates cannot be read, if one cannot:
+// what was revoked since then is not known.
+func (s *Source) Unread() error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.unread
 }
 
 func text(problems []error) string {
@@ -119,6 +150,7 @@ func (f file) missing() bool { return errors.Is(f.err, fs.ErrNotExist) }
 // They are small, and their bytes, unlike their times, cannot lie.
 func (s *Source) look() contents {
 	const tries = 10
+	s.keepSpare()
 	l := s.lookOnce()
 	for range tries {
 		again := s.lookOnce()
@@ -134,7 +166,7 @@ func (s *Source) lookOnce() contents {
 	var l contents
 	h := sha256.New()
 	take := func(path string, read func(string) ([]byte, error)) file {
-		data, err := read(path)
+		data, err := s.read(path, read)
 		note := ""
 		if err != nil {
 			note = err.Error()
@@ -154,6 +186,35 @@ func (s *Source) lookOnce() contents {
 	}
 	copy(l.sum[:], h.Sum(nil))
 	return l
+}
+
+// read reads a file, with the spare descriptor when there is no other: a flood of
+// connections must not keep a revocation from being read.
+func (s *Source) read(path string, read func(string) ([]byte, error)) ([]byte, error) {
+	data, err := read(path)
+	for tries := 10; s.spare != nil && tries > 0 && outOfDescriptors(err); tries-- {
+		s.spare.Close() // another goroutine may take it: then it is tried again
+		s.spare = nil
+		data, err = read(path)
+		s.keepSpare()
+	}
+	return data, err
+}
+
+func outOfDescriptors(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
+}
+
+// keepSpare opens the spare descriptor; s.reading is held. Without one, read does what
+// it can.
+func (s *Source) keepSpare() {
+	if !s.spares || s.spare != nil {
+		return
+	}
+	var err error
+	if s.spare, err = os.Open(os.DevNull); err != nil {
+		s.spare = nil
+	}
 }
 
 func (s *Source) file(name string) string { return filepath.Join(s.dir, name) }

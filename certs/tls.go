@@ -13,19 +13,25 @@ import (
 // certificate is verified whenever there is one; a caller without one gets as
 // far as the RPC table, which denies everything but Join. Each connection is
 // judged by what the Source holds at that moment.
-func (s *Source) ServerConfig() *tls.Config {
+func (s *Source) ServerConfig() *tls.Config { return s.server(tls.VerifyClientCertIfGiven) }
+
+// MutualConfig is ServerConfig for a listener that nobody joins at: a caller without
+// a certificate gets no connection.
+func (s *Source) MutualConfig() *tls.Config { return s.server(tls.RequireAndVerifyClientCert) }
+
+func (s *Source) server(clients tls.ClientAuthType) *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		SessionTicketsDisabled: true,
 		NextProtos:             []string{"h2"},
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			return s.forClient(), nil
+			return s.forClient(clients), nil
 		},
 	}
 }
 
 // forClient is the configuration of one connection.
-func (s *Source) forClient() *tls.Config {
+func (s *Source) forClient(clients tls.ClientAuthType) *tls.Config {
 	m := s.material()
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
@@ -36,7 +42,7 @@ func (s *Source) forClient() *tls.Config {
 		// certificate" or "unknown certificate authority" rather than "bad
 		// certificate". In VerifyConnection it is verified again only when that has
 		// not happened, or with what the Source does not hold any more.
-		ClientAuth: tls.VerifyClientCertIfGiven,
+		ClientAuth: clients,
 		ClientCAs:  m.trust.pool,
 		VerifyConnection: func(cs tls.ConnectionState) (err error) {
 			switch {

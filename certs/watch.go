@@ -20,6 +20,8 @@ const (
 // it quick: every two seconds it looks anyway, so that a revocation takes
 // effect within 5 s also where events are missing.
 func (s *Source) Run(ctx context.Context) error {
+	s.setSpare(true)
+	defer s.setSpare(false)
 	events, failures, stop := s.hints()
 	defer stop()
 	tick := time.NewTicker(pollInterval)
@@ -40,6 +42,18 @@ func (s *Source) Run(ctx context.Context) error {
 		case <-tick.C:
 			s.Reload()
 		}
+	}
+}
+
+// setSpare opens or closes the spare descriptor.
+func (s *Source) setSpare(open bool) {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	s.spares = open
+	s.keepSpare()
+	if !open && s.spare != nil {
+		s.spare.Close()
+		s.spare = nil
 	}
 }
 

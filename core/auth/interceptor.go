@@ -24,16 +24,7 @@ type Guard struct {
 	Status func(error) error
 }
 
-// Unary guards unary calls.
-func (g *Guard) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	ctx, err := g.admit(ctx, info.FullMethod)
-	if err != nil {
-		return nil, g.Status(err)
-	}
-	return next(ctx, req)
-}
-
-// Stream guards streaming calls.
+// Stream guards calls. None of their messages has been read.
 func (g *Guard) Stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	ctx, err := g.admit(stream.Context(), info.FullMethod)
 	if err != nil {

@@ -47,11 +47,15 @@ type cabled struct {
 
 // ClientHandshake implements credentials.TransportCredentials.
 func (c *cabled) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	leave, err := c.handshakes.begin(ctx)
-	if err != nil {
-		return nil, nil, err
+	if d, ok := raw.(*dialled); ok {
+		defer d.leave()
+	} else {
+		leave, err := c.handshakes.begin(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		defer leave()
 	}
-	defer leave()
 	ctx, cancel := context.WithTimeout(ctx, handshakePatience)
 	defer cancel()
 	meet := c.handshakes.meet((*certs.Source).ExpectServer)
@@ -73,12 +77,27 @@ func (c *cabled) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 	}
 	defer leave()
 	meet := c.handshakes.meet((*certs.Source).ExpectClient)
-	w := &cable{Conn: raw, buffers: c.buffers}
+	w := &cable{Conn: raw, buffers: c.buffers, handshake: greetingBytes}
 	conn, info, err := c.TransportCredentials.ServerHandshake(w)
 	if err != nil {
 		return nil, nil, err
 	}
+	w.handshake = 0
 	s := &secured{Conn: conn, cable: w}
+	leaf, known := leafOf(info)
+	counted, ok := raw.(*incoming)
+	switch {
+	case !known && ok:
+		counted.visit()
+		return newGuest(s), &guest{info, counted}, nil
+	case !known:
+		return newGuest(s), info, nil
+	case ok:
+		err = counted.identify(leaf)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
 	meet(s, info)
 	return s, info, nil
 }
@@ -143,6 +162,9 @@ type cable struct {
 	ahead *[]byte // bytes that were read ahead; nil when there are none
 	rest  []byte  // of them, what has not been asked for yet
 	more  bool    // the last read left something
+	// handshake is how many bytes may be read before the other side has proved who it
+	// is; 0: it has.
+	handshake int
 
 	mu       sync.Mutex  // guards the fields below, and keeps records in order
 	held     *[]byte     // records that wait to be written together; nil: there are none
@@ -166,6 +188,11 @@ func (c *cable) buffer() *[]byte {
 func (c *cable) Read(p []byte) (int, error) {
 	if c.ahead == nil && !c.more {
 		n, err := c.Conn.Read(p)
+		if c.handshake > 0 {
+			if c.handshake -= n; c.handshake <= 0 {
+				return 0, errLongHandshake
+			}
+		}
 		c.more = n == len(p) && n >= recordBytes
 		return n, err
 	}

@@ -132,7 +132,9 @@ func TestP22_IdentityEnds_ItsStreamsAndWaitingCallsEnd(t *testing.T) {
 			conn := g.dial(t, dir)
 			call, stream := make(chan error, 1), make(chan error, 1)
 			eventually(t, "the first call begins", func() bool { // once the server has read its CAs
-				go func() { call <- conn.Invoke(t.Context(), droverv1.SchedulerService_GetJob_FullMethodName, &emptypb.Empty{}, &emptypb.Empty{}) }()
+				go func() {
+					call <- conn.Invoke(t.Context(), droverv1.SchedulerService_GetJob_FullMethodName, &emptypb.Empty{}, &emptypb.Empty{})
+				}()
 				select {
 				case <-g.began:
 					return true

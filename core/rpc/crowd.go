@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"google.golang.org/grpc"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/core/auth"
@@ -62,7 +63,7 @@ func (c *crowd) left(who certs.ID) {
 // stands still holds up to the window of its stream and two chunks, less than
 // 3 MiB; the others some ten KiB.
 type crowds struct {
-	readers, watchers, waiters, stoppers, listers, backups *crowd
+	readers, watchers, waiters, followers, stoppers, listers, backups, healths *crowd
 }
 
 func newCrowds() *crowds {
@@ -70,9 +71,12 @@ func newCrowds() *crowds {
 		readers:  newCrowd("reads of output", 1024, 512),
 		watchers: newCrowd("watches", 1024, 128), // each is told of every change
 		waiters:  newCrowd("calls that wait for jobs", 8192, 4096),
-		stoppers: newCrowd("stops that wait", 4096, 2048),
-		listers:  newCrowd("lists", 64, 8),
-		backups:  newCrowd("backups", 4, 2),
+		// Each may be in the middle of a message of the largest size.
+		followers: newCrowd("streams that wait for jobs", 512, 64),
+		stoppers:  newCrowd("stops that wait", 4096, 2048),
+		listers:   newCrowd("lists", 64, 8),
+		backups:   newCrowd("backups", 4, 2),
+		healths:   newCrowd("watches of the health", 256, 16),
 	}
 }
 
@@ -84,7 +88,9 @@ func (c *crowds) streams(method string) *crowd {
 	case droverv1.SchedulerService_WatchEvents_FullMethodName:
 		return c.watchers
 	case droverv1.SchedulerService_WaitJobs_FullMethodName:
-		return c.waiters
+		return c.followers
+	case healthv1.Health_Watch_FullMethodName:
+		return c.healths
 	case droverv1.SchedulerService_Backup_FullMethodName:
 		return c.backups
 	default:

@@ -31,6 +31,11 @@ const (
 	// handshakePatience is how long who dials waits for the handshake. It may be
 	// one of thousands that come back to a scheduler at once.
 	handshakePatience = 30 * time.Second
+	// firstByte is how long a caller may say nothing.
+	firstByte = 2 * time.Second
+	// greeting is how long a caller has from its turn to the end of its handshake and
+	// to the first frame of HTTP/2. gRPC takes the deadline away after that.
+	greeting = 10 * time.Second
 )
 
 // Handshakes lets a few TLS handshakes go on at once, of those that wait the
@@ -178,10 +183,14 @@ func (h *Handshakes) left(raw net.Conn) {
 func (h *Handshakes) queue(raw net.Conn) (end func(), err error) {
 	socket, ok := raw.(syscall.Conn)
 	if ok {
+		if err := raw.SetReadDeadline(time.Now().Add(firstByte)); err != nil {
+			return nil, err
+		}
 		if err := spoken(socket); err != nil {
 			return nil, err
 		}
 	}
+	arrived(raw, stageWaiting)
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeQueue)
 	defer cancel()
 	if end, err = h.begin(ctx); err != nil {
@@ -191,33 +200,64 @@ func (h *Handshakes) queue(raw net.Conn) (end func(), err error) {
 		end()
 		return nil, io.EOF // gRPC says nothing about it
 	}
+	arrived(raw, stageGreeting)
+	if err := raw.SetDeadline(time.Now().Add(greeting)); err != nil {
+		end()
+		return nil, err
+	}
 	return end, nil
 }
 
-// spoken waits until there is something to read: whoever connects and says
-// nothing takes nobody's turn.
+// arrived notes how far a connection has come, if it is counted.
+func arrived(raw net.Conn, s stage) {
+	if c, ok := raw.(*incoming); ok {
+		c.reach(s)
+	}
+}
+
+// spoken waits until the first record of TLS is there to be read: whoever connects and
+// says nothing, or stops in its first words, takes nobody's turn.
 func spoken(c syscall.Conn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
-	var (
-		n       int
-		errPeek error
-	)
-	one := make([]byte, 1)
-	err = raw.Read(func(fd uintptr) bool {
-		for {
-			n, _, errPeek = unix.Recvfrom(int(fd), one, unix.MSG_PEEK|unix.MSG_DONTWAIT)
-			if !errors.Is(errPeek, unix.EINTR) {
-				return !errors.Is(errPeek, unix.EAGAIN)
-			}
-		}
+	var whole bool
+	err2 := raw.Read(func(fd uintptr) bool {
+		whole, err = firstRecord(int(fd))
+		return whole || err != nil
 	})
-	if err == nil && errPeek == nil && n == 0 {
-		return io.EOF
+	return errors.Join(err2, err)
+}
+
+// Of a record of TLS.
+const (
+	recordHead = 5
+	// helloBytes is enough to see that somebody speaks: a hello is one record, and
+	// mostly smaller.
+	helloBytes = 4 << 10
+)
+
+// firstRecord tells whether the first record has come whole, without reading it.
+func firstRecord(fd int) (bool, error) {
+	head := make([]byte, recordHead)
+	for {
+		n, _, err := unix.Recvfrom(fd, head, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN):
+			return false, nil
+		case err != nil:
+			return false, err
+		case n == 0:
+			return false, io.EOF
+		case n < recordHead:
+			return false, nil
+		}
+		there, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
+		return there >= min(recordHead+int(head[3])<<8+int(head[4]), helloBytes), err
 	}
-	return errors.Join(err, errPeek)
 }
 
 // hungUp tells whether the other side has closed the connection. What it said

@@ -145,7 +145,7 @@ func TestWhoHasHungUpIsNotShakenHandsWith(t *testing.T) {
 	t.Parallel()
 	h := newHandshakes(1)
 	caller, raw := pipe(t)
-	if _, err := caller.Write([]byte("hello")); err != nil {
+	if _, err := caller.Write([]byte{22, 3, 1, 0, 1, 1}); err != nil {
 		t.Fatal(err)
 	}
 	leave, err := h.admit(raw)

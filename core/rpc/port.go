@@ -9,13 +9,18 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/lifecycle"
 )
 
 // Port is an address that is listened on while servers on it come and go: who
 // connects in between waits.
-type Port struct{ listen *net.TCPListener }
+type Port struct {
+	listen  *net.TCPListener
+	limiter *connectionLimiter
+}
 
 // Listen listens on address. A port that stays in use is a Precondition error that
 // names it.
@@ -34,7 +39,20 @@ func Listen(address string) (*Port, error) {
 	if !ok {
 		return nil, errs.E(op+address, errs.Internal, "LISTEN", fmt.Errorf("it is a %T", listen))
 	}
-	return &Port{tcp}, nil
+	deferAccept(tcp)
+	return &Port{tcp, newConnectionLimiter(limitsFor(descriptorLimit()))}, nil
+}
+
+// deferAccept leaves callers that say nothing to the kernel (tcp(7), TCP_DEFER_ACCEPT):
+// they cost no descriptor. Without it they are hung up on as soon as there are many.
+func deferAccept(listen *net.TCPListener) {
+	raw, err := listen.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, int(firstByte.Seconds()))
+	})
 }
 
 // Address is what is listened on.
@@ -49,10 +67,11 @@ func (p *Port) Close() error {
 }
 
 // share is the port for one server: closing it leaves the port open.
-func (p *Port) share() net.Listener { return &share{port: p, closed: make(chan struct{})} }
+func (p *Port) share() *share { return &share{port: p, closed: make(chan struct{})} }
 
 type share struct {
 	port   *Port
+	last   bool // the port is closed with it
 	once   sync.Once
 	closed chan struct{}
 }
@@ -65,9 +84,13 @@ func (s *share) Accept() (net.Conn, error) {
 			return nil, net.ErrClosed
 		default:
 		}
-		conn, err := s.port.listen.Accept()
+		conn, err := s.port.listen.AcceptTCP()
+		if err == nil {
+			setUserTimeout(conn)
+			return s.port.limiter.admit(conn), nil
+		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			return conn, err
+			return nil, err
 		}
 		// Set by Close of this share, or of the one before, which has ended.
 		if err := s.port.listen.SetDeadline(time.Time{}); err != nil {
@@ -80,6 +103,10 @@ func (s *share) Accept() (net.Conn, error) {
 func (s *share) Close() (err error) {
 	s.once.Do(func() {
 		close(s.closed)
+		if s.last {
+			err = s.port.Close()
+			return
+		}
 		err = s.port.listen.SetDeadline(time.Unix(1, 0))
 	})
 	return err

@@ -7,7 +7,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
+	"log/slog"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -24,8 +25,13 @@ import (
 
 // Limits of a connection.
 const (
-	maxStreams = 16384
+	maxHeaders = 16 << 10
+	// maxStreams is of one connection. A scheduler comes to a worker for all its
+	// clients, with one connection.
+	maxStreams = 2048
 	window     = 4 << 20 // of a connection
+	// requestWindow is what a caller may send of a request that is not being read yet.
+	requestWindow = 64 << 10
 	// What a reader that stands still makes us hold: the other side sends no more.
 	streamWindow = 1 << 20
 	stopGrace    = 2 * time.Second
@@ -46,9 +52,12 @@ const (
 // Server is a gRPC server over mutual TLS whose every call is authorized.
 type Server struct {
 	grpc       *grpc.Server
-	listen     net.Listener
+	services   registrar
+	listen     *share
 	health     *health.Server
 	handshakes *Handshakes
+
+	revocations auth.Revocations
 }
 
 // ServerConfig says whom a server serves.
@@ -58,6 +67,8 @@ type ServerConfig struct {
 	Revocations auth.Revocations
 	// Connections watches those of the server; nil: nobody does.
 	Connections *Connections
+	// Log is told when connections are refused; nil: nobody is.
+	Log *slog.Logger
 	// May is asked before each call that is allowed; its error is the answer.
 	// nil: always.
 	May func() error
@@ -71,7 +82,7 @@ func NewServer(address string, c ServerConfig) (*Server, error) {
 		return nil, err
 	}
 	s := port.newServer(c).healthy()
-	s.listen = port.listen
+	s.listen.last = true
 	return s, nil
 }
 
@@ -79,21 +90,24 @@ func (p *Port) newServer(c ServerConfig) *Server {
 	guard := &auth.Guard{Table: c.Table, Revocations: c.Revocations, Status: ToStatus}
 	gate := gate{c.May}
 	crowds := newCrowds()
+	requests := newRequestLimiter()
 	handshakes := c.Connections.NewHandshakes()
 	s := grpc.NewServer(
 		grpc.Creds(handshakes.Credentials(c.TLS)),
 		grpc.ForceServerCodecV2(Codec()),
-		grpc.ChainUnaryInterceptor(guard.Unary, gate.unary, crowds.unary, statusUnary),
-		grpc.ChainStreamInterceptor(guard.Stream, gate.stream, crowds.stream, statusStream),
+		grpc.ChainStreamInterceptor(oneCall, guard.Stream, gate.stream, crowds.stream, requests.stream, statusStream),
 		grpc.UnknownServiceHandler(gate.unknown),
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
-		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(window),
+		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxHeaderListSize(maxHeaders),
+		grpc.InitialWindowSize(requestWindow), grpc.InitialConnWindowSize(window),
 		grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(writeBuffer), experimental.BufferPool(&loans{}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingIdle, Timeout: pingAnswer}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
-	return &Server{grpc: s, listen: p.share(), handshakes: handshakes}
+	p.limiter.logTo(c.Log)
+	return &Server{
+		grpc: s, services: registrar{s, crowds.unary}, listen: p.share(), handshakes: handshakes, revocations: c.Revocations,
+	}
 }
 
 // Serving makes a server for as long as it runs; the port stays. Register
@@ -107,8 +121,34 @@ func (p *Port) Refusing(c ServerConfig) *Server { return p.newServer(c) }
 // healthy adds the service that tells that this one serves.
 func (s *Server) healthy() *Server {
 	s.health = health.NewServer()
-	healthv1.RegisterHealthServer(s.grpc, s.health)
+	healthv1.RegisterHealthServer(s.services, s.health)
 	return s
+}
+
+// HealthOfRevocations is the service of grpc.health.v1 that is NOT_SERVING while a list
+// of revoked certificates cannot be read.
+const HealthOfRevocations = "drover.revocations"
+
+// watchRevocations keeps HealthOfRevocations right until ctx ends.
+func (s *Server) watchRevocations(ctx context.Context) {
+	lists, ok := s.revocations.(interface{ Unread() error })
+	if !ok || s.health == nil {
+		return
+	}
+	tick := time.NewTicker(recheckEvery)
+	defer tick.Stop()
+	for {
+		state := healthv1.HealthCheckResponse_SERVING
+		if lists.Unread() != nil {
+			state = healthv1.HealthCheckResponse_NOT_SERVING
+		}
+		s.health.SetServingStatus(HealthOfRevocations, state)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // gate asks whether a call may begin.
@@ -119,13 +159,6 @@ func (g gate) ask() error {
 		return nil
 	}
 	return ToStatus(g.may())
-}
-
-func (g gate) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	if err := g.ask(); err != nil {
-		return nil, err
-	}
-	return next(ctx, req)
 }
 
 func (g gate) stream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
@@ -141,7 +174,7 @@ func (g gate) unknown(any, grpc.ServerStream) error {
 }
 
 // Registrar takes the services.
-func (s *Server) Registrar() grpc.ServiceRegistrar { return s.grpc }
+func (s *Server) Registrar() grpc.ServiceRegistrar { return s.services }
 
 // Address is where the server listens.
 func (s *Server) Address() string { return s.listen.Addr().String() }
@@ -150,6 +183,11 @@ func (s *Server) Address() string { return s.listen.Addr().String() }
 func (s *Server) Run(ctx context.Context) error {
 	done := make(chan error, 1)
 	go func() { done <- s.grpc.Serve(s.listen) }()
+	watch, stopWatching := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { s.watchRevocations(watch) })
+	defer watching.Wait()
+	defer stopWatching()
 	select {
 	case err := <-done:
 		if err == nil || errors.Is(err, grpc.ErrServerStopped) { // Cut
@@ -178,12 +216,7 @@ func (s *Server) Cut() {
 	s.grpc.Stop()
 }
 
-// statusUnary is the one place where errors of unary calls become statuses.
-func statusUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	resp, err := next(ctx, req)
-	return resp, ToStatus(err)
-}
-
+// statusStream is the one place where errors of calls become statuses.
 func statusStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	return ToStatus(next(srv, stream))
 }
@@ -197,7 +230,7 @@ func Dial(address string, tlsConfig *tls.Config) (*grpc.ClientConn, error) {
 func (h *Handshakes) Dial(address string, tlsConfig *tls.Config, more ...grpc.DialOption) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+address, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(h.Credentials(tlsConfig)),
-		grpc.WithContextDialer(reach),
+		grpc.WithContextDialer(h.dial),
 		grpc.WithDefaultCallOptions(
 			grpc.ForceCodecV2(Codec()),
 			grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage),

@@ -76,6 +76,7 @@ type Cluster struct {
 
 	env     []string   // of the daemons, besides one's own
 	revive  bool       // daemons that SIGKILL ends are started again
+	files   int        // that daemons may have open; 0: as many as this process
 	standby []*Daemon  // further schedulers
 	mu      sync.Mutex // guards workers and links
 	workers []*Daemon
@@ -107,6 +108,12 @@ func New(t testing.TB, bin string, flags ...string) *Cluster {
 func NewRevived(t testing.TB, bin string, env []string, flags ...string) *Cluster {
 	t.Helper()
 	return start(t, &Cluster{T: t, Bin: bin, Dir: t.TempDir(), env: env, revive: true}, fixedAddress(t), flags)
+}
+
+// NewWithFiles is New for daemons that may have so many files open.
+func NewWithFiles(t testing.TB, bin string, files int, flags ...string) *Cluster {
+	t.Helper()
+	return start(t, &Cluster{T: t, Bin: bin, Dir: t.TempDir(), files: files}, "127.0.0.1:0", flags)
 }
 
 // fixedAddress is free now, and not one that the kernel gives to others meanwhile:
@@ -257,6 +264,9 @@ func (c *Cluster) AwaitReady(name string) {
 func (c *Cluster) start(name, data string, args []string) *Daemon {
 	c.T.Helper()
 	args = append([]string{filepath.Join(c.Bin, "drover")}, args...)
+	if c.files > 0 {
+		args = append([]string{"bash", "-c", `ulimit -n "$0" && exec "$@"`, strconv.Itoa(c.files)}, args...)
+	}
 	if c.revive {
 		args = append([]string{"bash", "-c", reviver, "reviver"}, args...)
 	}

@@ -181,7 +181,7 @@ func (d *schedulerDaemon) revocations(s *scheduler.Scheduler) lifecycle.Runner {
 
 func (d *schedulerDaemon) serving(may func() error) rpc.ServerConfig {
 	return rpc.ServerConfig{
-		TLS: d.source.ServerConfig(), Table: auth.SchedulerTable(), Revocations: d.source, Connections: d.connections, May: may,
+		TLS: d.source.ServerConfig(), Table: auth.SchedulerTable(), Revocations: d.source, Connections: d.connections, Log: d.log, May: may,
 	}
 }
 

@@ -226,7 +226,7 @@ func (p *parts) buildWorker(o WorkerOptions, policy worker.Policy, state *journa
 	members := rpc.NewMembership(conn)
 	p.renewer = &certs.Renewer{Source: p.source, Renew: members.Renew, Log: log}
 	if p.server, err = rpc.NewServer(o.Listen, rpc.ServerConfig{
-		TLS: p.source.ServerConfig(), Table: auth.WorkerTable(), Revocations: p.source, Connections: p.connections,
+		TLS: p.source.MutualConfig(), Table: auth.WorkerTable(), Revocations: p.source, Connections: p.connections, Log: log,
 	}); err != nil {
 		return err
 	}
