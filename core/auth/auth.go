@@ -20,6 +20,7 @@ import (
 type Identity struct {
 	certs.ID
 	Serial   string // hex
+	Lineage  string // see certs.Lineage
 	NotAfter time.Time
 }
 
@@ -51,7 +52,7 @@ func fromPeer(ctx context.Context) (Identity, bool, error) {
 	if err != nil {
 		return Identity{}, false, fmt.Errorf("certificate refused: %w", err)
 	}
-	return Identity{ID: id, Serial: certs.Serial(leaf), NotAfter: leaf.NotAfter}, true, nil
+	return Identity{ID: id, Serial: certs.Serial(leaf), Lineage: certs.Lineage(leaf), NotAfter: leaf.NotAfter}, true, nil
 }
 
 // Authorize decides on one call. An RPC without a row is denied; a row with

@@ -172,18 +172,21 @@ type Report struct {
 
 // Job is one accepted request and what became of it.
 type Job struct {
-	ID               ID
-	Spec             Spec
-	State            State
-	Reason           string
-	Message          string
-	Attempt          uint32 // 0 before the first dispatch
-	Worker           WorkerID
-	WorkerName       string
-	BootID           string // of the worker's host when the attempt was placed
-	Fence            Fence  // of the present attempt
-	Submit           time.Time
-	RequestedBy      string // certificate identity
+	ID          ID
+	Spec        Spec
+	State       State
+	Reason      string
+	Message     string
+	Attempt     uint32 // 0 before the first dispatch
+	Worker      WorkerID
+	WorkerName  string
+	BootID      string // of the worker's host when the attempt was placed
+	Fence       Fence  // of the present attempt
+	Submit      time.Time
+	RequestedBy string // name in the certificate of who asked
+	// Owner is the whole identity of who asked, as the scheduler compares it; "" in
+	// records of earlier versions.
+	Owner            string
 	RequestID        string
 	Result           Report // the latest report of the present attempt
 	UnreachableSince time.Time

@@ -30,7 +30,7 @@ func NewSchedulerServer(s *scheduler.Scheduler, workers *Connector) *SchedulerSe
 // caller is who asks; the guard has put the identity into the context.
 func caller(ctx context.Context) scheduler.Caller {
 	id, _ := auth.FromContext(ctx)
-	return scheduler.Caller{Name: id.Name, Role: string(id.Role)}
+	return scheduler.Caller{Name: id.Name, Role: string(id.Role), Lineage: id.Lineage}
 }
 
 // StartJob implements the service.

@@ -34,7 +34,7 @@ func TestARequestIDStandsForOneRequest(t *testing.T) {
 			t.Parallel()
 			d := newDesk(t)
 			ask := func(s job.Spec, by, request string) Result {
-				earlier, err := d.records.accepted(context.Background(), requestKey(by, request))
+				earlier, err := d.records.accepted(context.Background(), requestKey(Caller{Name: by}.identity(), request))
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -183,23 +183,6 @@ func jobUnknown(op, ref string) error {
 	return errs.E(op, errs.NotFound, "JOB_UNKNOWN", fmt.Errorf("there is no job %q", ref)).WithHint(`"drover jobs" lists them`)
 }
 
-// find resolves a reference and checks that the caller may see the job.
-func (s *Scheduler) find(ctx context.Context, op string, by Caller, ref string) (job.Job, error) {
-	id, err := s.resolve(ctx, op, ref)
-	if err != nil {
-		return job.Job{}, err
-	}
-	j, err := s.read(ctx, op, id)
-	if err != nil {
-		return job.Job{}, err
-	}
-	if by.Role == roleSubmitter && j.RequestedBy != by.Name {
-		// Not DENIED: that would tell that the job exists.
-		return job.Job{}, jobUnknown(op, ref)
-	}
-	return j, nil
-}
-
 // RemoveJobs forgets terminal jobs. Nothing is removed when one is not terminal.
 func (s *Scheduler) RemoveJobs(ctx context.Context, by Caller, refs []string) error {
 	const op = "remove jobs"
@@ -340,7 +323,7 @@ func (s *Scheduler) Watch(ctx context.Context, by Caller, ref string, snapshot b
 		id = j.ID
 	}
 	return s.watch(ctx, "watch job", id, snapshot, func(c Change) error {
-		if by.Role == roleSubmitter && (c.Job == nil || c.Job.RequestedBy != by.Name) && c.Missed == 0 {
+		if by.Role == roleSubmitter && (c.Job == nil || !by.owns(c.Job)) && c.Missed == 0 {
 			return nil
 		}
 		return yield(c)

@@ -46,7 +46,7 @@ func (m *Machine) accept(s *Submit) (job.Job, error) {
 	var key string
 	var hash [32]byte
 	if s.RequestID != "" {
-		key, hash = requestKey(s.Caller.Name, s.RequestID), specHash(&spec)
+		key, hash = requestKey(s.Caller.identity(), s.RequestID), specHash(&spec)
 		if earlier := m.earlier(key, s.Earlier); earlier != nil {
 			return repeated(*earlier, hash, s.RequestID)
 		}
@@ -57,12 +57,13 @@ func (m *Machine) accept(s *Submit) (job.Job, error) {
 	}
 	input, size := spec.TakeInput()
 	e := &entry{key: key, hash: hash, bytes: spec.Bytes(), Job: job.Job{
-		ID: s.ID, Spec: spec, State: job.Queued, Submit: s.Time, RequestedBy: s.Caller.Name, RequestID: s.RequestID, Input: size,
+		ID: s.ID, Spec: spec, State: job.Queued, Submit: s.Time, RequestedBy: s.Caller.Name, Owner: s.Caller.identity(),
+		RequestID: s.RequestID, Input: size,
 	}}
-	if err := m.account.check(e.RequestedBy, e.bytes+size); err != nil {
+	if err := m.account.check(e.Owner, e.bytes+size); err != nil {
 		return job.Job{}, err
 	}
-	m.account.add(e.RequestedBy, e.bytes+size)
+	m.account.add(e.Owner, e.bytes+size)
 	if size > 0 {
 		m.effect(Effect{Keep: &Kept{Job: e.ID, Input: input}})
 	}
@@ -147,7 +148,7 @@ func defaultCommand(p string) string {
 	}
 }
 
-func requestKey(caller, id string) string { return caller + "\x00" + id }
+func requestKey(owner, id string) string { return owner + "\x00" + id }
 
 // specHash tells equal requests from others. What appendJSON makes is canonical:
 // fields in order, map keys sorted, and a field that a newer drover knows

@@ -150,7 +150,7 @@ func (e *Ends) Add(ctx context.Context, ids []job.ID) error {
 
 const opAwait = "wait for jobs"
 
-func (e *Ends) sees(j *job.Job) bool { return e.by.Role != roleSubmitter || j.RequestedBy == e.by.Name }
+func (e *Ends) sees(j *job.Job) bool { return e.by.sees(j) }
 
 // Finish says that no Add follows: Next then tells when all is told.
 func (e *Ends) Finish() { e.group.finish() }

@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/droverhq/drover/core/job"
@@ -178,4 +179,25 @@ type Hello struct {
 type Caller struct {
 	Name string
 	Role string
+	// Lineage tells apart who had the name in turn; "" is the first of a cluster whose
+	// certificates are older than lineages.
+	Lineage string
 }
+
+// identity is all of it. No name has a slash.
+func (c Caller) identity() string { return c.Role + "/" + c.Name + "/" + c.Lineage }
+
+// owns tells whether the caller asked for a job. Records of earlier versions have the
+// name alone: they belong to the first who had it.
+func (c Caller) owns(j *job.Job) bool {
+	if j.Owner == "" {
+		return c.Lineage == "" && c.Name == j.RequestedBy
+	}
+	return c.identity() == j.Owner
+}
+
+// sees tells whether the caller may know of a job.
+func (c Caller) sees(j *job.Job) bool { return c.Role != roleSubmitter || c.owns(j) }
+
+// owner is who a job belongs to, in keys.
+func owner(j *job.Job) string { return cmp.Or(j.Owner, j.RequestedBy) }

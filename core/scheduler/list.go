@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/hex"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -66,12 +65,15 @@ func (s *Scheduler) Jobs(ctx context.Context, by Caller, q JobQuery, take func(*
 		if err != nil {
 			return "", errs.E(op, errs.Internal, "STORE", err)
 		}
-		if taken == size || scanned == maxScanned || bytes >= maxScanBytes {
-			return hex.EncodeToString(last[:]), nil
+		id := job.ID(p.Key[1:])
+		if taken == size {
+			return pageToken(last), nil
+		}
+		if (scanned >= maxScanned || bytes >= maxScanBytes) && !sameMoment(id, last) {
+			return pageToken(momentOf(last)), nil
 		}
 		scanned++
 		bytes += len(p.Value)
-		id := job.ID(p.Key[1:])
 		if !q.Since.IsZero() && submitTime(id).Before(q.Since.Truncate(time.Millisecond)) {
 			break // ids sort by time: all that follow are older
 		}
@@ -85,13 +87,38 @@ func (s *Scheduler) Jobs(ctx context.Context, by Caller, q JobQuery, take func(*
 		}
 		if q.matches(&j, by) {
 			if !take(&j) {
-				return hex.EncodeToString(last[:]), nil
+				return pageToken(justAbove(id)), nil
 			}
 			taken++
 		}
 		last = id
 	}
 	return "", nil
+}
+
+// pageToken is the token of a page that goes on below a position. That is about a job of
+// the caller, or a moment: ids of other people's jobs are not told.
+func pageToken(position job.ID) string { return hex.EncodeToString(position[:]) }
+
+// justAbove is the position that has id itself below it.
+func justAbove(id job.ID) job.ID {
+	for i := len(id) - 1; i >= 0; i-- {
+		if id[i]++; id[i] != 0 {
+			break
+		}
+	}
+	return id
+}
+
+// momentBytes of a UUIDv7 are its time in milliseconds (RFC 9562, 5.7).
+const momentBytes = 6
+
+func sameMoment(a, b job.ID) bool { return [momentBytes]byte(a[:]) == [momentBytes]byte(b[:]) }
+
+// momentOf is the position above all ids that are older by a millisecond.
+func momentOf(id job.ID) job.ID {
+	clear(id[momentBytes:])
+	return id
 }
 
 // turnToList waits until a list may be read, unless too many wait. Lists take
@@ -124,7 +151,7 @@ func submitTime(id job.ID) time.Time {
 }
 
 func (q *JobQuery) matches(j *job.Job, by Caller) bool {
-	if by.Role == roleSubmitter && j.RequestedBy != by.Name {
+	if !by.sees(j) {
 		return false
 	}
 	if len(q.States) > 0 && !slices.Contains(q.States, j.State) {
@@ -141,66 +168,90 @@ func (q *JobQuery) matches(j *job.Job, by Caller) bool {
 	return true
 }
 
-// resolve finds a job by its whole id, or by a unique beginning or end of at
-// least four hex digits.
-func (s *Scheduler) resolve(ctx context.Context, op, ref string) (job.ID, error) {
+// find finds the job that a reference means among those that the caller may see: its
+// whole id, or a unique beginning or end of at least four hex digits. Jobs of others
+// look as if they did not exist; DENIED would tell that they do.
+func (s *Scheduler) find(ctx context.Context, op string, by Caller, ref string) (job.Job, error) {
 	if id, err := uuid.Parse(ref); err == nil && len(ref) == 36 {
-		return id, nil
+		j, err := s.read(ctx, op, id)
+		if errs.KindOf(err) == errs.NotFound || err == nil && !by.sees(&j) {
+			return job.Job{}, jobUnknown(op, ref)
+		}
+		return j, err
 	}
 	digits := strings.ToLower(strings.ReplaceAll(ref, "-", ""))
 	if len(digits) < minRef || len(digits) > 32 || strings.Trim(digits, "0123456789abcdef") != "" {
-		return job.ID{}, errs.Field(op, "job_id", "JOB_REF", "%q is neither a job id nor at least %d hex digits of one", ref, minRef)
+		return job.Job{}, errs.Field(op, "job_id", "JOB_REF", "%q is neither a job id nor at least %d hex digits of one", ref, minRef)
 	}
-	var found []job.ID
-	for _, look := range []func(context.Context, string) ([]job.ID, error){s.bySuffix, s.byPrefix} {
-		ids, err := look(ctx, digits)
-		if err != nil {
-			return job.ID{}, errs.E(op, errs.Internal, "STORE", err)
-		}
-		for _, id := range ids {
-			if !slices.Contains(found, id) {
-				found = append(found, id)
-			}
+	suffix, err := s.firstTwo(ctx, op, by, bySuffix(digits), func(p store.Pair) job.ID { return job.ID(p.Value) })
+	if err != nil {
+		return job.Job{}, err
+	}
+	prefix, err := s.firstTwo(ctx, op, by, byPrefix(digits), func(p store.Pair) job.ID { return job.ID(p.Key[1:]) })
+	if err != nil {
+		return job.Job{}, err
+	}
+	found := suffix
+	for _, j := range prefix {
+		if !slices.ContainsFunc(found, func(f job.Job) bool { return f.ID == j.ID }) {
+			found = append(found, j)
 		}
 	}
 	switch len(found) {
 	case 0:
-		return job.ID{}, jobUnknown(op, ref)
+		return job.Job{}, jobUnknown(op, ref)
 	case 1:
 		return found[0], nil
 	default:
-		return job.ID{}, errs.Field(op, "job_id", "JOB_AMBIGUOUS", "%q fits several jobs, such as %s and %s", ref, found[0], found[1]).
+		return job.Job{}, errs.Field(op, "job_id", "JOB_AMBIGUOUS", "%q fits several jobs, such as %s and %s", ref, found[0].ID, found[1].ID).
 			WithHint("give more digits")
 	}
 }
 
-// bySuffix looks up at most two, enough to know whether one is unique.
-func (s *Scheduler) bySuffix(ctx context.Context, digits string) ([]job.ID, error) {
+func bySuffix(digits string) store.Range {
 	reversed := []byte(digits)
 	slices.Reverse(reversed)
-	return s.firstTwo(ctx, store.Prefix(append([]byte{prefixSuffix}, reversed...)), func(p store.Pair) job.ID { return job.ID(p.Value) })
+	return store.Prefix(append([]byte{prefixSuffix}, reversed...))
 }
 
-func (s *Scheduler) byPrefix(ctx context.Context, digits string) ([]job.ID, error) {
-	low, err := hex.DecodeString(digits + strings.Repeat("0", 32-len(digits)))
-	if err != nil {
-		return nil, fmt.Errorf("read %q: %w", digits, err)
-	}
-	high, err := hex.DecodeString(digits + strings.Repeat("f", 32-len(digits)))
-	if err != nil {
-		return nil, fmt.Errorf("read %q: %w", digits, err)
-	}
-	r := store.Range{From: idKey(prefixJob, [16]byte(low)), To: append(idKey(prefixJob, [16]byte(high)), 0)}
-	return s.firstTwo(ctx, r, func(p store.Pair) job.ID { return job.ID(p.Key[1:]) })
+func byPrefix(digits string) store.Range {
+	low, high := digits+strings.Repeat("0", 32-len(digits)), digits+strings.Repeat("f", 32-len(digits))
+	from, to := []byte{prefixJob}, []byte{prefixJob}
+	from, _ = hex.AppendDecode(from, []byte(low)) // they are hex digits
+	to, _ = hex.AppendDecode(to, []byte(high))
+	return store.Range{From: from, To: append(to, 0)}
 }
 
-func (s *Scheduler) firstTwo(ctx context.Context, r store.Range, id func(store.Pair) job.ID) ([]job.ID, error) {
-	var out []job.ID
+// maxFits bounds the jobs of others that one reference passes over: so many share a
+// beginning only when they were asked for within the same minutes.
+const maxFits = 4096
+
+// firstTwo returns at most two jobs that the caller sees, enough to know whether one is
+// unique.
+func (s *Scheduler) firstTwo(ctx context.Context, op string, by Caller, r store.Range, id func(store.Pair) job.ID) ([]job.Job, error) {
+	var ids []job.ID // looked at outside of the scan: it holds a snapshot
+	most := maxFits
+	if by.Role != roleSubmitter {
+		most = 2
+	}
 	for p, err := range s.config.Store.Scan(ctx, r) {
 		if err != nil {
-			return nil, err
+			return nil, errs.E(op, errs.Internal, "STORE", err)
 		}
-		out = append(out, id(p))
+		if ids = append(ids, id(p)); len(ids) == most {
+			break
+		}
+	}
+	var out []job.Job
+	for _, id := range ids {
+		j, err := s.read(ctx, op, id)
+		switch {
+		case errs.KindOf(err) == errs.NotFound: // removed meanwhile
+		case err != nil:
+			return nil, err
+		case by.sees(&j):
+			out = append(out, j)
+		}
 		if len(out) == 2 {
 			break
 		}

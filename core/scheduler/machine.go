@@ -76,9 +76,9 @@ func (m *Machine) LoadWorker(w registry.Worker) { m.workers.Load(w) }
 // until it registers again.
 func (m *Machine) LoadJob(now time.Time, j job.Job) {
 	e := &entry{Job: j, bytes: j.Spec.Bytes()}
-	m.account.add(e.RequestedBy, e.bytes+e.Input)
+	m.account.add(owner(&e.Job), e.bytes+e.Input)
 	if j.RequestID != "" {
-		e.key = requestKey(j.RequestedBy, j.RequestID)
+		e.key = requestKey(owner(&j), j.RequestID)
 		m.requests[e.key] = e
 	}
 	m.jobs[j.ID], m.now = e, now
@@ -151,7 +151,7 @@ func (m *Machine) reply(to uint64, r Result) {
 func (m *Machine) put(e *entry) {
 	if e.State.Terminal() {
 		m.release(e)
-		m.account.add(e.RequestedBy, -e.bytes)
+		m.account.add(owner(&e.Job), -e.bytes)
 		e.Spec.Secrets = nil
 	}
 	j := e.Job
@@ -167,7 +167,7 @@ func (m *Machine) release(e *entry) {
 	if e.Input == 0 {
 		return
 	}
-	m.account.add(e.RequestedBy, -e.Input)
+	m.account.add(owner(&e.Job), -e.Input)
 	e.Input = 0
 	m.effect(Effect{Release: &e.ID})
 }

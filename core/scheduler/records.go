@@ -21,7 +21,7 @@ import (
 //	j<id>            record of every job, JSON
 //	l<id>            marks a live job
 //	i<id>            input of a live job: stdin, upload, values of secrets
-//	r<caller>\0<id>  what a request id was used for (P1)
+//	r<owner>\0<id>  what a request id was used for (P1)
 //	s<hex of id, reversed>  finds jobs by the end of their id
 //	w<id>            record of every worker, JSON
 //	m/term           the term of the newest scheduler life, see store.TermKey
@@ -200,7 +200,7 @@ func putEffect(b *store.Batch, e *Effect) error {
 		b.Delete(idKey(prefixJob, e.Delete.ID))
 		b.Delete(suffixKey(e.Delete.ID))
 		if e.Delete.RequestID != "" {
-			b.Delete(requestRecord(requestKey(e.Delete.RequestedBy, e.Delete.RequestID)))
+			b.Delete(requestRecord(requestKey(owner(e.Delete), e.Delete.RequestID)))
 		}
 	case e.Keep != nil:
 		b.Put(idKey(prefixInput, e.Keep.Job), encodeInput(&e.Keep.Input))
@@ -242,6 +242,6 @@ func putIndexes(b *store.Batch, e *Effect) {
 	b.Put(idKey(prefixLive, j.ID), nil)
 	b.Put(suffixKey(j.ID), j.ID[:])
 	if j.RequestID != "" {
-		b.Put(requestRecord(requestKey(j.RequestedBy, j.RequestID)), append(j.ID[:], e.Hash[:]...))
+		b.Put(requestRecord(requestKey(owner(j), j.RequestID)), append(j.ID[:], e.Hash[:]...))
 	}
 }

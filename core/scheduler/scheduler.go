@@ -273,6 +273,10 @@ func (s *Scheduler) lookUp(ctx context.Context, ev *Event) error {
 
 func (s *Scheduler) lookUpOne(ctx context.Context, sub *Submit) (err error) {
 	if sub.RequestID != "" {
+		sub.Earlier, err = s.records.accepted(ctx, requestKey(sub.Caller.identity(), sub.RequestID))
+	}
+	if sub.RequestID != "" && sub.Caller.Lineage == "" && sub.Earlier == nil && err == nil {
+		// What an earlier version accepted belongs to the name alone (P1).
 		sub.Earlier, err = s.records.accepted(ctx, requestKey(sub.Caller.Name, sub.RequestID))
 	}
 	return err
