@@ -79,7 +79,7 @@ func connect(list string, config *tls.Config, reason func(error) string, version
 		c.watches[a] = &transport{}
 	}
 	dial := func(address string) (*grpc.ClientConn, error) {
-		return dial(address, config, c.watches[address], version)
+		return dial(address, config, &refusals{address, c.watches[address], reason}, version)
 	}
 	if len(addresses) > 1 {
 		c.conn = rpc.NewSchedulers(rpc.SchedulersConfig{Addresses: addresses, Dial: dial, Why: c.why})
@@ -91,17 +91,17 @@ func connect(list string, config *tls.Config, reason func(error) string, version
 	return c, nil
 }
 
-func dial(address string, config *tls.Config, w *transport, version string) (*grpc.ClientConn, error) {
+func dial(address string, config *tls.Config, r *refusals, version string) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient(
 		"passthrough:///"+address,
-		grpc.WithTransportCredentials(&watched{rpc.Credentials(config), w}),
-		grpc.WithContextDialer(w.dial),
+		grpc.WithTransportCredentials(&watched{rpc.Credentials(config), r.watch}),
+		grpc.WithContextDialer(r.watch.dial),
 		grpc.WithUserAgent("drover/"+version),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(
 			grpc.ForceCodecV2(rpc.Codec()), grpc.MaxCallRecvMsgSize(rpc.MaxMessage), grpc.MaxCallSendMsgSize(rpc.MaxMessage),
 		),
-		grpc.WithChainUnaryInterceptor(comeAgain),
+		grpc.WithChainUnaryInterceptor(comeAgain, r.unary), grpc.WithChainStreamInterceptor(r.stream),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			MinConnectTimeout: dialTimeout,
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
@@ -166,14 +166,8 @@ func (c *Client) distrusted(err error) error {
 
 // refused says why an address cannot be called.
 func (c *Client) refused(address string, err error) error {
-	dial, handshake, _ := c.watches[address].last()
-	why := c.reason(handshake)
-	if why == "" {
-		why = c.reason(err)
-	}
-	if dial == nil && why != "" {
-		return errs.E("connect to the scheduler at "+address, errs.Unauthenticated, "CERTIFICATE", errors.New(why)).
-			WithHint(`"drover context ls" shows which certificate is used; --certs and DROVER_CERTS give another`)
+	if why := (&refusals{address, c.watches[address], c.reason}).why(err); why != "" {
+		return distrusted(address, why)
 	}
 	return unreachable(address, errors.New(c.why(address, err)))
 }
