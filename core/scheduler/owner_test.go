@@ -49,8 +49,13 @@ func TestOwnerIsTheWholeIdentity(t *testing.T) {
 		by   Caller
 		want string // last digits of the jobs that are seen
 	}{
-		{admin, "12349"}, {Caller{"vera", "viewer", ""}, "12349"},
-		{first, "2"}, {second, "3"}, {aged, "49"}, {Caller{"root", roleSubmitter, "l4"}, ""}, {Caller{"roo", roleSubmitter, ""}, ""},
+		{admin, "12349"},
+		{Caller{"vera", "viewer", ""}, "12349"},
+		{first, "2"},
+		{second, "3"},
+		{aged, "49"},
+		{Caller{"root", roleSubmitter, "l4"}, ""},
+		{Caller{"roo", roleSubmitter, ""}, ""},
 		{Caller{"root/l2", roleSubmitter, ""}, ""},
 	} {
 		seen, listed := "", ""
@@ -140,8 +145,10 @@ func TestReferencesMeanTheCallersOwnJobs(t *testing.T) {
 		reason string
 	}{
 		{ann, jobs[0].ID.String()[:8], "JOB_AMBIGUOUS"}, // of her own two
-		{bob, "00000007", "JOB_AMBIGUOUS"}, {bob, "00000008", "JOB_UNKNOWN"},
-		{Caller{"eve", roleSubmitter, "e"}, "00000007", "JOB_UNKNOWN"}, {Caller{"eve", roleSubmitter, "e"}, strings.ToUpper(jobs[0].ID.String()), "JOB_UNKNOWN"},
+		{bob, "00000007", "JOB_AMBIGUOUS"},
+		{bob, "00000008", "JOB_UNKNOWN"},
+		{Caller{"eve", roleSubmitter, "e"}, "00000007", "JOB_UNKNOWN"},
+		{Caller{"eve", roleSubmitter, "e"}, strings.ToUpper(jobs[0].ID.String()), "JOB_UNKNOWN"},
 	} {
 		_, err := s.Job(t.Context(), c.by, c.ref, false)
 		if errs.ReasonOf(err) != c.reason {

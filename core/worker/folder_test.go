@@ -192,7 +192,7 @@ func useOnce(f attemptFolders, id string) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd) //nolint:errcheck // it is read only
+	defer unix.Close(fd)
 	buf := make([]byte, 100)
 	n, err := unix.Read(fd, buf)
 	if err != nil || string(buf[:n]) != "typed" {
@@ -390,7 +390,7 @@ func TestWorkingFoldersAreLookedAtAsTheJobsUser(t *testing.T) {
 	if err := os.Chmod(filepath.Dir(closed), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	defer os.Chmod(filepath.Dir(closed), 0o700) //nolint:errcheck // for the removal
+	defer os.Chmod(filepath.Dir(closed), 0o700)
 	if got, err := p.workdir(&prepared{}, &job.Spec{Workdir: open}, guest()); err != nil || got != open {
 		t.Errorf("%s, %v", got, err)
 	}

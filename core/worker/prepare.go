@@ -287,7 +287,7 @@ func (p *preparer) checkPath(s *job.Spec, file string, u *account) error {
 		return err
 	}, nil)
 	if err != nil {
-		return nil // the start tells why it cannot be executed
+		return refuse(`env["PATH"]`, job.ReasonPolicy, "whether it chooses the interpreter of %s cannot be told: %w", file, err)
 	}
 	first, _, _ := strings.Cut(string(<-begins), "\n")
 	fields := strings.Fields(strings.TrimPrefix(first, "#!"))

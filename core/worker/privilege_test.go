@@ -143,8 +143,10 @@ func TestNoNewPrivsIsTheDefaultForOtherUsers(t *testing.T) {
 		user   *account
 		want   bool
 	}{
-		{Policy{}, nil, false}, {Policy{}, &account{}, true},
-		{Policy{NoNewPrivs: &yes}, nil, true}, {Policy{NoNewPrivs: &no}, &account{}, false},
+		{Policy{}, nil, false},
+		{Policy{}, &account{}, true},
+		{Policy{NoNewPrivs: &yes}, nil, true},
+		{Policy{NoNewPrivs: &no}, &account{}, false},
 	} {
 		if got := c.policy.noNewPrivs(c.user); got != c.want {
 			t.Errorf("%v for %v: %v", c.policy.NoNewPrivs, c.user, got)

@@ -51,7 +51,7 @@ func Read(file string) ([]byte, error) {
 	if err != nil {
 		return nil, err //nolint:wrapcheck // says what was tried on which file
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close()
 	if err := ownership.CheckFile(f); err != nil {
 		return nil, err //nolint:wrapcheck // says what is wrong with which file
 	}

@@ -81,7 +81,7 @@ var mistakes = map[string]struct{ text, want string }{
 	"too large":                    {"user: " + strings.Repeat("a", yamlfile.MaxBytes), "larger than 256 KiB"},
 	"an unknown key":               {"allow: true\nusser: a\n", `f.yaml:2:1: unknown key "usser", did you mean "user"?`},
 	"a key without end":            {strings.Repeat("k", 50_000) + ": a\n", "unknown key"},
-	"an unknown key further below": {"targets:\n  one:\n    adress: a\n", `f.yaml:3:5: unknown key "adress", did you mean "address"?`},
+	"an unknown key further below": {"targets:\n  one:\n    addresz: a\n", `f.yaml:3:5: unknown key "addresz", did you mean "address"?`},
 	"a key twice":                  {"user: a\nuser: b\n", `f.yaml:2:1: `},
 	"another type":                 {"allow: perhaps\n", "f.yaml:1:8: "},
 	"a number below its range":     {"limits: {nofile: -1}\n", "f.yaml:1:"},

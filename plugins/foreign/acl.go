@@ -30,8 +30,11 @@ func Admit(dir string, uid uint32) error {
 		tag, rights uint16
 		id          uint32
 	}{
-		{aclOwner, aclAll, aclNobody}, {aclUser, aclPass, uid},
-		{aclGroup, 0, aclNobody}, {aclMask, aclPass, aclNobody}, {aclOther, 0, aclNobody},
+		{aclOwner, aclAll, aclNobody},
+		{aclUser, aclPass, uid},
+		{aclGroup, 0, aclNobody},
+		{aclMask, aclPass, aclNobody},
+		{aclOther, 0, aclNobody},
 	} {
 		list = binary.LittleEndian.AppendUint16(list, e.tag)
 		list = binary.LittleEndian.AppendUint16(list, e.rights)

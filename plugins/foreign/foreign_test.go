@@ -166,7 +166,7 @@ func TestOnlyWhatIsExpectedIsOpened(t *testing.T) {
 	must(t, unix.Mkfifo(at("fifo"), 0o600))
 	l, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 	must(t, err)
-	defer unix.Close(l) //nolint:errcheck // of a test
+	defer unix.Close(l)
 	must(t, unix.Bind(l, &unix.SockaddrUnix{Name: at("socket")}))
 	own := uint32(os.Geteuid())
 	for _, c := range []struct {

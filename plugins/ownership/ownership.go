@@ -52,7 +52,7 @@ func read(path string, check func(fs.FileInfo) error) ([]byte, error) {
 	if err != nil {
 		return nil, err //nolint:wrapcheck // says what was tried on which file
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)

@@ -79,8 +79,10 @@ func resourceLimits(t *testing.T, h Harness) {
 		return
 	}
 	limits := []*runnerv1.Rlimit{
-		{Resource: unix.RLIMIT_NOFILE, Value: 63}, {Resource: unix.RLIMIT_CORE, Value: 0},
-		{Resource: unix.RLIMIT_FSIZE, Value: 1 << 30}, {Resource: unix.RLIMIT_NPROC, Value: 4000},
+		{Resource: unix.RLIMIT_NOFILE, Value: 63},
+		{Resource: unix.RLIMIT_CORE, Value: 0},
+		{Resource: unix.RLIMIT_FSIZE, Value: 1 << 30},
+		{Resource: unix.RLIMIT_NPROC, Value: 4000},
 	}
 	j := w.prepare("limits")
 	j.Rlimits, j.NoNewPrivs = limits, true

@@ -200,7 +200,7 @@ func TestTheFolderThatRefusesIsNamedAndNotTheProgram(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	defer os.Chmod(shut, 0o700) //nolint:errcheck // for the removal
+	defer os.Chmod(shut, 0o700)
 	out, _ := lane(t)
 	r := &Runner{null: -1}
 	for _, asked := range []bool{false, true} {
@@ -229,7 +229,7 @@ func TestAProgramThatOnlyRootReachesIsNotSaidToBeMissing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	defer os.Chmod(filepath.Dir(tool), 0o700) //nolint:errcheck // for the removal
+	defer os.Chmod(filepath.Dir(tool), 0o700)
 	r, s := &Runner{}, runner.Spec{Workdir: "/"}
 	attr := &syscall.ProcAttr{Sys: &syscall.SysProcAttr{}}
 	if os.Geteuid() == 0 {
@@ -288,8 +288,8 @@ func TestAFileSystemThatDoesNotAnswerHoldsUpNoOtherStart(t *testing.T) {
 		t.Logf("left out where nothing can be mounted: %v", err)
 		return
 	}
-	defer unix.Unmount(dir, unix.MNT_DETACH) //nolint:errcheck // it goes with the test
-	defer unix.Close(fuse)                   //nolint:errcheck // whoever waits for it gets an error
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	defer unix.Close(fuse)
 	r := &Runner{}
 	hung := make(chan error, 1)
 	go func() {

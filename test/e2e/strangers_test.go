@@ -8,7 +8,6 @@ import (
 	"encoding/asn1"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -32,16 +31,6 @@ const strangerRoom = 16 << 20
 // nobody is TLS without a certificate.
 func nobody() *tls.Config {
 	return &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS13} //nolint:gosec // a stranger
-}
-
-// somebody is TLS with the certificate of a folder.
-func somebody(t *testing.T, dir string) *tls.Config {
-	t.Helper()
-	source, err := certs.NewSource(dir, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return source.ClientConfig(certs.RoleScheduler, "")
 }
 
 // addressOf asks the scheduler where a worker listens.

@@ -14,7 +14,7 @@ import (
 // or is refused in one line.
 func FuzzContexts(f *testing.F) {
 	for _, s := range []string{
-		"current: prod\ncontexts:\n  prod: {address: \"h:7420,i:7420\", certs: /c}\n", "", "contexts: !x", "current: [a]", "contexts: {a: {adress: x}}",
+		"current: prod\ncontexts:\n  prod: {address: \"h:7420,i:7420\", certs: /c}\n", "", "contexts: !x", "current: [a]", "contexts: {a: {addresz: x}}",
 		"contexts: {\"a\\x1b\": {address: \"\\u202e\", certs: ' '}}", "current: &a x\n", "{", "contexts: {~: {}}", "current: 'yes'\n",
 	} {
 		f.Add([]byte(s))
