@@ -71,6 +71,7 @@ type Manager struct {
 	never    map[int]bool       // this process and its ancestors
 	scanner  *scanner
 	began    time.Time
+	first    uint64   // clock tick since boot at which it began
 	watcher  *watcher // nil unless the killing hierarchy is v2
 
 	mu      sync.Mutex // guards what follows
@@ -132,6 +133,9 @@ func New(cfg Config) (*Manager, error) {
 		controls: map[string]control{}, used: map[string]bool{}, parents: map[string]bool{},
 	}
 	var err error
+	if m.first, err = ticksSinceBoot(); err != nil {
+		return nil, errs.E(op, errs.Internal, "PROC", err)
+	}
 	if m.never, err = ancestry(os.Getpid()); err != nil {
 		return nil, errs.E(op, errs.Internal, "PROC", err)
 	}

@@ -132,9 +132,11 @@ func (m *Manager) EndHidden(ctx context.Context, plugins []int) (killed int, err
 	if m.mode != ModeNone {
 		return 0, nil
 	}
-	w := &walker{scanner: m.scanner, never: maps.Clone(m.never), orphans: map[int]bool{os.Getpid(): true}, known: map[process]bool{}}
+	// A child that this process had before it made its first attempt is not of drover:
+	// a shell that starts something else beside the worker, and then becomes it.
+	w := &walker{scanner: m.scanner, never: maps.Clone(m.never), orphans: map[int]uint64{os.Getpid(): m.first}, known: map[process]bool{}}
 	for _, pid := range plugins {
-		w.never[pid], w.orphans[pid] = true, true
+		w.never[pid], w.orphans[pid] = true, 0
 	}
 	empty, err := w.empty()
 	gone := map[process]bool{}

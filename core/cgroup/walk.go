@@ -33,7 +33,7 @@ type walker struct {
 	scanner  *scanner
 	never    map[int]bool
 	req      StopRequest
-	orphans  map[int]bool // instead of an attempt: what hides below one of these
+	orphans  map[int]uint64 // instead of an attempt: what hides below one of these and started after that tick
 	reopened bool
 	known    map[process]bool // found once is found for ever, whatever it became
 }
@@ -88,7 +88,8 @@ func (w *walker) trustsSessions(table []entry, byPid map[int]int) bool {
 
 func (w *walker) isSeed(e entry, sessions bool) bool {
 	if w.orphans != nil {
-		return w.orphans[e.parent] && e.tag == lineage.None && e.mark == ""
+		after, ok := w.orphans[e.parent]
+		return ok && e.start > after && e.tag == lineage.None && e.mark == ""
 	}
 	if w.req.Mark != "" && (e.mark == w.req.Mark || e.tag == lineage.Of(w.req.Mark)) {
 		return true

@@ -221,3 +221,25 @@ func TestTheTableSeesThisProcess(t *testing.T) {
 		t.Errorf("own entry is number %d", i)
 	}
 }
+
+// A worker that leaves ends what came to it and to its plugins, and no child that it
+// had before it began: a shell may have started that, and then become the worker.
+func TestP17_ChildOfBeforeTheWorker_IsLeftAlone(t *testing.T) {
+	t.Parallel()
+	const self, plugin = 10, 20
+	w := &walker{orphans: map[int]uint64{self: 500, plugin: 0}, never: map[int]bool{self: true, plugin: true}, known: map[process]bool{}}
+	var got []int
+	for _, e := range w.members([]entry{
+		{process: process{self, 400}, parent: 1, state: 'S'},
+		{process: process{plugin, 450}, parent: self, state: 'S'},
+		{process: process{30, 300}, parent: self, state: 'S'},   // an exporter of the shell's
+		{process: process{31, 600}, parent: 30, state: 'S'},     // and its child
+		{process: process{40, 501}, parent: self, state: 'S'},   // came when a plugin died
+		{process: process{50, 460}, parent: plugin, state: 'S'}, // of an earlier worker's job
+	}) {
+		got = append(got, e.pid)
+	}
+	if slices.Sort(got); !slices.Equal(got, []int{40, 50}) {
+		t.Errorf("it ends %v", got)
+	}
+}

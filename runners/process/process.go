@@ -39,6 +39,7 @@ type Runner struct {
 	looks  foreign.Looks
 	null   int // the null device, for jobs of this process's user without standard input; -1 could not be opened
 
+	hiding  sync.Once  // of this process from the users of its jobs
 	tagging sync.Mutex // held while this process wears the tag of an attempt, for a fork
 
 	mu      sync.Mutex // guards the fields below
@@ -155,6 +156,9 @@ func (r *Runner) Start(s runner.Spec, exited func(runner.Exit)) (runner.Process,
 // launch finds the executable and starts it; forking is called when a fork comes.
 // ticks is 0 when the start time has to be asked for.
 func (r *Runner) launch(argv []string, attr *syscall.ProcAttr, s runner.Spec, forking func()) (pid int, ticks uint64, err error) {
+	if s.Credential != nil {
+		r.hiding.Do(hide)
+	}
 	path, err := r.program(argv[0], s)
 	if err != nil {
 		return 0, 0, err
@@ -179,6 +183,13 @@ func (r *Runner) launch(argv []string, attr *syscall.ProcAttr, s runner.Spec, fo
 	}
 	return pid, ticksBetween(before, after), nil
 }
+
+// hide closes the memory of this process to the users that its children become. A child
+// shares it from its change of user until it executes its program, and the kernel
+// lets that user's processes open it as long as this process counts as dumpable
+// (prctl(2), ptrace(2)). A change of user makes it undumpable by itself; what looks at
+// files as another user puts back what was before (plugins/foreign).
+func hide() { _ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }
 
 // tag gives this process the tag of an attempt that no cgroup holds, so that what is
 // forked has it (P9). It returns the way back.

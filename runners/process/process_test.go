@@ -313,3 +313,29 @@ func TestAFileSystemThatDoesNotAnswerHoldsUpNoOtherStart(t *testing.T) {
 		_, _ = syscall.Wait4(pid, nil, 0, nil)
 	}
 }
+
+// TestP19_TheMemoryOfTheRunner_StaysClosedToTheUsersOfItsJobs: a child has the memory of
+// this process and the user of the job for a moment, and looks are made as that user.
+func TestP19_TheMemoryOfTheRunner_StaysClosedToTheUsersOfItsJobs(t *testing.T) {
+	out, _ := lane(t)
+	r, s := &Runner{null: -1}, runner.Spec{Workdir: "/", WorkdirAsked: true, Stdout: out, Stderr: out}
+	attr := &syscall.ProcAttr{Dir: "/", Sys: &syscall.SysProcAttr{}}
+	want := 1
+	if os.Geteuid() == 0 {
+		s.Credential = &runner.Credential{UID: 65534, GID: 65534}
+		attr.Sys.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+		want = 0
+	}
+	for range 3 {
+		pid, _, err := r.launch([]string{"/bin/true"}, attr, s, func() {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || got > want {
+			t.Errorf("dumpable is %d, %v", got, err)
+		}
+	}
+}
