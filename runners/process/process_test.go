@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -336,6 +337,44 @@ func TestP19_TheMemoryOfTheRunner_StaysClosedToTheUsersOfItsJobs(t *testing.T) {
 		}
 		if got, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || got > want {
 			t.Errorf("dumpable is %d, %v", got, err)
+		}
+	}
+}
+
+// TestP19_UserWhoStopsEveryProcessOfHis_HoldsUpNoStart: between its change of user and its
+// program a child can be stopped by the job's user, and the fork waits for it.
+func TestP19_UserWhoStopsEveryProcessOfHis_HoldsUpNoStart(t *testing.T) {
+	out, _ := lane(t)
+	s := runner.Spec{Workdir: "/", Stdout: out, Stderr: out}
+	attr := &syscall.ProcAttr{Dir: "/", Sys: &syscall.SysProcAttr{}}
+	if os.Geteuid() == 0 {
+		const uid = 64321 // of no other process on this machine
+		s.Credential = &runner.Credential{UID: uid, GID: uid}
+		attr.Sys.Credential = &syscall.Credential{Uid: uid, Gid: uid}
+		// kill(2) with -1 spares the one who calls it; the attacker ends by itself.
+		attacker := exec.Command("/bin/bash", "-c", "while [ $SECONDS -lt 60 ]; do kill -STOP -1; done 2>/dev/null")
+		attacker.SysProcAttr = &syscall.SysProcAttr{Credential: attr.Sys.Credential}
+		if err := attacker.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			_ = attacker.Process.Kill()
+			_ = attacker.Wait()
+		}()
+	}
+	r := &Runner{null: -1}
+	for range 500 {
+		began := time.Now()
+		pid, _, err := r.launch([]string{"/bin/true"}, attr, s, func() {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = syscall.Kill(pid, syscall.SIGKILL) // stopped in its program, which is its own matter
+		if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		if time.Since(began) > stuckAfter { // it was hit before its program, and got away
+			break
 		}
 	}
 }
