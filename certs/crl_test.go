@@ -119,6 +119,45 @@ func TestP22_ListOfEarlierVersions_IsSigned(t *testing.T) {
 	}
 }
 
+// TestP22_ListOfEarlierVersions_IsWrittenToo: a scheduler of such a version reads no
+// other. What stands in it stays, but for certificates that are long over.
+func TestP22_ListOfEarlierVersions_IsWrittenToo(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t)
+	text := ca.RevokedFiles()[1]
+	long := time.Now().Add(-4 * time.Hour)
+	over := source(t, folder(t, ca, certs.IssueRequest{Name: "over", Role: certs.RoleAdmin, TTL: time.Hour, Now: long}))
+	write(t, text, certs.Serial(over.Leaf())+"\n# kept\n00ff by hand") // without a line's end
+	bob, alice := pair(t, ca, certs.RoleAdmin, "bob"), pair(t, ca, certs.RoleAdmin, "alice")
+	for _, name := range []string{"bob", "alice", "alice"} {
+		if _, err := ca.Revoke(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lines := strings.Split(strings.TrimSuffix(read(t, text), "\n"), "\n")
+	want := []string{"# kept", "00ff by hand", certs.Serial(bob.Leaf()) + " " + bob.ID().String() + " 20", certs.Serial(alice.Leaf()) + " " + alice.ID().String() + " 20"}
+	if len(lines) != len(want) {
+		t.Fatalf("the list has the lines %q", lines)
+	}
+	for i, line := range lines {
+		if !strings.HasPrefix(line, want[i]) {
+			t.Errorf("line %d is %q, not %q", i+1, line, want[i])
+		}
+	}
+	dir := folder(t, ca, certs.IssueRequest{Name: "s", Role: certs.RoleScheduler})
+	for _, file := range ca.RevokedFiles() {
+		if s := source(t, dir, file); !s.Revoked(certs.Serial(alice.Leaf())) || !s.Revoked(certs.Serial(bob.Leaf())) {
+			t.Errorf("%s does not tell what was revoked", file)
+		}
+	}
+	if err := os.Remove(text); err != nil { // as when only the signed list was written
+		t.Fatal(err)
+	}
+	if _, err := ca.Revoke("bob"); err != nil || !strings.HasPrefix(read(t, text), certs.Serial(bob.Leaf())) {
+		t.Errorf("revoked again, it is not added: %v", err)
+	}
+}
+
 // TestP22_CAIsRotated_ListIsTrustedByAll: by those that know the old key only, too.
 func TestP22_CAIsRotated_ListIsTrustedByAll(t *testing.T) {
 	t.Parallel()

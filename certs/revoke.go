@@ -8,10 +8,11 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 )
 
-// revokedFile is the name of the unsigned list that earlier versions wrote: a
-// serial in hex begins each line. It is still read, everywhere.
+// revokedFile is the name of the unsigned list that earlier versions know: a serial
+// in hex begins each line. It is read everywhere, and that of the CA is still written.
 const revokedFile = "revoked"
 
 // RevokedFile names the signed list of revoked certificates. A Source that is given
@@ -57,7 +58,48 @@ func (ca *CA) Revoke(nameOrSerial string) ([]string, error) {
 	if err := ca.signRevoked(slices.Clone(serials)); err != nil {
 		return nil, fmt.Errorf("revoke: %w", err)
 	}
+	if err := ca.writeRevoked(all, serials); err != nil {
+		return nil, fmt.Errorf("revoke: %w", err)
+	}
 	return serials, nil
+}
+
+// writeRevoked adds serials to the list of earlier versions, under the folder's lock.
+// Like the signed list it loses certificates that are long over.
+func (ca *CA) writeRevoked(all []Issued, serials []string) error {
+	path := ca.file(revokedFile)
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	known, err := parseRevoked(old)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	now := time.Now()
+	over := map[string]bool{}
+	var more strings.Builder
+	for _, c := range all {
+		switch over[c.Serial] = c.over(now); {
+		case over[c.Serial] || known[c.Serial] || !slices.Contains(serials, c.Serial):
+		default:
+			fmt.Fprintf(&more, "%s %s %s\n", c.Serial, c.ID, now.UTC().Format(time.RFC3339))
+		}
+	}
+	if more.Len() == 0 {
+		return nil
+	}
+	var text strings.Builder
+	for line := range strings.Lines(string(old)) {
+		if fields := strings.Fields(line); len(fields) > 0 {
+			if serial, ok := parseSerial(fields[0]); ok && over[serial] {
+				continue
+			}
+		}
+		text.WriteString(strings.TrimSuffix(line, "\n") + "\n") // somebody may have edited it by hand
+	}
+	// Replaced whole: a Source never reads half a line.
+	return writeFile(path, []byte(text.String()+more.String()), 0o644)
 }
 
 // is tells whether a word of the command line means the certificate.
