@@ -111,11 +111,14 @@ type issuance struct {
 // disk is waited for without the lock, for Join and Revoke need it, too: the copy is
 // durable before it is in its place, and its place before anybody has the certificate.
 func (ca *CA) issue(r IssueRequest, may func() error) (issuance, error) {
+	if r.TTL == 0 {
+		r.TTL = LeafValidity
+	}
 	made, leaf, err := ca.signLeaf(r)
 	if err != nil {
 		return issuance{}, err
 	}
-	record, err := stageFile(ca.issuedFile(made.serial), encodeIssued(leaf.Raw, r.renews), 0o600)
+	record, err := stageFile(ca.issuedFile(made.serial), encodeIssued(leaf.Raw, r.renews, r.TTL), 0o600)
 	if err != nil {
 		return issuance{}, err
 	}
@@ -193,9 +196,6 @@ func (ca *CA) template(r IssueRequest) (*x509.Certificate, error) {
 	}
 	if r.TTL < 0 {
 		return nil, fmt.Errorf("a lifetime of %v is not above 0", r.TTL)
-	}
-	if r.TTL == 0 {
-		r.TTL = LeafValidity
 	}
 	if r.Now.IsZero() {
 		r.Now = time.Now()
@@ -299,8 +299,8 @@ var ErrNoRenew = errors.New("it was issued as one that is not renewed; ask an ad
 
 // RenewFor signs a fresh certificate of an identity that the caller has proved
 // over TLS with the certificate of a serial; of the CSR only the key counts. It lasts
-// as long as the one before did. A certificate that is revoked gets none, also when the
-// revocation overtook the call. Before a third of its life is over, one that the present
+// as long as was asked for the one before, which may have been cut short by the end of its
+// CA. A certificate that is revoked gets none, also when the revocation overtook the call. Before a third of its life is over, one that the present
 // key of the CA signed is not renewed: that is a *TooSoonError.
 func (ca *CA) RenewFor(id ID, serial string, csr []byte, hosts []string, now time.Time) (cert, bundle []byte, err error) {
 	if id.Cluster != ca.cluster {
@@ -314,9 +314,8 @@ func (ca *CA) RenewFor(id ID, serial string, csr []byte, hosts []string, now tim
 	if err != nil {
 		return nil, nil, err
 	}
-	_, life := lifeOf(before)
-	lineage := Lineage(before)
-	made, err := ca.issue(IssueRequest{Name: id.Name, Role: id.Role, TTL: life, Public: public, Now: now, Hosts: hosts, renews: serial, lineage: &lineage},
+	lineage := Lineage(before.cert)
+	made, err := ca.issue(IssueRequest{Name: id.Name, Role: id.Role, TTL: before.lifeAskedFor(), Public: public, Now: now, Hosts: hosts, renews: serial, lineage: &lineage},
 		func() error {
 			_, err := ca.mayRenew(id, serial, now)
 			return err
@@ -326,21 +325,21 @@ func (ca *CA) RenewFor(id ID, serial string, csr []byte, hosts []string, now tim
 
 // mayRenew returns the certificate of a serial, unless an identity may not have a
 // fresh one for it.
-func (ca *CA) mayRenew(id ID, serial string, now time.Time) (*x509.Certificate, error) {
+func (ca *CA) mayRenew(id ID, serial string, now time.Time) (Issued, error) {
 	all, err := ca.inForce(id, now)
 	if err != nil {
-		return nil, err
+		return Issued{}, err
 	}
 	i := slices.IndexFunc(all, func(c Issued) bool { return c.Serial == serial })
 	switch {
 	case i < 0:
-		return nil, fmt.Errorf("renew: the certificate of %s is not in force here; ask an admin for a new one", id)
+		return Issued{}, fmt.Errorf("renew: the certificate of %s is not in force here; ask an admin for a new one", id)
 	case !Renewable(all[i].cert):
-		return nil, fmt.Errorf("renew: the certificate of %s: %w", id, ErrNoRenew)
+		return Issued{}, fmt.Errorf("renew: the certificate of %s: %w", id, ErrNoRenew)
 	}
 	a, err := ca.load()
 	if err != nil {
-		return nil, err
+		return Issued{}, err
 	}
 	var fresh []time.Time // until when its renewals are
 	for _, c := range all {
@@ -348,18 +347,18 @@ func (ca *CA) mayRenew(id ID, serial string, now time.Time) (*x509.Certificate, 
 		case !now.Before(until):
 		case !bytes.Equal(c.cert.AuthorityKeyId, a.cert.SubjectKeyId): // of before a rotation
 		case c.Serial == serial:
-			return nil, &TooSoonError{id, until}
+			return Issued{}, &TooSoonError{id, until}
 		case c.renews == serial:
 			fresh = append(fresh, until)
 		}
 	}
 	if len(fresh) >= freshOnes {
-		return nil, &TooSoonError{id, slices.MinFunc(fresh, time.Time.Compare)}
+		return Issued{}, &TooSoonError{id, slices.MinFunc(fresh, time.Time.Compare)}
 	}
 	if len(all) >= mostInForce {
-		return nil, fmt.Errorf("renew: %s has %d certificates in force; revoke those that are not used", id, len(all))
+		return Issued{}, fmt.Errorf("renew: %s has %d certificates in force; revoke those that are not used", id, len(all))
 	}
-	return all[i].cert, nil
+	return all[i], nil
 }
 
 // maxCSR is the size of the largest certificate request that is looked at, in bytes.

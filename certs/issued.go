@@ -23,18 +23,32 @@ type Issued struct {
 	Revoked   bool
 
 	cert   *x509.Certificate
-	renews string // serial of the certificate that it took the place of
+	renews string        // serial of the certificate that it took the place of
+	life   time.Duration // that was asked for; 0: the copy does not tell
 }
 
-// renewsHeader stands in the copy of a certificate above its bytes.
-const renewsHeader = "Renews"
+// Headers of the copy of a certificate, above its bytes.
+const (
+	renewsHeader = "Renews"
+	lifeHeader   = "Life"
+)
 
-func encodeIssued(der []byte, renews string) []byte {
-	b := &pem.Block{Type: "CERTIFICATE", Bytes: der}
+func encodeIssued(der []byte, renews string, life time.Duration) []byte {
+	b := &pem.Block{Type: "CERTIFICATE", Bytes: der, Headers: map[string]string{lifeHeader: life.String()}}
 	if renews != "" {
-		b.Headers = map[string]string{renewsHeader: renews}
+		b.Headers[renewsHeader] = renews
 	}
 	return pem.EncodeToMemory(b)
+}
+
+// lifeAskedFor is how long the certificate was to be good: longer than it is when the
+// CA that signed it ended before.
+func (i Issued) lifeAskedFor() time.Duration {
+	if i.life > 0 {
+		return i.life
+	}
+	_, life := lifeOf(i.cert)
+	return life
 }
 
 // InForce tells whether peers accept the certificate at a time.
@@ -120,7 +134,14 @@ func readOneIssued(path string) (Issued, error) {
 	if err != nil {
 		return Issued{}, fmt.Errorf("%s: %w", path, err)
 	}
-	return Issued{ID: id, Serial: Serial(cs[0]), NotBefore: cs[0].NotBefore, NotAfter: cs[0].NotAfter, cert: cs[0], renews: first.Headers[renewsHeader]}, nil
+	life, err := time.ParseDuration(first.Headers[lifeHeader])
+	if err != nil {
+		life = 0 // an earlier version made the copy
+	}
+	return Issued{
+		ID: id, Serial: Serial(cs[0]), NotBefore: cs[0].NotBefore, NotAfter: cs[0].NotAfter,
+		cert: cs[0], renews: first.Headers[renewsHeader], life: life,
+	}, nil
 }
 
 // List returns what was issued and is not long over, newest first.

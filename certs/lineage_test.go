@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -43,6 +44,47 @@ func TestRenewalKeepsTheLifeThatWasChosen(t *testing.T) {
 			serial = certs.Serial(leaf)
 		}
 	}
+}
+
+// TestRenewalAfterARotationHasTheWholeLifeAgain: what the end of a CA cuts short is
+// not what was chosen. A copy that does not tell what was chosen means its life.
+func TestRenewalAfterARotationHasTheWholeLifeAgain(t *testing.T) {
+	t.Parallel()
+	const day = 24 * time.Hour
+	dir := filepath.Join(t.TempDir(), "ca")
+	ca, err := certs.Init(dir, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now().Truncate(time.Second)
+	if err := errors.Join(ca.Rotate(now.Add(10*day-certs.CAValidity)), ca.Retire(now)); err != nil {
+		t.Fatal(err) // 10 days are left
+	}
+	s := source(t, folder(t, ca, certs.IssueRequest{Name: "w1", Role: certs.RoleWorker, Now: now.Add(-85 * day)}))
+	again := func(ca *certs.CA, serial string, want time.Duration) string {
+		t.Helper()
+		pem, _, err := ca.RenewFor(s.ID(), serial, csr(t), nil, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert := parse(t, pem)
+		if got := cert.NotAfter.Sub(now); got != want {
+			t.Errorf("the renewal is good for %v, not for %v", got, want)
+		}
+		return certs.Serial(cert)
+	}
+	short := again(ca, certs.Serial(s.Leaf()), 10*day)
+	if err := ca.Rotate(now); err != nil {
+		t.Fatal(err)
+	}
+	again(ca, short, 90*day)
+	text := regexp.MustCompile(`(?m)^[A-Z][a-z]+: .*\n`).ReplaceAllString(read(t, filepath.Join(dir, "issued", short+".pem")), "")
+	write(t, filepath.Join(dir, "issued", short+".pem"), text)
+	fresh, err := certs.OpenCA(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again(fresh, short, 10*day)
 }
 
 // TestWhatIsIssuedToEndIsNotRenewed: not by its owner, and no daemon tries.
