@@ -87,9 +87,14 @@ func (l *signedList) newerThan(other *signedList) bool {
 	return other == nil || l.crl.Number.Cmp(other.crl.Number) > 0
 }
 
+// ErrNotSigned says that the CA cannot sign the list of what is revoked: it has expired,
+// or the list is too large.
+var ErrNotSigned = errors.New("sign the revocation list")
+
 // SignRevoked brings the signed list up to date: with what the list of earlier
 // versions revoked, and with a signature of the CA's present key. It writes nothing
-// when there is nothing to change.
+// when there is nothing to change. After an ErrNotSigned the lists are as before, and
+// can be read.
 func (ca *CA) SignRevoked() error {
 	unlock, err := lockFolder(ca.dir)
 	if err != nil {
@@ -168,11 +173,11 @@ func (ca *CA) overAt(now time.Time) (func(x509.RevocationListEntry) bool, error)
 func (ca *CA) writeCRL(template *x509.RevocationList, a *authority) error {
 	der, err := x509.CreateRevocationList(rand.Reader, template, a.cert, a.key)
 	if err != nil {
-		return fmt.Errorf("sign the revocation list: %w", err)
+		return fmt.Errorf("%w: %w", ErrNotSigned, err)
 	}
 	data := append(pem.EncodeToMemory(&pem.Block{Type: crlType, Bytes: der}), encodeCerts(a.chain)...)
 	if len(data) > maxCRL {
-		return fmt.Errorf("sign the revocation list: it would have %d bytes, more than %d: make a new CA", len(data), maxCRL)
+		return fmt.Errorf("%w: it would have %d bytes, more than %d: make a new CA", ErrNotSigned, len(data), maxCRL)
 	}
 	// Replaced whole: a Source never reads half a list.
 	return writeFile(ca.RevokedFile(), data, 0o644)

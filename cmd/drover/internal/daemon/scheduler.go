@@ -234,10 +234,13 @@ func schedulerCerts(o SchedulerOptions, log *slog.Logger) (*certs.Source, *certs
 		if ca, err = certs.OpenCA(o.CA); err != nil {
 			return nil, nil, errs.E("open the CA", errs.Precondition, "CA", err).WithHint("make one with \"drover certs init\"")
 		}
-		if err := ca.SignRevoked(); err != nil {
+		revoked = ca.RevokedFiles()
+		switch err := ca.SignRevoked(); {
+		case errors.Is(err, certs.ErrNotSigned): // what is revoked is known here all the same
+			log.Error("workers may not learn of all revoked certificates", "files", revoked, "error", err)
+		case err != nil:
 			return nil, nil, errs.E("open the CA", errs.Precondition, "CA", err)
 		}
-		revoked = ca.RevokedFiles()
 	}
 	source, err := openCerts(o.Certs, certs.RoleScheduler, log, revoked...)
 	return source, ca, err
