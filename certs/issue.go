@@ -299,9 +299,10 @@ var ErrNoRenew = errors.New("it was issued as one that is not renewed; ask an ad
 
 // RenewFor signs a fresh certificate of an identity that the caller has proved
 // over TLS with the certificate of a serial; of the CSR only the key counts. It lasts
-// as long as was asked for the one before, which may have been cut short by the end of its
-// CA. A certificate that is revoked gets none, also when the revocation overtook the call. Before a third of its life is over, one that the present
-// key of the CA signed is not renewed: that is a *TooSoonError.
+// as long as was asked for the one before, which may have been cut short by the end of
+// its CA. A certificate that is revoked gets none, also when the revocation overtook the
+// call. Before a third of its life is over, one that the present key of the CA signed is
+// not renewed: that is a *TooSoonError.
 func (ca *CA) RenewFor(id ID, serial string, csr []byte, hosts []string, now time.Time) (cert, bundle []byte, err error) {
 	if id.Cluster != ca.cluster {
 		return nil, nil, fmt.Errorf("renew: %s is not of the cluster %s", id, ca.cluster)
