@@ -408,7 +408,8 @@ func TestAPipeAsACommandIsNotWaitedFor(t *testing.T) {
 	if err := unix.Mkfifo(pipe, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.checkPath(&job.Spec{Env: map[string]string{"PATH": "/"}}, pipe, nil); err != nil {
+	err := p.checkPath(&job.Spec{Env: map[string]string{"PATH": "/"}}, pipe, nil)
+	if errs.ReasonOf(err) != job.ReasonPolicy || !strings.Contains(err.Error(), "no regular file") {
 		t.Errorf("%v", err)
 	}
 }

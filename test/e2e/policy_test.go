@@ -151,7 +151,7 @@ func rejectedIsTriedAgain(c *cluster.Cluster) {
 	c.Eventually("it waits for its second attempt", func() bool { return stories(c)["given up"].Reason == "RETRY" })
 	why(c, stories(c)["given up"], "QUEUED", "RETRY", "attempt 1 ended REJECTED (WORKDIR)", "1h0m0s")
 	c.Must("stop", long)
-	soon := c.Must("run", "-d", "--name", "mended", "--workdir", folder, "--retries", "1", "--retry-backoff", "1s", "codes.sh", c.Path("marks mended"))
+	soon := c.Must("run", "-d", "--name", "mended", "--workdir", folder, "--retries", "1", "--retry-backoff", "5s", "codes.sh", c.Path("marks mended"))
 	c.Eventually("it was rejected once", func() bool { return stories(c)["mended"].Attempt == 1 && stories(c)["mended"].Reason == "RETRY" })
 	if err := os.Mkdir(folder, 0o755); err != nil {
 		c.T.Fatal(err)

@@ -299,7 +299,13 @@ func TestP21_AFloodOfStrangersWithFewDescriptors_HoldsUpNothing(t *testing.T) {
 				return r.Code != 0 && strings.Contains(r.Stderr, "revoked")
 			})
 			t.Logf("it took %v", time.Since(began))
-			c.Must("certs", "join", c.Must("certs", "token", "--ca", c.Path("ca")), "--name", "w9", "--out", c.Path("w9"))
+			tries := 0
+			// Who joins has no identity yet, and may have to come again.
+			c.Eventually("somebody joins", func() bool {
+				tries++
+				name := fmt.Sprint("new", tries)
+				return c.Run("certs", "join", c.Must("certs", "token", "--ca", c.Path("ca")), "--name", name, "--out", c.Path(name)).Code == 0
+			})
 			c.Must("stop", "--grace", "0s", asleep)
 			for _, d := range []*cluster.Daemon{c.Scheduler, w} {
 				if n := use(t, d).files; n > 224 {
