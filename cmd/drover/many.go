@@ -165,7 +165,7 @@ func (o *runOptions) runMany(ctx context.Context, e *env, t *droverv1.StartJobRe
 	})
 }
 
-// submitMany prints the ids of jobs that nobody waits for, in order.
+// submitMany prints the ids of jobs that nobody waits for, as they are accepted.
 func (o *runOptions) submitMany(ctx context.Context, e *env, c *client.Client, config bulk.Config) error {
 	var failure error
 	config.Started = func(_ int, id string) {

@@ -39,6 +39,9 @@ const (
 	lookTimeout = time.Second
 )
 
+// reasonCertificate is the reason of calls whose certificate was not accepted.
+const reasonCertificate = "CERTIFICATE"
+
 // ReasonNoActive is the reason of calls that found no active scheduler.
 const ReasonNoActive = "NO_ACTIVE_SCHEDULER"
 
@@ -209,6 +212,10 @@ func reasonOf(err error) string {
 	return ""
 }
 
+func refusesCertificate(err error) bool {
+	return status.Code(err) == codes.Unauthenticated && reasonOf(err) == reasonCertificate
+}
+
 // judge looks at how a call ended and leaves a scheduler that cannot be talked
 // to any more.
 func (s *Schedulers) judge(ctx context.Context, m *member, err error) error {
@@ -219,6 +226,10 @@ func (s *Schedulers) judge(ctx context.Context, m *member, err error) error {
 	switch {
 	case status.Code(err) == codes.Canceled && reason == "": // by move, which closes what is left
 		return status.Error(codes.Unavailable, "another scheduler is active now than the one at "+m.address)
+	case refusesCertificate(err):
+		// Another one may accept it; if none does, the search says why.
+		s.move(m, nil)
+		return status.Error(codes.Unavailable, status.Convert(err).Message())
 	case status.Code(err) == codes.DeadlineExceeded:
 		s.wake() // it may be frozen
 	case status.Code(err) == codes.Unavailable && (reason == "" || reason == standby.ReasonStandby || reason == "SHUTTING_DOWN"):
@@ -439,10 +450,15 @@ func (s *Schedulers) round(ctx context.Context, all []*member) (found *member, s
 	return nil, standing, why
 }
 
-// verdict says why none of the members is active.
+// verdict says why none of the members is active. When each refuses the certificate,
+// another try mends it as little as with a single one.
 func (s *Schedulers) verdict(all []*member, answers []error) (standing bool, why error) {
 	parts := make([]string, 0, len(all))
+	kind := errs.Unauthenticated
 	for i, err := range answers {
+		if !refusesCertificate(err) {
+			kind = errs.Unavailable
+		}
 		switch {
 		case err == nil: // not asked any more
 		case reasonOf(err) == standby.ReasonStandby:
@@ -452,7 +468,7 @@ func (s *Schedulers) verdict(all []*member, answers []error) (standing bool, why
 			parts = append(parts, all[i].address+": "+s.config.Why(all[i].address, err))
 		}
 	}
-	return standing, ToStatus(errs.E("cannot reach the active scheduler", errs.Unavailable, ReasonNoActive,
+	return standing, ToStatus(errs.E("cannot reach the active scheduler", kind, ReasonNoActive,
 		errors.New(strings.Join(parts, "; "))).WithHint(`are they up? "drover context ls" shows which addresses are in use`))
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/core/auth"
+	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/rpc"
 	"github.com/droverhq/drover/core/standby"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
@@ -32,6 +33,7 @@ type taking struct {
 	calls   atomic.Int64
 	watched chan struct{} // one value per stream that was opened
 	may     atomic.Bool   // false: an active one that has just lost its lease
+	refuses atomic.Bool   // no certificate is accepted
 
 	mu   sync.Mutex // guards stop
 	stop func()
@@ -100,6 +102,9 @@ func (x *taking) act() {
 	x.leave()
 	x.may.Store(true)
 	server := x.port.Serving(x.config(func() error {
+		if x.refuses.Load() {
+			return errs.E("connect", errs.Unauthenticated, "CERTIFICATE", errors.New("it was revoked at "+x.name))
+		}
 		if !x.may.Load() {
 			return standby.Refusal("")
 		}
@@ -216,6 +221,39 @@ func TestARefusedCallGoesToTheNext(t *testing.T) {
 	b.act()
 	if who, failed := ask(t, c); who != "b" || failed != 0 || a.calls.Load() != 1 {
 		t.Errorf("%s answered after %d failures, a was asked %d times", who, failed, a.calls.Load())
+	}
+}
+
+// One of several schedulers that does not accept a certificate is left as one that is
+// away; when no other does either, the error is final and says why, of each.
+func TestACertificateThatOneRefusesGoesToTheNext(t *testing.T) {
+	t.Parallel()
+	ca := walkCA(t)
+	a, b := newTaking(t, ca, "a"), newTaking(t, ca, "b")
+	a.act()
+	c, _ := among(t, ca, a.port.Address(), b.port.Address())
+	if who, _ := ask(t, c); who != "a" {
+		t.Fatalf("%s answered", who)
+	}
+	b.act()
+	a.refuses.Store(true)
+	if _, err := c.GetWorker(t.Context(), &droverv1.GetWorkerRequest{}); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "revoked at a") {
+		t.Errorf("the refused call: %v", err)
+	}
+	if who, failed := ask(t, c); who != "b" || failed != 0 {
+		t.Errorf("%s answered after %d failures", who, failed)
+	}
+	b.refuses.Store(true)
+	_, _ = c.GetWorker(t.Context(), &droverv1.GetWorkerRequest{}) // b is left
+	_, err := c.GetWorker(t.Context(), &droverv1.GetWorkerRequest{})
+	for _, part := range []string{a.port.Address() + ": ", "revoked at a", b.port.Address() + ": ", "revoked at b"} {
+		if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), part) {
+			t.Errorf("%v, want %q", err, part)
+		}
+	}
+	b.leave() // who is away may accept it when it comes back
+	if _, err := c.GetWorker(t.Context(), &droverv1.GetWorkerRequest{}); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "revoked at a") {
+		t.Errorf("one refuses, one is away: %v", err)
 	}
 }
 

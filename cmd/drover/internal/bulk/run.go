@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
@@ -16,7 +17,7 @@ import (
 
 // frame is one StartJobs call and its answer.
 type frame struct {
-	first   int // index of the first job
+	indexes []int // of the jobs
 	jobs    []*droverv1.StartJobRequest
 	results []*droverv1.StartJobsResult
 	err     error
@@ -26,7 +27,11 @@ type frame struct {
 type run struct {
 	*Config
 	counts  Counts
-	next    int            // the first job that was not submitted
+	next    int            // the first job that was never submitted
+	again   []int          // jobs before next that the scheduler had no room for, in order
+	window  int            // how many jobs the next frame may have
+	wait    time.Duration  // how long the next pause is
+	pause   *time.Timer    // nothing is submitted until it fires or a job ends; may be nil
 	live    map[string]int // id -> index of jobs under way
 	flight  bool           // a frame is under way
 	frames  chan frame
@@ -45,8 +50,9 @@ func Run(ctx context.Context, c Config) (Counts, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	r := &run{
 		Config: &c, live: map[string]int{}, stopped: map[string]bool{}, counts: Counts{Total: c.Total},
-		frames: make(chan frame, 1), waiter: newWaiter(&c),
+		frames: make(chan frame, 1), waiter: newWaiter(&c), window: jobsPerFrame, wait: firstWait,
 	}
+	defer r.resume()
 	defer r.owned.Wait()
 	defer cancel()
 	lost := make(chan error, 1)
@@ -57,7 +63,7 @@ func Run(ctx context.Context, c Config) (Counts, error) {
 	defer tick.Stop()
 	for {
 		r.submit(ctx)
-		if !r.flight && len(r.live) == 0 {
+		if !r.flight && len(r.live) == 0 && (len(r.again) == 0 || r.counts.Stopping) {
 			return r.counts, nil
 		}
 		select {
@@ -69,6 +75,8 @@ func Run(ctx context.Context, c Config) (Counts, error) {
 			for _, e := range ends {
 				r.ended(ctx, e)
 			}
+		case <-r.paused():
+			r.resume()
 		case o := <-c.Orders:
 			r.obey(ctx, o)
 		case err := <-lost:
@@ -87,14 +95,15 @@ func Run(ctx context.Context, c Config) (Counts, error) {
 // time: what ends meanwhile makes room for the next, so frames grow with the
 // load.
 func (r *run) submit(ctx context.Context) {
-	room := min(r.Parallel-len(r.live), r.Total-r.next, jobsPerFrame)
-	if r.flight || r.counts.Stopping || room < 1 {
+	room := min(r.Parallel-len(r.live), r.Total-r.next+len(r.again), r.window)
+	if r.flight || r.pause != nil || r.counts.Stopping || room < 1 {
 		return
 	}
-	f := frame{first: r.next}
-	for size := 0; len(f.jobs) < room && size < bytesPerFrame; r.next++ {
-		q := r.Request(r.next)
-		f.jobs = append(f.jobs, q)
+	var f frame
+	for size := 0; len(f.jobs) < room && size < bytesPerFrame; {
+		i := r.take()
+		q := r.Request(i)
+		f.indexes, f.jobs = append(f.indexes, i), append(f.jobs, q)
 		size += proto.Size(q)
 	}
 	r.flight = true
@@ -103,6 +112,56 @@ func (r *run) submit(ctx context.Context) {
 		f.results, f.err = r.start(ctx, f.jobs)
 		r.frames <- f // has room: one frame is under way
 	})
+}
+
+// take returns the job to submit next.
+func (r *run) take() int {
+	if len(r.again) > 0 {
+		i := r.again[0]
+		r.again = r.again[1:]
+		return i
+	}
+	r.next++
+	return r.next - 1
+}
+
+// putOff tells whether there was only no room for a job: its request had no effect
+// and may be made again.
+func putOff(r *droverv1.StartJobsResult) bool {
+	return codes.Code(r.GetError().GetCode()) == codes.ResourceExhausted
+}
+
+// pace decides when the next frame is sent, and how large it is at the most. After
+// one that there was no room for it is as large as what was accepted, and follows a
+// pause; frames that are taken whole let it grow again.
+func (r *run) pace(accepted int, back []int) {
+	if accepted > 0 {
+		r.wait = firstWait
+	}
+	if len(back) == 0 {
+		r.window = min(2*r.window, jobsPerFrame)
+		return
+	}
+	r.again = append(back, r.again...)
+	r.window = max(accepted, 1)
+	r.pause = time.NewTimer(r.wait)
+	r.wait = min(2*r.wait, lastWait)
+}
+
+// paused is what a pause ends with; nil when there is none.
+func (r *run) paused() <-chan time.Time {
+	if r.pause == nil {
+		return nil
+	}
+	return r.pause.C
+}
+
+// resume ends a pause.
+func (r *run) resume() {
+	if r.pause != nil {
+		r.pause.Stop()
+		r.pause = nil
+	}
 }
 
 // start sends a frame until it is answered. P1: the request ids make that safe.
@@ -140,15 +199,21 @@ func (r *run) answered(ctx context.Context, f *frame) error {
 	if f.err != nil {
 		return f.err
 	}
-	accepted := func(r *droverv1.StartJobsResult) bool { return r.GetJobId() != "" }
-	if f.first == 0 && !slices.ContainsFunc(f.results, accepted) {
+	open := func(r *droverv1.StartJobsResult) bool { return r.GetJobId() != "" || putOff(r) }
+	if r.counts.Running == len(f.jobs) && r.counts.Ended() == 0 && !slices.ContainsFunc(f.results, open) {
 		// They differ little: what is wrong with the first is wrong with all.
 		r.counts.Running, r.counts.Refused = 0, len(f.jobs)
 		return &RefusedError{f.results[0].GetError()}
 	}
 	var ids []string
+	var back []int
 	for k, result := range f.results {
-		i, id := f.first+k, result.GetJobId()
+		i, id := f.indexes[k], result.GetJobId()
+		if putOff(result) {
+			r.counts.Running--
+			back = append(back, i)
+			continue
+		}
 		if id == "" {
 			r.counts.Running--
 			r.counts.Refused++
@@ -163,6 +228,7 @@ func (r *run) answered(ctx context.Context, f *frame) error {
 			r.live[id] = i
 		}
 	}
+	r.pace(len(ids), back)
 	if r.Detach {
 		return nil
 	}
@@ -188,6 +254,7 @@ func (r *run) ended(ctx context.Context, e *droverv1.JobEnd) {
 		return
 	}
 	delete(r.live, id)
+	r.resume() // it may have made room
 	r.counts.Running--
 	switch state := e.GetState(); {
 	case state == droverv1.JobState_JOB_STATE_SUCCEEDED:

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -33,6 +34,9 @@ type cluster struct {
 	noStream bool
 	made     int
 	kills    int
+	budget   int       // how many jobs may live at once; 0 is any number
+	full     time.Time // until then there is no room for any
+	putOff   int       // jobs that there was no room for
 }
 
 type clusterJob struct {
@@ -60,6 +64,13 @@ func (c *cluster) StartJobs(_ context.Context, r *droverv1.StartJobsRequest, _ .
 			continue
 		}
 		id, known := c.requests[q.GetRequestId()]
+		if !known && (time.Now().Before(c.full) || c.budget > 0 && c.live() >= c.budget) {
+			c.putOff++
+			out.Results = append(out.Results, &droverv1.StartJobsResult{Kind: &droverv1.StartJobsResult_Error{Error: &droverv1.StartJobsError{
+				Code: uint32(codes.ResourceExhausted), Reason: "BYTES_EXHAUSTED", Message: "no room",
+			}}})
+			continue
+		}
 		if !known {
 			id = c.begin(q)
 			c.requests[q.GetRequestId()] = id
@@ -346,6 +357,112 @@ func TestTooManyFailuresStopTheRest(t *testing.T) {
 		}
 		if time.Since(begin) > time.Second {
 			t.Errorf("it took %v", time.Since(begin))
+		}
+	})
+}
+
+// What there is no room for is submitted again when jobs end: it is neither lost nor
+// a failure.
+func TestJobsWithoutRoomAreSubmittedAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.budget = 100
+		r := config(c, 1000, "1s 0")
+		r.MaxFail = 0
+		r.Failed = func(i int, _ string, _ *droverv1.JobEnd, refused *droverv1.StartJobsError) {
+			t.Errorf("job %d failed: %v", i, refused)
+		}
+		begin := time.Now()
+		got, err := bulk.Run(t.Context(), r)
+		want(t, got, err, bulk.Counts{Total: 1000, Succeeded: 1000})
+		if d := time.Since(begin); c.made != 1000 || c.most != 100 || d > 20*time.Second {
+			t.Errorf("%d made, at most %d at once, in %v", c.made, c.most, d)
+		}
+		if len(c.frames) > 1000 || c.putOff > 2500 {
+			t.Errorf("%d frames, %d put off", len(c.frames), c.putOff)
+		}
+	})
+}
+
+// A run that finds no room at all waits for it, also when no job of its own can end.
+func TestARunWaitsForRoom(t *testing.T) {
+	t.Parallel()
+	for name, detach := range map[string]bool{"attended": false, "detached": true} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, c *cluster) {
+				c.full = time.Now().Add(time.Minute)
+				r := config(c, 1500, "1s 0")
+				r.MaxFail, r.Detach = 0, detach
+				begin, n := time.Now(), 0
+				r.Started = func(i int, _ string) {
+					if i != n {
+						t.Errorf("job %d is told of in place %d", i, n)
+					}
+					n++
+				}
+				if got, err := bulk.Run(t.Context(), r); err != nil || got.Refused != 0 || n != 1500 || c.made != 1500 {
+					t.Errorf("%+v, %v; %d told of, %d made", got, err, n, c.made)
+				}
+				if d := time.Since(begin); d < time.Minute || d > time.Minute+5*time.Second || len(c.frames) > 60 {
+					t.Errorf("%d frames in %v", len(c.frames), d)
+				}
+				time.Sleep(time.Minute) // detached jobs end
+			})
+		})
+	}
+}
+
+// The rest of a detached run is accepted as jobs end that nobody waits for.
+func TestADetachedRunWaitsForRoomOfItsOwnJobs(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.budget = 100
+		r := config(c, 1000, "1s 0")
+		r.Detach = true
+		if got, err := bulk.Run(t.Context(), r); err != nil || got.Refused != 0 || c.made != 1000 {
+			t.Errorf("%+v, %v; %d made", got, err, c.made)
+		}
+		if len(c.frames) > 300 {
+			t.Errorf("%d frames", len(c.frames))
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// A refusal for good counts as one beside jobs that there is no room for.
+func TestARefusalIsNoLackOfRoom(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.full = time.Now().Add(time.Second)
+		r := config(c, 10, "")
+		r.Request = func(i int) *droverv1.StartJobRequest {
+			q := &droverv1.StartJobRequest{Command: "1s 0", RequestId: fmt.Sprint(i)}
+			if i%5 == 0 {
+				q.Path = "refused"
+			}
+			return q
+		}
+		got, err := bulk.Run(t.Context(), r)
+		want(t, got, err, bulk.Counts{Total: 10, Succeeded: 8, Refused: 2})
+	})
+}
+
+// Neither the end of the context nor an order is held up by a wait for room.
+func TestAWaitForRoomCanBeEnded(t *testing.T) {
+	bubble(t, func(t *testing.T, c *cluster) {
+		c.full = time.Now().Add(time.Hour)
+		why := errors.New("enough")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		begin := time.Now()
+		time.AfterFunc(10*time.Second, func() { cancel(why) })
+		if got, err := bulk.Run(ctx, config(c, 10, "1h 0")); !errors.Is(err, why) || got.Running != 0 || got.Left() != 10 {
+			t.Errorf("%+v, %v", got, err)
+		}
+		orders := make(chan bulk.Order, 1)
+		r := config(c, 10, "1h 0")
+		r.Orders = orders
+		time.AfterFunc(10*time.Second, func() { orders <- bulk.Order{Stop: true} })
+		got, err := bulk.Run(t.Context(), r)
+		want(t, got, err, bulk.Counts{Total: 10, Stopping: true})
+		if d := time.Since(begin); d > 21*time.Second {
+			t.Errorf("it took %v", d)
 		}
 	})
 }

@@ -6,12 +6,15 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	"github.com/droverhq/drover/certs"
@@ -61,24 +64,33 @@ func pair(t *testing.T, ca *certs.CA, role certs.Role, name string) string {
 // serve runs a scheduler with the certificate in dir and returns its address.
 func serve(t *testing.T, dir string, revoked ...string) string {
 	t.Helper()
+	address, _ := serveAt(t, "127.0.0.1:0", dir, revoked...)
+	return address
+}
+
+// serveAt is serve at an address; stop ends the scheduler early.
+func serveAt(t *testing.T, at, dir string, revoked ...string) (address string, stop func()) {
+	t.Helper()
 	source, err := certs.NewSource(dir, slog.New(slog.DiscardHandler), revoked...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := grpc.NewServer(grpc.Creds(credentials.NewTLS(source.ServerConfig())))
 	droverv1.RegisterSchedulerServiceServer(s, scheduler{})
 	droverv1.RegisterCertificateServiceServer(s, scheduler{})
+	healthv1.RegisterHealthServer(s, health.NewServer())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		s.Stop()
 		<-done
 	})
-	return l.Addr().String()
+	t.Cleanup(stop)
+	return l.Addr().String(), stop
 }
 
 // call makes one call and explains its error.
@@ -195,6 +207,50 @@ func TestWhyAConnectionFails(t *testing.T) {
 				t.Errorf("%v (exit %d), want %q (exit %d)", err, problem.CodeOf(err), c.want, c.code)
 			}
 		})
+	}
+}
+
+// One of several schedulers that takes a certificate no more is left for the other;
+// when that does not take it either, the error tells at once.
+func TestARevokedCertificateFailsOverToTheOther(t *testing.T) {
+	t.Parallel()
+	ca := newCA(t, "test")
+	sched, admin := pair(t, ca, certs.RoleScheduler, "s"), pair(t, ca, certs.RoleAdmin, "a")
+	a, stopA := serveAt(t, "127.0.0.1:0", sched)
+	b, stopB := serveAt(t, "127.0.0.1:0", sched)
+	c, err := client.Dial(client.Target{Address: a + "," + b, Certs: admin}, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	list := func() error {
+		_, err := c.ListWorkers(t.Context(), &droverv1.ListWorkersRequest{})
+		return err
+	}
+	if err := list(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ca.Revoke("a"); err != nil {
+		t.Fatal(err)
+	}
+	stopA()
+	serveAt(t, a, sched, ca.RevokedFile())
+	time.Sleep(100 * time.Millisecond) // the client learns that its connection is gone
+	if err := list(); err != nil && status.Code(err) != codes.Unavailable {
+		t.Errorf("the call that was refused: %v", err)
+	}
+	if err := list(); err != nil {
+		t.Errorf("after that: %v", err)
+	}
+	stopB()
+	serveAt(t, b, sched, ca.RevokedFile())
+	for range 3 { // the first may meet the connection that is gone
+		if err = list(); status.Code(err) == codes.Unauthenticated {
+			break
+		}
+	}
+	if got := c.Explain("list workers", err); problem.CodeOf(got) != problem.Denied || !strings.Contains(got.Error(), "it was revoked") {
+		t.Errorf("%v (exit %d)", got, problem.CodeOf(got))
 	}
 }
 
