@@ -246,7 +246,7 @@ func TestCloseEndsAWriteThatNobodyReads(t *testing.T) {
 	}()
 	// The write that is under way when the buffers of both sides are full.
 	for last := int64(-1); ; last = server.raw.writes.Load() {
-		if full(t, server.raw) && last == server.raw.writes.Load() && last > before {
+		if full(t, server.raw) && server.Conn.(*secured).flushes.Load() && last == server.raw.writes.Load() && last > before {
 			break
 		}
 	}
