@@ -24,7 +24,7 @@ func TestP9_ProcessThatShedsAllElse_KeepsItsTag(t *testing.T) { //nolint:paralle
 		users = append(users, &syscall.Credential{Uid: 65534, Gid: 65534})
 	}
 	for _, user := range users {
-		cmd := exec.Command("/bin/sh", "-c", `cd /; (setsid env -i /bin/sh -c '(exec /bin/sh -c "echo \$\$; exec 0<&- 2>&-; read x </dev/fd/1; sleep 1000 >/dev/null") & ' &)`)
+		cmd := exec.Command("/bin/sh", "-c", `cd /; (setsid env -i /bin/sh -c '(exec /bin/sh -c "echo \$\$; exec sleep 1000 0<&- >&- 2>&-") & ' &)`)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user, Setsid: true}
 		out, err := cmd.StdoutPipe()
 		if err != nil {
