@@ -19,6 +19,7 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/pidfd"
 )
 
 // The modes. They say how processes are found and killed.
@@ -129,13 +130,10 @@ func New(cfg Config) (*Manager, error) {
 	random := make([]byte, 5)
 	rand.Read(random) // never fails: crypto/rand
 	m := &Manager{
-		cfg: cfg, mode: ModeNone, instance: hex.EncodeToString(random), scanner: newScanner(), began: time.Now(),
+		cfg: cfg, mode: ModeNone, instance: hex.EncodeToString(random), scanner: newScanner(), began: time.Now(), first: pidfd.Now(),
 		controls: map[string]control{}, used: map[string]bool{}, parents: map[string]bool{},
 	}
 	var err error
-	if m.first, err = ticksSinceBoot(); err != nil {
-		return nil, errs.E(op, errs.Internal, "PROC", err)
-	}
 	if m.never, err = ancestry(os.Getpid()); err != nil {
 		return nil, errs.E(op, errs.Internal, "PROC", err)
 	}

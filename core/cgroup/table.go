@@ -132,16 +132,6 @@ func ancestry(pid int) (map[int]bool, error) {
 	return line, nil
 }
 
-// ticksSinceBoot is the present in the unit of start times: USER_HZ is 100 on every
-// Linux that Go runs on (proc_pid_stat(5), field 22).
-func ticksSinceBoot() (uint64, error) {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return 0, fmt.Errorf("read the clock: %w", err)
-	}
-	return uint64(ts.Nano() / 1e7), nil
-}
-
 // scanner reads the table for many stops at once: who asks while one is being
 // read shares the next, so that every answer is younger than its question.
 type scanner struct {
