@@ -108,14 +108,24 @@ func (a *ageClock) save() error {
 	return nil
 }
 
-// An END entry holds the policy in its lowest byte, which is all that earlier
-// versions read, and the milliseconds of ageClock above it.
-const endShift = 8
+// An END entry holds the policy in its lowest byte, which is all that the earliest
+// versions read, and the milliseconds of ageClock above it. One bit says that the
+// end may be missing.
+const (
+	endShift = 8
+	cutFlag  = 1 << 61
+	longest  = 1 << 43 // milliseconds
+)
 
-func packEnd(p job.OutputPolicy, ended time.Duration) uint64 {
-	return uint64(p) | min(uint64(ended.Milliseconds()), 1<<53)<<endShift
+func packEnd(p job.OutputPolicy, ended time.Duration, cut bool) uint64 {
+	v := uint64(p) | min(uint64(ended.Milliseconds()), longest)<<endShift
+	if cut {
+		v |= cutFlag
+	}
+	return v
 }
 
-func unpackEnd(v uint64) (job.OutputPolicy, time.Duration) {
-	return job.OutputPolicy(v), time.Duration(min(v>>endShift, 1<<43)) * time.Millisecond
+func unpackEnd(v uint64) (p job.OutputPolicy, ended time.Duration, cut bool) {
+	ms := v &^ cutFlag >> endShift
+	return job.OutputPolicy(v), time.Duration(min(ms, longest)) * time.Millisecond, v&cutFlag != 0
 }

@@ -135,6 +135,10 @@ func (s *Store) seal(ctx context.Context, a *attempt) (sums [2]job.Stream, err e
 	}
 	s.mu.Unlock()
 	for _, st := range left {
+		if st.cut {
+			s.config.Log.Warn("the end of an output may be missing", "job", a.key.Job, "attempt", a.key.Attempt, "reason", Unread)
+			continue
+		}
 		sum := &sums[st.id-1]
 		sum.SHA256, err = s.digest(ctx, st, sum.Size)
 		switch {

@@ -237,7 +237,7 @@ func (s *Store) writeEnds(a *attempt, sealed []*stream, sums [2]job.Stream) erro
 	entries := make([]entry, 0, 2)
 	for _, st := range sealed {
 		sum := sums[st.id-1]
-		e := entry{time: now, key: a.key, stream: st.id, kind: kindEnd, off: sum.Size, segOff: packEnd(a.opts.Policy, ended)}
+		e := entry{time: now, key: a.key, stream: st.id, kind: kindEnd, off: sum.Size, segOff: packEnd(a.opts.Policy, ended, st.cut)}
 		// All zeros stand for no sum.
 		if _, err := hex.Decode(e.sum[:], []byte(sum.SHA256)); err != nil {
 			return fmt.Errorf("seal a stream: %w", err)

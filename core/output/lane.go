@@ -50,14 +50,24 @@ func makeLane(dir string, number int, o Options) (*lane, error) {
 	return &lane{number: number, paths: l, fds: [2]int{-1, -1}, once: !o.own()}, nil
 }
 
-func openLane(paths Lanes) (*lane, error) {
+// openLane opens the pipes of an earlier life. held tells of each whether somebody
+// had it open: the kernel keeps what is in a pipe only so long.
+func openLane(paths Lanes) (l *lane, held [2]bool, err error) {
 	number, err := strconv.Atoi(strings.TrimSuffix(filepath.Base(paths.Stdout), ".out"))
 	if err != nil {
-		return nil, fmt.Errorf("%s is not a lane: %w", paths.Stdout, err)
+		return nil, held, fmt.Errorf("%s is not a lane: %w", paths.Stdout, err)
+	}
+	for i, p := range []string{paths.Stdout, paths.Stderr} {
+		// Fails where nobody reads (fifo(7)); a job has its pipes open for both.
+		fd, err := syscall.Open(p, syscall.O_WRONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+		if err == nil {
+			held[i] = true
+			_ = syscall.Close(fd) // before the read end is opened, which would take it for a writer that has left
+		}
 	}
 	// What its job did while there was no worker is not known.
-	l := &lane{number: number, paths: paths, fds: [2]int{-1, -1}, once: true}
-	return l, l.open()
+	l = &lane{number: number, paths: paths, fds: [2]int{-1, -1}, once: true}
+	return l, held, l.open()
 }
 
 // open opens the read ends that are not open.

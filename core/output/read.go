@@ -25,6 +25,11 @@ type Chunk struct {
 	End    *job.Stream
 }
 
+// Unread is the reason of a gap at the end of a stream: its worker and its plugin were
+// killed together, and with them what was still in the pipe. Nobody knows how much
+// that was, if anything; the gap has no length.
+const Unread = "UNREAD"
+
 // Gap declares bytes that cannot be had any more.
 type Gap struct {
 	To     uint64 // first offset after it
@@ -46,6 +51,7 @@ type cursor struct {
 	st    *stream
 	off   uint64
 	round uint64 // up to where nothing more is gathered
+	told  bool   // that the end may be missing
 	ended bool
 }
 
@@ -182,10 +188,14 @@ func (c *cursor) peek() *found {
 	if e, gap, ok := c.st.at(c.off); ok {
 		return &found{ext: e, gap: gap}
 	}
-	if c.st.owner.finished {
+	switch {
+	case !c.st.owner.finished:
+		return nil
+	case c.st.cut && !c.told:
+		return &found{gap: &Gap{To: max(c.off, c.st.size), Reason: Unread}}
+	default:
 		return &found{end: &job.Stream{Size: c.st.size, SHA256: c.st.sha256}}
 	}
-	return nil
 }
 
 // at finds the range that holds an offset, or the gap before the next one.
@@ -249,7 +259,7 @@ func (r *Reader) fetch(c *cursor, f *found) (Chunk, error) {
 		out.End = f.end
 		return out, nil
 	case f.gap != nil:
-		c.off = f.gap.To
+		c.off, c.told = f.gap.To, f.gap.Reason == Unread
 		out.Gap = f.gap
 		return out, nil
 	}

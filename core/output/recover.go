@@ -238,10 +238,10 @@ func (r *recovery) move(seg *segment, e *entry) *piece {
 func (r *recovery) end(seg *segment, e *entry) {
 	a := r.s.recovered(e.key)
 	a.note(seg)
-	policy, ended := unpackEnd(e.segOff)
+	policy, ended, cut := unpackEnd(e.segOff)
 	a.opts.Policy, a.ended = policy, max(a.ended, ended)
 	st := a.streams[e.stream-1]
-	st.sealed, st.sha256 = true, ""
+	st.sealed, st.cut, st.sha256 = true, cut, ""
 	if e.sum != [32]byte{} {
 		st.sha256 = hex.EncodeToString(e.sum[:])
 	}

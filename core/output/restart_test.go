@@ -5,9 +5,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/output"
 )
 
@@ -103,6 +105,7 @@ func TestP7ALaneIsResumedBeforeItsProcessBegins(t *testing.T) {
 	}
 	other := w.run("echo other") // the mover has looked at all lanes since
 	cmd := w.start(l, "echo mine; read x")
+	w.Whole(key)
 	w.NoWriter(key) // it holds them
 	if err := cmd.Wait(); err == nil {
 		t.Error("it read a line")
@@ -210,5 +213,62 @@ func TestAnUnknownAttemptHasNothing(t *testing.T) {
 	}
 	if key := w.run("echo x"); w.LastWrite(key).IsZero() {
 		t.Error("a time of no write")
+	}
+}
+
+// TestP8WhatWasLeftInAnUnheldPipeIsDeclared: worker and plugin were killed together and
+// the job had ended. What it wrote last was gone, and the end said that all was there.
+func TestP8WhatWasLeftInAnUnheldPipeIsDeclared(t *testing.T) {
+	t.Parallel()
+	for name, held := range map[string]bool{"nobody holds it": false, "its plugin holds it": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := open(t, output.Config{})
+			key, l := w.take(output.Options{})
+			if held {
+				for _, p := range []string{l.Stdout, l.Stderr} {
+					f, err := os.OpenFile(p, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer f.Close()
+				}
+			}
+			w.stop() // what is written from now on stays in the pipe
+			if err := w.start(l, "echo text").Wait(); err != nil {
+				t.Fatal(err)
+			}
+			w = open(t, output.Config{Dir: w.dir})
+			if err := w.Resume(key, l, output.Options{UID: -1, GID: -1}); err != nil {
+				t.Fatal(err)
+			}
+			w.finish(key)
+			for range 2 {
+				r, err := w.Read(key, output.Stdout, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var text string
+				var gap *output.Gap
+				var end *job.Stream
+				for end == nil {
+					c, err := r.Next(t.Context(), true)
+					if err != nil {
+						t.Fatal(err)
+					}
+					text += string(c.Data)
+					if c.Gap != nil {
+						gap = c.Gap
+					}
+					end = c.End
+				}
+				r.Close()
+				if cut := gap != nil && gap.Reason == output.Unread && end.SHA256 == ""; cut == held || held && text != "text\n" {
+					t.Errorf("held %t: %q, gap %v, end %v", held, text, gap, end)
+				}
+				w.stop()
+				w = open(t, output.Config{Dir: w.dir}) // the next life says the same
+			}
+		})
 	}
 }

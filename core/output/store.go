@@ -128,6 +128,7 @@ type stream struct {
 	lost      []span   // what a damaged disk took
 	private   *segment // chunk that it goes on in
 	eof       bool
+	cut       bool          // bytes may be missing at its end: nobody held its pipe for a while
 	moving    bool          // bytes may be on their way from the pipe to a segment
 	parted    bool          // the mover must begin nothing with the pipe any more
 	rest      chan struct{} // closed when it has let go; nil: nobody waits
@@ -355,9 +356,12 @@ func (s *Store) attach(a *attempt, l *lane) error {
 }
 
 // Resume takes up an attempt again after a restart of the worker. What its
-// processes wrote meanwhile waits in the pipes.
+// processes wrote meanwhile waits in the pipes, as long as anybody holds them: the
+// process or its plugin. Where nobody did, what the dead worker had not moved is
+// lost; nothing tells how much it was, so the end of such a stream is declared to be
+// perhaps missing (P8), unless Whole is called.
 func (s *Store) Resume(key job.Key, lanes Lanes, o Options) error {
-	l, err := openLane(lanes)
+	l, held, err := openLane(lanes)
 	if err != nil {
 		return errs.E("reopen lanes", errs.Internal, "OUTPUT", err)
 	}
@@ -377,12 +381,25 @@ func (s *Store) Resume(key job.Key, lanes Lanes, o Options) error {
 	}
 	a.opts = o
 	s.lanes = max(s.lanes, l.number)
+	for i, st := range a.streams {
+		st.cut = !held[i]
+	}
 	err = s.attach(a, l)
 	s.mu.Unlock()
 	if err != nil || o.Unborn {
 		return err
 	}
 	return l.poke()
+}
+
+// Whole says that nothing was lost although nobody held the lanes when they were
+// resumed: no process had opened them by then.
+func (s *Store) Whole(key job.Key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.attempts[key]; a != nil && !a.finished {
+		a.streams[0].cut, a.streams[1].cut = false, false
+	}
 }
 
 // NoWriter says that no process will open the lanes any more but those that hold

@@ -13,6 +13,7 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/output"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -101,7 +102,12 @@ func sendEnds(j *job.Job, r *droverv1.StreamOutputRequest, stream grpc.ServerStr
 				return err
 			}
 		}
-		if st.sum.Size == 0 {
+		if st.sum.Size == 0 && st.sum.SHA256 == "" && j.Result.ExitCode != nil {
+			gap := &droverv1.OutputChunk{Stream: st.id, Kind: &droverv1.OutputChunk_Gap{Gap: &droverv1.OutputGap{Reason: output.Unread}}}
+			if err := stream.Send(&droverv1.StreamOutputResponse{Chunk: gap}); err != nil {
+				return err
+			}
+		} else if st.sum.Size == 0 {
 			empty := sha256.Sum256(nil)
 			st.sum.SHA256 = hex.EncodeToString(empty[:])
 		}

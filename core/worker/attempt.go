@@ -40,6 +40,7 @@ type attempt struct {
 	unkillable bool
 	mainGone   bool // proved gone without a result
 	noProcess  bool // it never came to be, or its host was rebooted
+	rebooted   bool // its host was
 	checkOOM   bool
 	leased     bool  // it stops when the worker's lease runs out
 	moving     bool  // between a plugin that shuts down and the next

@@ -62,6 +62,7 @@ type Settle struct {
 	Linger time.Duration
 	Detach bool
 	OOM    bool // look whether the kernel killed for want of memory
+	Whole  bool // nothing was lost with the pipes, see LaneKeeper
 }
 
 // StopGroup ends every process; answered by GroupStopped. A further one
@@ -74,7 +75,8 @@ type StopGroup struct {
 // Finish seals the output once nobody writes; answered by Finished.
 type Finish struct {
 	Key      job.Key
-	NoWriter bool // there never was a process
+	NoWriter bool // there is no process, and will be none
+	Whole    bool // nothing was lost with the pipes, see LaneKeeper
 	OOM      bool
 }
 

@@ -100,6 +100,8 @@ func (h *hands) startProcess(ctx context.Context, e StartProcess) {
 		return
 	}
 	if r := x.reopened(); r != nil {
+		// It never was a process: nothing was lost with the pipes.
+		h.output.Whole(e.Key)
 		// Not earlier: until the plugins are there, no command has a runner.
 		h.do(ctx, e.Key, false, func(_ context.Context, x *holding) {
 			x.rebuilt(h.preparer.rebuild(*r, x))
@@ -166,6 +168,9 @@ func (h *hands) settle(ctx context.Context, e Settle) {
 	}
 	h.do(ctx, e.Key, false, func(ctx context.Context, x *holding) {
 		h.noWriter(x)
+		if e.Whole {
+			h.output.Whole(e.Key)
+		}
 		linger := time.NewTimer(e.Linger)
 		defer linger.Stop()
 		drained, empty := h.await(ctx, x, e.StopRequest, linger.C)
@@ -283,6 +288,9 @@ func (h *hands) stopGroup(ctx context.Context, e StopGroup) {
 func (h *hands) finish(ctx context.Context, e Finish) {
 	h.do(ctx, e.Key, false, func(ctx context.Context, x *holding) {
 		h.noWriter(x)
+		if e.Whole {
+			h.output.Whole(e.Key)
+		}
 		if e.NoWriter {
 			h.output.NoWriter(e.Key)
 		}

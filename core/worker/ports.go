@@ -33,6 +33,8 @@ type LaneKeeper interface {
 	Take(job.Key, OutputOptions) (Lanes, error)
 	Resume(job.Key, Lanes, OutputOptions) error
 	NoWriter(job.Key)
+	// Whole: of a resumed attempt, nothing was lost with the pipes at the restart.
+	Whole(job.Key)
 	Drained(job.Key) <-chan struct{}
 	// Finish seals the output. alone: the lanes may serve another attempt.
 	Finish(ctx context.Context, key job.Key, alone bool) (stdout, stderr job.Stream, err error)

@@ -101,7 +101,7 @@ func (m *Machine) resume(a *attempt, j *journal.Attempt) {
 	case j.Intent.BootID != m.boot:
 		// P4 (b): no process outlives its host's boot. An exit that was seen
 		// before is still the result.
-		a.noProcess = true
+		a.noProcess, a.rebooted = true, true
 		a.lostReason = ""
 		if j.Exit == nil {
 			a.lostReason = job.ReasonReboot

@@ -226,7 +226,7 @@ func (m *Machine) move(a *attempt, x *journal.Exit) bool {
 
 func (m *Machine) settle(a *attempt) {
 	a.phase = phaseSettling
-	m.emit(Settle{Key: a.key, StopRequest: a.whom(0), Linger: a.linger, Detach: a.detach, OOM: a.maybeOOM()})
+	m.emit(Settle{Key: a.key, StopRequest: a.whom(0), Linger: a.linger, Detach: a.detach, OOM: a.maybeOOM(), Whole: a.whole()})
 }
 
 // maybeOOM tells whether the end looks like a kill by the kernel.
@@ -276,11 +276,17 @@ func (m *Machine) settled(a *attempt, e Settled) {
 	}
 }
 
+// whole tells whether no byte can have been lost when a worker died: there never was a
+// process, or its plugin lived until its end and held the pipes.
+func (a *attempt) whole() bool {
+	return a.noProcess && !a.rebooted || a.exit != nil && a.exit.Evidence == job.Wait
+}
+
 // finish seals the output.
 func (m *Machine) finish(a *attempt) {
 	a.phase = phaseFinishing
 	m.unschedule(a)
-	m.emit(Finish{Key: a.key, NoWriter: a.noProcess, OOM: a.maybeOOM()})
+	m.emit(Finish{Key: a.key, NoWriter: a.noProcess, Whole: a.whole(), OOM: a.maybeOOM()})
 }
 
 // finished turns all that is known into the final report.

@@ -365,6 +365,8 @@ func (o worldOutput) Resume(k job.Key, _ Lanes, opts OutputOptions) error {
 	return nil
 }
 
+func (o worldOutput) Whole(job.Key) {}
+
 func (o worldOutput) NoWriter(k job.Key) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -1883,7 +1883,9 @@ type OutputGap struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// First offset after the gap.
 	To uint64 `protobuf:"varint,1,opt,name=to,proto3" json:"to,omitempty"`
-	// Why: RETENTION, RETENTION_AGE, RETENTION_COUNT, RETENTION_QUOTA, DAMAGED.
+	// Why: RETENTION, RETENTION_AGE, RETENTION_COUNT, RETENTION_QUOTA, DAMAGED; and
+	// UNREAD, for a gap without a length before the end of a stream: worker and plugin
+	// were killed together, and what was in the pipe is lost, if anything was.
 	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1938,7 +1940,7 @@ type OutputEnd struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All bytes ever written.
 	Size uint64 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
-	// sha256 of them, hex.
+	// sha256 of them, hex. Empty where bytes may be missing that were never read.
 	Sha256        string `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

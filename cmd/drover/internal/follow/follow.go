@@ -62,8 +62,15 @@ type Missing struct {
 // Undeclared is the reason of a range that the other side did not explain.
 const Undeclared = "UNDECLARED"
 
+// Unread is the reason of a gap without a length at the end of a stream: what was
+// left in a pipe when worker and plugin were killed together, if anything, is lost.
+const Unread = "UNREAD"
+
 // String says what is missing for people.
 func (m Missing) String() string {
+	if m.Reason == Unread {
+		return fmt.Sprintf("%s: what follows byte %d may be missing: %s (worker and plugin were killed together)", Name(m.Stream), m.To, m.Reason)
+	}
 	text := fmt.Sprintf("%s: bytes %d to %d are missing: %s", Name(m.Stream), m.From, m.To, m.Reason)
 	switch m.Reason {
 	case "RETENTION_AGE":
@@ -319,7 +326,7 @@ func (r *reader) skip(p *Position, c *droverv1.OutputChunk, to uint64, reason st
 		from = c.GetOffset()
 		p.Known, p.First = true, to
 	}
-	if to <= from {
+	if to < from || to == from && reason != Unread {
 		return
 	}
 	r.sum.Missing = append(r.sum.Missing, Missing{c.GetStream(), from, to, reason})
