@@ -1,13 +1,16 @@
 package cgroup
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/lineage"
 )
 
 // named counts the processes that have a word in their command line.
@@ -100,4 +103,28 @@ func TestP9_NeighbourIsLeftAlone(t *testing.T) {
 			t.Errorf("%d of the attempt's are left, %d of the neighbour's", a, b)
 		}
 	})
+}
+
+// TestP9_ManyOthersStartMeanwhile_TheNewestIsStillFound: between two looks others started
+// more processes than were looked at.
+func TestP9_ManyOthersStartMeanwhile_TheNewestIsStillFound(t *testing.T) {
+	t.Parallel()
+	mark := unique()
+	w := &walker{scanner: newScanner(), never: map[int]bool{os.Getpid(): true}, req: StopRequest{Mark: mark}, known: map[process]bool{}}
+	if found, err := w.look(); err != nil || len(found) > 0 {
+		t.Fatalf("%v, %v", found, err)
+	}
+	cmd := exec.Command("bash", "-c", `ulimit -S -x "$1"; exec sleep 1000`, "bash", fmt.Sprint(uint64(lineage.Of(mark))))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Wait() }()
+	defer func() { _ = cmd.Process.Kill() }()
+	until(t, "it wears its tag", func() bool { return lineage.Read(cmd.Process.Pid) == lineage.Of(mark) })
+	if err := exec.Command("bash", "-c", "for i in {1..200}; do (:); done").Run(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := w.chase(map[process]bool{}); n != 1 || err != nil {
+		t.Errorf("%d are found, %v", n, err)
+	}
 }

@@ -19,9 +19,8 @@ const (
 	quietPasses = 2
 	// stopPatience bounds one round of stopping who forks on and on.
 	stopPatience = 10 * time.Second
-	// newest is how many of the newest processes a chase looks at, chases how often.
-	newest = 64
-	chases = 16
+	// firstPid is where the kernel begins again after the highest number (kernel/pid.c).
+	firstPid = 300
 )
 
 // walker finds the processes of an attempt without cgroups: by the tag that they
@@ -36,6 +35,7 @@ type walker struct {
 	orphans  map[int]uint64 // instead of an attempt: what hides below one of these and started after that tick
 	reopened bool
 	known    map[process]bool // found once is found for ever, whatever it became
+	newest   int              // the process that was made last before the newest look
 }
 
 func (w *walker) method() string { return MethodWalk }
@@ -101,6 +101,10 @@ func (w *walker) isSeed(e entry, sessions bool) bool {
 }
 
 func (w *walker) look() ([]entry, error) {
+	var err error
+	if w.newest, err = newestPid(); err != nil {
+		return nil, err
+	}
 	table, err := w.scanner.read()
 	if err != nil {
 		return nil, err
@@ -120,23 +124,32 @@ func (w *walker) empty() (bool, error) {
 	return n == 0 && err == nil, err
 }
 
-// chase signals the members among the newest processes, at once, and counts them. One
-// that forks and ends, again and again, is gone before a table that shows it is
-// complete; but one of its lives is always among the newest.
+// chase signals the members that were made since the newest look began, at once, and
+// counts them. One that forks and ends, again and again, is gone before a table that
+// shows it is complete. But its lives have ever higher numbers, in the order in which
+// they are made: who goes up through the numbers, and sees no member until there is no
+// higher one, has left none behind. For the first life that it passed by before that
+// one could be seen was being made by a life that it would have seen.
 func (w *walker) chase(seen map[process]bool, signals ...unix.Signal) (n int, err error) {
 	tag := lineage.Of(w.req.Mark)
 	if tag == lineage.None {
 		return 0, nil
 	}
-	for range chases {
-		last, err := newestPid()
-		if err != nil {
-			return n, err
-		}
-		for pid := last; pid > max(1, last-newest); pid-- {
-			if lineage.Read(pid) != tag || w.never[pid] {
-				continue
+	last, err := newestPid()
+	if err != nil || last == w.newest {
+		return 0, err
+	}
+	highest := 0 // read when the numbers begin again
+	for deadline, pid := time.Now().Add(stopPatience), w.newest+1; ; pid++ {
+		if last < pid-1 && highest == 0 {
+			if highest, err = highestPid(); err != nil {
+				return n, err
 			}
+		}
+		if highest != 0 && pid > highest {
+			pid, highest = firstPid, 0
+		}
+		if lineage.Read(pid) == tag && !w.never[pid] {
 			p, err := signalTagged(pid, tag, signals)
 			if err != nil {
 				return n, err
@@ -146,8 +159,28 @@ func (w *walker) chase(seen map[process]bool, signals ...unix.Signal) (n int, er
 				n++
 			}
 		}
+		if pid != last {
+			continue
+		}
+		w.newest = last
+		if last, err = newestPid(); err != nil || last == pid || time.Now().After(deadline) {
+			return n, err
+		}
 	}
-	return n, nil
+}
+
+// highestPid is the number after which the kernel begins again (proc_sys_kernel(5)).
+func highestPid() (int, error) {
+	const file = "/proc/sys/kernel/pid_max"
+	text, err := kernfile.Read(file, make([]byte, 32))
+	if err != nil {
+		return 0, fmt.Errorf("find the highest process number: %w", err)
+	}
+	most, err := strconv.Atoi(string(bytes.TrimSpace(text)))
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", file, err)
+	}
+	return most - 1, nil
 }
 
 // newestPid is the number that was given to a process last (proc_loadavg(5)).
@@ -172,7 +205,8 @@ func newestPid() (int, error) {
 // then is a member, too.
 func signalTagged(pid int, tag lineage.Tag, signals []unix.Signal) (process, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) { // a thread has the number
+	// A thread may have the number: the kernel says ENOENT since 6.16, EINVAL before.
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return process{}, nil
 	}
 	if err != nil {

@@ -114,7 +114,7 @@ func TestP22_IdentityEnds_ItsStreamsAndWaitingCallsEnd(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "revoked"},
-		"expired": {4 * time.Second, func(*testing.T, *certs.CA, *certs.CA, *guarded) {}, "expired"},
+		"expired": {20 * time.Second, func(*testing.T, *certs.CA, *certs.CA, *guarded) {}, "expired"},
 		"CA not trusted any more": {time.Hour, func(t *testing.T, ca, _ *certs.CA, g *guarded) {
 			trust(t, g.dir, ca)
 		}, "another CA"},

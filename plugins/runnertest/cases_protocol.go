@@ -317,11 +317,14 @@ func manyQuickStarts(t *testing.T, h Harness) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range tasks {
-		if left, err := os.ReadFile(f); err == nil && len(left) > 0 {
-			t.Errorf("children left: %s", left)
+	w.eventually("all children are reaped", func() bool { // an end is told before that
+		for _, f := range tasks {
+			if left, err := os.ReadFile(f); err == nil && len(left) > 0 {
+				return false
+			}
 		}
-	}
+		return true
+	})
 }
 
 func otherProtocol(t *testing.T, path string) {
