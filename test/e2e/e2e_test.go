@@ -400,9 +400,10 @@ func TestAScriptIsSentAlong(t *testing.T) {
 	if r.Code != 9 || !ok || listed != "here\n" {
 		t.Fatalf("exit %d, %q, %q", r.Code, r.Stdout, r.Stderr)
 	}
-	if _, err := os.Stat(strings.TrimSpace(folder)); !os.IsNotExist(err) {
-		t.Errorf("the script outlives its job: %v", err)
-	}
+	c.Eventually("the script goes with its job", func() bool {
+		_, err := os.Stat(strings.TrimSpace(folder))
+		return os.IsNotExist(err)
+	})
 	var jobs []struct {
 		JobID        string `json:"job_id"`
 		ScriptSHA256 string `json:"script_sha256"`
