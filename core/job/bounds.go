@@ -25,7 +25,8 @@ const (
 	MaxRunners       = 64
 	MaxCommands      = 1024     // of a worker's policy
 	MaxCommandsBytes = 64 << 10 // of a policy's together
-	MaxScripts       = 250_000  // that a worker lists; 60 MiB or so
+	MaxScripts       = 250_000  // that a worker lists
+	MaxScriptsBytes  = 64 << 20 // of the texts of its list
 	maxRunnerBytes   = 1 << 10  // of one runner's together
 )
 

@@ -44,6 +44,9 @@ type ScriptInfo struct {
 	ModTime time.Time
 }
 
+// Bytes returns the size of its texts.
+func (s *ScriptInfo) Bytes() int { return len(s.Path) + len(s.Folder) + len(s.SHA256) }
+
 // ScriptIndex is the whole list of a worker's scripts.
 type ScriptIndex struct {
 	Generation uint64

@@ -203,9 +203,15 @@ func (l *link) Recv() (scheduler.Up, error) {
 	return up, err
 }
 
+// maxReports of a frame are taken. A worker sends 512 at once.
+const maxReports = 8192
+
 // upFromProto reads a frame but for its scripts, which may be a part of them.
 func upFromProto(f *droverv1.SessionResponse) (scheduler.Up, error) {
-	up := scheduler.Up{}
+	if n := len(f.GetReports()); n > maxReports {
+		return scheduler.Up{}, errs.Field("read session", "reports", "TOO_MANY", "a frame of the worker has %d reports, at most %d", n, maxReports)
+	}
+	up := scheduler.Up{Bytes: proto.Size(f)}
 	if h := f.GetHello(); h != nil {
 		up.Hello = &scheduler.Hello{BootID: h.GetBootId(), InstanceID: h.GetInstanceId(), Complete: h.GetComplete(), Lapses: h.GetLapses()}
 	}

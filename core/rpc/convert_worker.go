@@ -75,6 +75,7 @@ func joined(parts []*droverv1.ScriptIndex) *droverv1.ScriptIndex {
 // indexParts puts the parts of an index together. It belongs to one session.
 type indexParts struct {
 	whole job.ScriptIndex
+	bytes int    // of its texts
 	next  uint32 // number of the part that follows
 }
 
@@ -94,10 +95,14 @@ func (x *indexParts) add(p *droverv1.ScriptIndex) (*job.ScriptIndex, error) {
 		if fits := len(s.GetPath()) <= job.MaxPath && len(s.GetFolder()) <= job.MaxName && len(s.GetSha256()) <= job.MaxCode; !fits || len(x.whole.Scripts) == job.MaxScripts {
 			continue // no worker of drover lists such
 		}
-		x.whole.Scripts = append(x.whole.Scripts, job.ScriptInfo{
+		script := job.ScriptInfo{
 			Path: s.GetPath(), Folder: s.GetFolder(), SHA256: s.GetSha256(),
 			Size: int64(s.GetSize()), ModTime: timeOf(s.GetModifyTime()),
-		})
+		}
+		if x.bytes += script.Bytes(); x.bytes > job.MaxScriptsBytes {
+			return nil, errs.Field("read session", "scripts", "TOO_LARGE", "the worker's list of scripts has more than %d MiB of paths and sums", job.MaxScriptsBytes>>20)
+		}
+		x.whole.Scripts = append(x.whole.Scripts, script)
 	}
 	if x.next++; p.GetMore() {
 		return nil, nil //nolint:nilnil // it is not whole yet

@@ -284,6 +284,31 @@ func TestAnIndexWithAMissingPartIsRefused(t *testing.T) {
 	}
 }
 
+// TestP21_NewsOfAWorkerBeyondTheLimits_EndItsSession: with an error that names the limit.
+func TestP21_NewsOfAWorkerBeyondTheLimits_EndItsSession(t *testing.T) {
+	t.Parallel()
+	var x indexParts
+	path := strings.Repeat("p", job.MaxPath)
+	part := &droverv1.ScriptIndex{More: true, Scripts: make([]*droverv1.Script, 1000)}
+	for i := range part.GetScripts() {
+		part.Scripts[i] = &droverv1.Script{Path: path}
+	}
+	err := error(nil)
+	for part.Part = 0; err == nil && part.GetPart() < 100; part.Part++ {
+		_, err = x.add(part)
+	}
+	if errs.ReasonOf(err) != "TOO_LARGE" || !strings.Contains(err.Error(), "64 MiB") || x.bytes > job.MaxScriptsBytes+job.MaxPath {
+		t.Errorf("a list of %d bytes: %v", x.bytes, err)
+	}
+	_, err = upFromProto(&droverv1.SessionResponse{Reports: make([]*droverv1.AttemptReport, maxReports+1)})
+	if errs.ReasonOf(err) != "TOO_MANY" || !strings.Contains(err.Error(), "8192") {
+		t.Errorf("a frame of many reports: %v", err)
+	}
+	if up, err := upFromProto(&droverv1.SessionResponse{Hello: &droverv1.WorkerHello{BootId: "boot"}}); err != nil || up.Bytes != 8 {
+		t.Errorf("a frame of 8 bytes counts %d, %v", up.Bytes, err)
+	}
+}
+
 // TestARequestThatIsTooLargeIsRefused: also one that hides its bytes where nobody looks.
 func TestARequestThatIsTooLargeIsRefused(t *testing.T) {
 	t.Parallel()

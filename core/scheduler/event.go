@@ -8,7 +8,7 @@ import (
 	"github.com/droverhq/drover/core/registry"
 )
 
-// Event is one thing that happened. Exactly one field beside Reply and Bytes is set.
+// Event is one thing that happened. Exactly one field beside Reply, Bytes and done is set.
 type Event struct {
 	// Reply numbers the caller that waits for a Result; 0 is nobody.
 	Reply uint64
@@ -29,6 +29,10 @@ type Event struct {
 
 	// Bytes is how large a submit is: a round takes fewer of large ones.
 	Bytes int64
+
+	// done gives back what the event holds, once its round is over; nil: it holds
+	// nothing. Whoever waits for the Result may have gone long before.
+	done func()
 }
 
 // Submit asks for a job. ID and Submit time are made outside, so that a step
@@ -165,6 +169,7 @@ type Up struct {
 	Reports []job.Report
 	Scripts *job.ScriptIndex
 	Runners []job.RunnerInfo // nil: unchanged
+	Bytes   int              // of the frame
 }
 
 // Hello is what a worker says first on a link.

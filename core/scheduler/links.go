@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/droverhq/drover/core/errs"
@@ -225,6 +226,7 @@ func (l *links) use(ctx context.Context, c *connection, link Link, again, bad bo
 	})
 	c.out.open(l.line(both, id, link, cancel))
 	c.out.add(Down{Revocations: l.revoked()})
+	waiting := newIntake()
 	var wait sync.WaitGroup
 	if bad {
 		wait.Go(func() { l.recover(both, id) })
@@ -241,7 +243,11 @@ func (l *links) use(ctx context.Context, c *connection, link Link, again, bad bo
 			}
 			talked = true
 		}
-		l.deliver(ctx, Event{Up: &UpEvent{Worker: id, Link: number, Up: up}})
+		weight := int64(max(up.Bytes, len(up.Reports)*reportBytes))
+		if err = waiting.take(both, weight); err != nil {
+			break
+		}
+		l.deliver(ctx, Event{Up: &UpEvent{Worker: id, Link: number, Up: up}, done: func() { waiting.give(weight) }})
 	}
 	if why := context.Cause(both); why != nil && ctx.Err() == nil {
 		err = why // Send has failed, and that is why Recv has
@@ -256,4 +262,40 @@ func (l *links) use(ctx context.Context, c *connection, link Link, again, bad bo
 	// When ctx has ended, a newer link, or nobody, wants to know.
 	l.deliver(ctx, Event{Up: &UpEvent{Worker: id, Link: number, Closed: true}})
 	return true, err
+}
+
+// Bounds of the frames of one link that wait for their commit.
+const (
+	intakeBytes = 8 << 20 // or one frame, if that is larger
+	reportBytes = 512     // that a report takes at least
+)
+
+// intake bounds what a link brings into memory: a worker that tells more waits for
+// itself, and for nobody else (P21). One goroutine takes.
+type intake struct {
+	held  atomic.Int64
+	freed chan struct{}
+}
+
+func newIntake() *intake { return &intake{freed: make(chan struct{}, 1)} }
+
+// take waits until there is room for n bytes; give gives them back.
+func (i *intake) take(ctx context.Context, n int64) error {
+	for held := i.held.Load(); held > 0 && held+n > intakeBytes; held = i.held.Load() {
+		select {
+		case <-i.freed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	i.held.Add(n)
+	return nil
+}
+
+func (i *intake) give(n int64) {
+	i.held.Add(-n)
+	select {
+	case i.freed <- struct{}{}:
+	default: // it looks anyhow
+	}
 }

@@ -51,8 +51,8 @@ type entry struct {
 type link struct {
 	number   uint64
 	open     bool
-	complete bool // the worker has told all it has
-	seen     map[job.Key]bool
+	complete bool             // the worker has told all it has
+	seen     map[job.Key]bool // attempts of live jobs that it has told of, until then
 	hello    Hello
 }
 

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"fmt"
 	"sync"
 
 	"github.com/droverhq/drover/core/errs"
@@ -12,6 +13,9 @@ import (
 const (
 	largeOrder = 64 << 10 // bytes; a start that has more waits until what is small is sent
 	turnBytes  = 1 << 20  // of input that small starts bring into memory at once
+	// maxWaiting stops, acks and forgets wait for one worker. Each has some 20 bytes, and
+	// goes as fast as the worker reads: one that has so many does not read (P21).
+	maxWaiting = 1 << 18
 )
 
 // outbox gathers what waits to be sent to one worker. A goroutine carries it while
@@ -68,6 +72,13 @@ func (o *outbox) add(d Down) {
 	o.down.Forgets = append(o.down.Forgets, d.Forgets...)
 	if len(d.Revocations) > 0 {
 		o.down.Revocations = d.Revocations
+	}
+	if n := len(o.down.Stops) + len(o.down.Acks) + len(o.down.Forgets); n > maxWaiting {
+		o.down, o.large = Down{}, nil // what is needed of it comes again after the next hello
+		o.line.lost(errs.E("send to the worker", errs.Exhausted, "OVERLOADED",
+			fmt.Errorf("more than %d stops and acknowledgements wait for the worker to read them", maxWaiting)))
+		o.line = nil
+		return
 	}
 	if !o.carries {
 		o.carries = true

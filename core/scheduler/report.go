@@ -23,6 +23,7 @@ func (m *Machine) up(ev *UpEvent) {
 	if ev.Up.Hello != nil {
 		l.hello = *ev.Up.Hello
 		l.hello.BootID = job.Shorten(l.hello.BootID, job.MaxName)
+		l.hello.InstanceID = job.Shorten(l.hello.InstanceID, job.MaxName)
 		m.workers.SetBoot(ev.Worker, l.hello.BootID)
 		m.workers.SetLapses(ev.Worker, l.hello.Lapses)
 	}
@@ -38,7 +39,9 @@ func (m *Machine) up(ev *UpEvent) {
 	for i := range ev.Up.Reports {
 		r := &ev.Up.Reports[i]
 		r.Bound()
-		if !l.complete {
+		// Only what reconcile asks for is kept: a worker may tell of any number of
+		// attempts that nobody knows (P21).
+		if e := m.placed[ev.Worker][r.Job]; !l.complete && e != nil && e.Attempt == r.Attempt {
 			l.seen[r.Key] = true
 		}
 		m.report(ev.Worker, r)

@@ -157,7 +157,14 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err := s.turn(ctx, round); err != nil {
+		err := s.turn(ctx, round)
+		for i := range round {
+			if done := round[i].done; done != nil {
+				done()
+			}
+		}
+		clear(round) // what it held may go
+		if err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -142,5 +143,21 @@ func TestTwoFoldersChangeApart(t *testing.T) {
 	defer again.Release()
 	if again.Generation != p.Generation || again.Path != p.Path {
 		t.Errorf("an edit in one folder made a generation of the other: %+v", again)
+	}
+}
+
+// TestP21_ListOfScripts_FitsWhatASchedulerTakes: in number and in bytes.
+func TestP21_ListOfScripts_FitsWhatASchedulerTakes(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("p", job.MaxPath)
+	for want, all := range map[int][]job.ScriptInfo{
+		3:                                       make([]job.ScriptInfo, 3),
+		job.MaxScripts:                          make([]job.ScriptInfo, job.MaxScripts+1),
+		job.MaxScriptsBytes / job.MaxPath:       slices.Repeat([]job.ScriptInfo{{Path: long}}, 20_000),
+		job.MaxScriptsBytes / (job.MaxPath + 5): slices.Repeat([]job.ScriptInfo{{Path: long, Folder: "ab", SHA256: "cde"}}, 20_000),
+	} {
+		if got := fitting(all); got != want {
+			t.Errorf("of %d scripts %d fit, want %d", len(all), got, want)
+		}
 	}
 }

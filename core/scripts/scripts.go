@@ -269,17 +269,29 @@ func (l *Library) reindex() {
 // limit keeps an index within what a scheduler takes. A script beyond that is not
 // listed, and no job is placed for it.
 func (l *Library) limit(index *job.ScriptIndex) {
-	n := len(index.Scripts)
-	if n <= job.MaxScripts {
+	n, fit := len(index.Scripts), fitting(index.Scripts)
+	if fit == n {
 		l.untold = job.Condition{}
 		return
 	}
-	index.Scripts = index.Scripts[:job.MaxScripts]
-	message := fmt.Sprintf("of %d scripts the first %d by path are listed; a scheduler takes no more of one worker", n, job.MaxScripts)
+	index.Scripts = index.Scripts[:fit]
+	message := fmt.Sprintf("of %d scripts the first %d by path are listed; a scheduler takes at most %d of one worker, and %d MiB of paths and sums",
+		n, fit, job.MaxScripts, job.MaxScriptsBytes>>20)
 	if l.untold.Message != message {
 		l.untold = job.Condition{Type: "TOO_MANY_SCRIPTS", Message: message, Since: time.Now()}
-		l.cfg.Log.Warn("too many scripts", "scripts", n, "listed", job.MaxScripts)
+		l.cfg.Log.Warn("too many scripts", "scripts", n, "listed", fit)
 	}
+}
+
+// fitting returns how many of the first scripts a scheduler takes.
+func fitting(all []job.ScriptInfo) int {
+	size := 0
+	for i := range all {
+		if size += all[i].Bytes(); i == job.MaxScripts || size > job.MaxScriptsBytes {
+			return i
+		}
+	}
+	return len(all)
 }
 
 // Retain tells which generations of a former life are still needed. Call it once
