@@ -73,9 +73,9 @@ func TestP9_StopWithoutCgroups_EndsWhatHides(t *testing.T) {
 	t.Parallel()
 	c := cluster.New(t, bin)
 	w := c.Worker("w1", c.Scripts(c.Path("scripts"), map[string]string{"hide.sh": hide}), "--cgroups", "none")
-	if out := c.Must("workers", "show", "w1"); !strings.Contains(out, "NO_CGROUPS") {
-		t.Errorf("the worker does not say that it has no cgroups:\n%s", out)
-	}
+	c.Eventually("the worker says that it has no cgroups", func() bool {
+		return strings.Contains(c.Must("workers", "show", "w1"), "NO_CGROUPS")
+	})
 	left := func(word string) []string { return cluster.Processes(word) }
 	for _, how := range []string{"plain", "kill", "stray"} {
 		word := "hidden-" + how + "-" + strconv.Itoa(os.Getpid())

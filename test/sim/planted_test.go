@@ -35,7 +35,7 @@ var planted = []struct {
 		"signal before the stop is on disk", "worker/stop.go",
 		"m.record(journal.Record{Kind: journal.KindStop, Key: a.key, Stop: &journal.Stop{Reason: reason, Grace: grace}})\n\tm.report", "m.report",
 	},
-	{"leave the children that linger", "worker/run.go", "a.phase = phaseStopping\n\t\tm.emitStop(a, 0)\n\t}\n}\n\n// finish seals", "m.finish(a)\n\t}\n}\n\n// finish seals"},
+	{"leave the children that linger", "worker/run.go", "a.phase = phaseStopping\n\t\tm.emitStop(a, 0)\n\t}\n}\n\n// whole tells", "m.finish(a)\n\t}\n}\n\n// whole tells"},
 	{"take a failed stop for a proof", "worker/stop.go", "if e.Err != nil {\n\t\t// P9", "if false {\n\t\t// P9"},
 	{"LOST without looking for processes", "worker/run.go", "a.phase = phaseStopping\n\t\tm.emitStop(a, 0)\n\t}\n}\n\n// unknown", "m.finish(a)\n\t}\n}\n\n// unknown"},
 	{"invent a failure", "worker/run.go", "r.State, r.Reason, r.Message = job.Lost, a.lostReason", "r.State, r.Reason, r.Message = job.Failed, a.lostReason"},
