@@ -433,9 +433,65 @@ func TestALinkLeadsToNoWorkingFolderThatIsNotAllowed(t *testing.T) {
 	for dir, want := range map[string]string{
 		at("srv/in"): "", at("srv/around"): "", at("alias/in"): "", at("srv/out"): job.ReasonPolicy, at("alias/out"): job.ReasonPolicy, at("other"): job.ReasonPolicy,
 	} {
-		if _, err := p.workdir(&prepared{}, &job.Spec{Workdir: dir}, nil); errs.ReasonOf(err) != want {
-			t.Errorf("%s: %v", dir, err)
+		got, err := p.workdir(&prepared{}, &job.Spec{Workdir: dir}, nil)
+		if errs.ReasonOf(err) != want || err == nil && got != at("srv/in") {
+			t.Errorf("%s: %s, %v", dir, got, err)
 		}
+	}
+}
+
+// TestP19_LinkIsSwappedWhileAJobStarts_TheJobBeginsInNoOtherFolder: a link is put in the
+// place of a folder that is allowed, and taken away, all the time.
+func TestP19_LinkIsSwappedWhileAJobStarts_TheJobBeginsInNoOtherFolder(t *testing.T) {
+	t.Parallel()
+	p := newPreparer(t, newWorld(), Policy{})
+	p.folders = newFolders(t)
+	base := filepath.Join(filepath.Dir(p.folders.root), "base")
+	at := func(name string) string { return filepath.Join(base, name) }
+	for _, err := range []error{
+		os.MkdirAll(at("srv/way/in"), 0o755), os.MkdirAll(at("other/in"), 0o755), os.Symlink(at("other"), at("srv/link")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.policy.Workdirs = []string{at("srv")}
+	stop := make(chan struct{})
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		for {
+			if err := unix.Renameat2(unix.AT_FDCWD, at("srv/way"), unix.AT_FDCWD, at("srv/link"), unix.RENAME_EXCHANGE); err != nil {
+				t.Errorf("swap: %v", err)
+				return
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	})
+	allowed, entered := 0, 0
+	for range 3000 {
+		dir, err := p.workdir(&prepared{}, &job.Spec{Workdir: at("srv/way/in")}, guest())
+		if err != nil {
+			continue
+		}
+		allowed++
+		f, err := foreign.OpenFolder(dir) // as the runner does
+		if err != nil {
+			continue
+		}
+		where, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
+		if entered++; err != nil || !strings.HasPrefix(where, at("srv")+"/") {
+			t.Errorf("the job begins in %s, %v", where, err)
+		}
+		_ = f.Close()
+	}
+	close(stop)
+	wait.Wait()
+	if entered == 0 {
+		t.Errorf("of 3000 folders %d were allowed and none was entered", allowed)
 	}
 }
 

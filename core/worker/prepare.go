@@ -400,7 +400,8 @@ func (p *preparer) script(h *prepared, id string, s *job.Spec, undo *undoer) err
 }
 
 // workdir is where the job begins. One that the request names is looked at with the
-// rights of the job's user, and not for longer than some seconds.
+// rights of the job's user, and not for longer than some seconds. What is returned is
+// what was compared with the policy, without links: they may be others in a moment.
 func (p *preparer) workdir(h *prepared, s *job.Spec, u *account) (string, error) {
 	switch {
 	case s.Workdir == "" && h.pin != nil:
@@ -424,10 +425,11 @@ func (p *preparer) workdir(h *prepared, s *job.Spec, u *account) (string, error)
 	case err != nil:
 		return "", refuse("workdir", reasonWorkdir, "%w", err)
 	}
-	if real := <-where; !p.policy.AllowsRealWorkdir(real) {
+	real := <-where
+	if !p.policy.AllowsRealWorkdir(real) {
 		return "", refuse("workdir", job.ReasonPolicy, "the worker's policy does not allow %q, which is where %q leads", real, s.Workdir)
 	}
-	return s.Workdir, nil
+	return real, nil
 }
 
 // take takes lanes and group.

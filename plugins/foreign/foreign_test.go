@@ -246,6 +246,43 @@ func TestTheFolderThatIsInTheWayIsNamed(t *testing.T) {
 	}
 }
 
+// TestAFolderIsOpenedWithoutLinks: with openat2, and where that is not known.
+func TestAFolderIsOpenedWithoutLinks(t *testing.T) {
+	t.Parallel()
+	_, dir := opened(t)
+	at := func(name string) string { return filepath.Join(dir, name) }
+	must(t, os.MkdirAll(at("a/b"), 0o755))
+	must(t, os.MkdirAll(at("shut/in"), 0o755))
+	must(t, os.Chmod(at("shut"), 0))
+	must(t, os.WriteFile(at("file"), nil, 0o644))
+	must(t, os.Symlink(at("a"), at("link")))
+	for how, enter := range map[string]func(string) (int, error){"openat2": enterReal, "walk": walk} {
+		for path, want := range map[string]error{
+			"/": nil, at("a/b"): nil, at("a"): nil, at("link"): unix.ELOOP, at("link/b"): unix.ELOOP, "/proc/self/cwd": unix.ELOOP,
+			at("none"): unix.ENOENT, at("file"): unix.ENOTDIR, at("file/x"): unix.ENOTDIR, at("shut"): unix.EACCES, at("shut/in"): unix.EACCES,
+		} {
+			if os.Geteuid() != 0 && errors.Is(want, unix.EACCES) {
+				continue // it is the owner's own
+			}
+			err := As(guest(), func() error {
+				fd, err := enter(path)
+				if err == nil {
+					err = unix.Close(fd)
+				}
+				return err
+			})
+			if !errors.Is(err, want) {
+				t.Errorf("%s: %s: %v, want %v", how, path, err, want)
+			}
+		}
+	}
+	want := fmt.Sprintf("%q is a link and is not followed", at("link"))
+	if _, err := OpenFolder(at("link/b")); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+	must(t, os.Chmod(at("shut"), 0o755))
+}
+
 func TestAnythingOfAUserIsRemoved(t *testing.T) {
 	t.Parallel()
 	parent, dir := opened(t)

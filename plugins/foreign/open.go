@@ -76,19 +76,43 @@ func Beginning(path string, most int) ([]byte, error) {
 // Folder tells where a folder really lies that the calling thread can work in; path is
 // absolute and clean. The error names the first folder on the way that is in the way.
 func Folder(path string) (string, error) {
-	where, err := enter(path)
+	fd, err := firstInTheWay(path, enter)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing can be written to it
+	return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+}
+
+// OpenFolder opens a folder that the calling thread can work in, as a place to begin in
+// and for nothing else; path is what Folder has told. No link is followed: whatever was
+// swapped since, the folder lies where its path says.
+func OpenFolder(path string) (*os.File, error) {
+	fd, err := firstInTheWay(path, enterReal)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// firstInTheWay opens a folder. Its error names the first folder on the way to it that
+// cannot be entered.
+func firstInTheWay(path string, enter func(string) (int, error)) (int, error) {
+	fd, err := enter(path)
 	if err == nil {
-		return where, nil
+		return fd, nil
 	}
 	for i := 1; i < len(path); i++ {
 		if path[i] != '/' {
 			continue
 		}
-		if _, before := enter(path[:i]); before != nil {
-			return "", inTheWay(path[:i], before)
+		fd, before := enter(path[:i])
+		if before != nil {
+			return -1, inTheWay(path[:i], before)
 		}
+		_ = unix.Close(fd)
 	}
-	return "", inTheWay(path, err)
+	return -1, inTheWay(path, err)
 }
 
 func inTheWay(dir string, err error) error {
@@ -99,17 +123,57 @@ func inTheWay(dir string, err error) error {
 		return fmt.Errorf("%q is not a folder", dir)
 	case errors.Is(err, unix.EACCES):
 		return fmt.Errorf("the job's user may not enter %q", dir)
+	case errors.Is(err, unix.ELOOP):
+		return fmt.Errorf("%q is a link and is not followed", dir)
 	}
 	return fmt.Errorf("enter %q: %w", dir, err)
 }
 
+const folderFlags = unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC
+
 // enter opens a folder as one to work in; the dot asks for the right to pass through
-// the folder itself. It tells where the folder lies without links.
-func enter(path string) (string, error) {
-	fd, err := unix.Open(strings.TrimSuffix(path, "/")+"/.", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return "", err
+// the folder itself.
+func enter(path string) (int, error) {
+	return unix.Open(strings.TrimSuffix(path, "/")+"/.", folderFlags, 0)
+}
+
+// enterReal is enter without links.
+func enterReal(path string) (int, error) {
+	fd, err := unix.Openat2(unix.AT_FDCWD, strings.TrimSuffix(path, "/")+"/.", &unix.OpenHow{
+		Flags: folderFlags, Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+		return walk(path) // a kernel before 5.6, or a filter of a container that does not know the call
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing can be written to it
-	return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	return fd, err
+}
+
+// walk is enterReal for kernels that cannot: a folder at a time.
+func walk(path string) (int, error) {
+	fd, err := unix.Open("/", folderFlags, 0)
+	if err != nil {
+		return -1, err
+	}
+	for name := range strings.SplitSeq(strings.Trim(path, "/")+"/.", "/") {
+		if name == "" {
+			continue
+		}
+		next, err := unix.Openat(fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		_ = unix.Close(fd)
+		if err != nil {
+			return -1, err
+		}
+		var st unix.Stat_t
+		if err = unix.Fstat(next, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+			err = unix.ELOOP
+		} else if err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			err = unix.ENOTDIR
+		}
+		if err != nil {
+			_ = unix.Close(next)
+			return -1, err
+		}
+		fd = next
+	}
+	return fd, nil
 }

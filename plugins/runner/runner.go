@@ -52,8 +52,9 @@ type Spec struct {
 	Args    []string
 	Env     []string // K=V, the whole environment
 	Workdir string
-	// WorkdirAsked: the request named the working folder. Enter it with the rights of
-	// Credential, and so that nothing else waits for its file system.
+	// WorkdirAsked: the request named the working folder. Workdir is where it really lies:
+	// enter it with the rights of Credential, without following links, and so that nothing
+	// else waits for its file system.
 	WorkdirAsked bool
 	Stdin        string   // file; "" is the null device
 	Stdout       string   // named pipe; open it O_RDWR for the job

@@ -1,6 +1,8 @@
 package process
 
 import (
+	"os"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -26,7 +28,8 @@ func user(s runner.Spec) *foreign.User {
 // on a file system that never answers. A child must not be the one to find out: while it
 // has not executed its program, no other process of this one can be forked. So a thread
 // with the rights of the job's user goes there first, and the child inherits its place.
-// do is called once with the fork, unless the folder cannot be entered.
+// The worker has compared the path with its policy: no link that was put there since is
+// followed. do is called once with the fork, unless the folder cannot be entered.
 func (r *Runner) begin(path string, argv []string, attr *syscall.ProcAttr, s runner.Spec, do func(fork func() (int, error))) error {
 	x := restrictionsOf(s)
 	if !s.WorkdirAsked {
@@ -34,25 +37,33 @@ func (r *Runner) begin(path string, argv []string, attr *syscall.ProcAttr, s run
 		return nil
 	}
 	there := *attr
+	var folder *os.File // a look that is given up leaves it to the collector
 	err := r.looks.Do(user(s), enterPatience, func() error {
-		if _, err := foreign.Folder(s.Workdir); err != nil {
+		f, err := foreign.OpenFolder(s.Workdir)
+		if err != nil {
 			return err
 		}
-		// Not everywhere may a thread have a place of its own: then the look has to do.
-		if unix.Unshare(unix.CLONE_FS) == nil {
-			there.Dir = ""
-			return unix.Chdir(s.Workdir)
+		folder = f
+		// Containers often forbid a thread to have a place of its own.
+		if unix.Unshare(unix.CLONE_FS) != nil {
+			there.Dir = inChild(f)
+			return nil
 		}
-		return nil
+		there.Dir = ""
+		return f.Chdir()
 	}, func() {
 		// Not before: the reaper waits for who has announced a fork.
 		do(func() (int, error) { return x.fork(path, argv, &there) })
+		_ = folder.Close() // nothing was written to it
 	})
 	if err != nil {
 		return badFolder(s, err)
 	}
 	return nil
 }
+
+// inChild names an open folder for a child of this process that has executed nothing yet.
+func inChild(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) }
 
 func badFolder(s runner.Spec, err error) error {
 	return &runner.StartError{Reason: runner.BadRequest, Message: "working folder " + s.Workdir + ": " + err.Error()}

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/droverhq/drover/plugins/foreign"
 	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
 )
@@ -271,6 +272,55 @@ func TestAWorkingFolderIsEntered(t *testing.T) {
 	}
 	if now, err := os.Getwd(); err != nil || now != here {
 		t.Errorf("this process is in %s, %v", now, err)
+	}
+}
+
+// TestALinkIsNotFollowedToAWorkingFolder: the worker has told where the folder really
+// lies, so what is a link now was put there since.
+func TestALinkIsNotFollowedToAWorkingFolder(t *testing.T) {
+	dir := t.TempDir()
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink("/", link); err != nil {
+		t.Fatal(err)
+	}
+	r := &Runner{}
+	for _, path := range []string{link, filepath.Join(link, "tmp")} {
+		_, _, err := r.launch([]string{"/bin/true"}, &syscall.ProcAttr{Dir: path, Sys: &syscall.SysProcAttr{}}, runner.Spec{Workdir: path, WorkdirAsked: true}, func() { t.Error("it forks") })
+		var se *runner.StartError
+		if !errors.As(err, &se) || se.Reason != runner.BadRequest || !strings.Contains(se.Message, strconv.Quote(link)+" is a link") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// TestAChildEntersAnOpenFolder: where no thread can have a place of its own. Its user could
+// not open the folder by its path.
+func TestAChildEntersAnOpenFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "dir")
+	if err := os.Mkdir(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	f, err := foreign.OpenFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	attr := &syscall.ProcAttr{Dir: inChild(f), Sys: &syscall.SysProcAttr{}}
+	if os.Geteuid() == 0 {
+		attr.Sys.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+	}
+	pid, err := syscall.ForkExec("/bin/touch", []string{"touch", "file"}, attr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "file")); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -441,9 +441,10 @@ type Start struct {
 	// Limits that are set before the process executes anything; each sets the soft and
 	// the hard limit.
 	Rlimits []*Rlimit `protobuf:"bytes,15,rep,name=rlimits,proto3" json:"rlimits,omitempty"`
-	// The working folder is one that the request named, not one of the worker's. The
-	// runner enters it with no rights but those of the job's user, and gives the start up
-	// when the file system does not answer; other starts do not wait for it.
+	// The working folder is one that the request named, not one of the worker's; workdir
+	// is where it really lies. The runner enters it with no rights but those of the job's
+	// user, follows no link on the way, and gives the start up when the file system does
+	// not answer; other starts do not wait for it.
 	WorkdirAsked  bool `protobuf:"varint,16,opt,name=workdir_asked,json=workdirAsked,proto3" json:"workdir_asked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
