@@ -115,7 +115,7 @@ func TestALookThatHangsIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	var l Looks
 	hang, back := make(chan struct{}), make(chan struct{}, 1)
-	for range mostHung {
+	for range mostHungOfOne {
 		err := l.Do(guest(), time.Millisecond, func() error {
 			<-hang
 			back <- struct{}{}
@@ -125,14 +125,17 @@ func TestALookThatHangsIsLeftAlone(t *testing.T) {
 			t.Fatalf("%v", err)
 		}
 	}
-	if err := l.Do(nil, time.Minute, func() error { return nil }, nil); !errors.Is(err, ErrNoAnswer) {
+	if err := l.Do(guest(), time.Minute, func() error { return nil }, nil); !errors.Is(err, ErrNoAnswer) {
 		t.Errorf("one more than may hang: %v", err)
 	}
 	close(hang)
-	for range mostHung {
+	for range mostHungOfOne {
 		<-back
 	}
-	eventually(t, "the looks are counted out", func() bool { return l.hung.Load() == 0 })
+	eventually(t, "the looks are counted out", func() bool { return !l.full(int(guest().UID)) })
+	if l.all != 0 || len(l.hung) != 0 {
+		t.Errorf("%d looks are counted, %v", l.all, l.hung)
+	}
 	broken := errors.New("broken")
 	if err := l.Do(guest(), time.Minute, func() error { return broken }, func() { t.Error("it went on") }); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
@@ -141,6 +144,32 @@ func TestALookThatHangsIsLeftAlone(t *testing.T) {
 	must(t, l.Do(guest(), time.Minute, func() error { return nil }, func() { followed = unix.Geteuid() + 1 }))
 	if followed != os.Geteuid()+1 {
 		t.Error("what should follow was not done before Do returned")
+	}
+}
+
+// TestWhatOneUserMountsHoldsUpNoOtherUser: until there are too many in all.
+func TestWhatOneUserMountsHoldsUpNoOtherUser(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		return // there is one user only
+	}
+	var l Looks
+	hang := make(chan struct{})
+	defer close(hang)
+	look := func(uid int) error {
+		return l.Do(&User{UID: uint32(uid), GID: nobody}, time.Millisecond, func() error { <-hang; return nil }, nil)
+	}
+	for i := range mostHung {
+		uid := nobody - i/mostHungOfOne
+		if err := l.Do(&User{UID: uint32(uid), GID: nobody}, time.Minute, func() error { return nil }, nil); err != nil {
+			t.Fatalf("%d looks hang, and user %d is told: %v", i, uid, err)
+		}
+		if err := look(uid); !errors.Is(err, ErrNoAnswer) {
+			t.Fatalf("%v", err)
+		}
+	}
+	if err := l.Do(nil, time.Minute, func() error { return nil }, nil); !errors.Is(err, ErrNoAnswer) {
+		t.Errorf("one more than may hang in all: %v", err)
 	}
 }
 

@@ -25,13 +25,41 @@ type User struct {
 // a network file system whose server is gone.
 var ErrNoAnswer = errors.New("the file system does not answer")
 
-// mostHung is how many looks of a Looks may hang at once. Each keeps a thread until
-// the kernel lets go of it.
-const mostHung = 4
+// How many looks of a Looks may hang at once, with the rights of one user and in all.
+// Each keeps a thread until the kernel lets go of it.
+const (
+	mostHungOfOne = 4
+	mostHung      = 64
+)
 
 // Looks bounds what waits for file systems that do not answer. The zero value
 // works; its method may be called from any goroutine.
-type Looks struct{ hung atomic.Int32 }
+type Looks struct {
+	mu   sync.Mutex  // guards the fields below
+	hung map[int]int // looks that hang, by user
+	all  int
+}
+
+// full tells whether no look of a user may hang any more. What a user has mounted so
+// that it never answers keeps out that user alone, and not those who look elsewhere.
+func (l *Looks) full(uid int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hung[uid] >= mostHungOfOne || l.all >= mostHung
+}
+
+// count adds looks of a user that hang, or takes them away.
+func (l *Looks) count(uid, looks int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.hung == nil {
+		l.hung = map[int]int{}
+	}
+	l.all += looks
+	if l.hung[uid] += looks; l.hung[uid] == 0 {
+		delete(l.hung, uid)
+	}
+}
 
 // Do runs look with the rights on files that u has, and then, if that went well in
 // time, the function then with the rights that this process has. Both run on one
@@ -39,7 +67,11 @@ type Looks struct{ hung atomic.Int32 }
 // its thread, such as the working folder. After patience Do returns ErrNoAnswer and
 // look is left alone; then is not run any more. u nil is this process's own user.
 func (l *Looks) Do(u *User, patience time.Duration, look func() error, then func()) error {
-	if l.hung.Load() >= mostHung {
+	uid := os.Geteuid()
+	if u.other() {
+		uid = int(u.UID)
+	}
+	if l.full(uid) {
 		return fmt.Errorf("%w, and nor do others that were asked before", ErrNoAnswer)
 	}
 	var (
@@ -54,7 +86,7 @@ func (l *Looks) Do(u *User, patience time.Duration, look func() error, then func
 		runtime.LockOSThread() // never unlocked, on purpose: the thread ends here
 		err := as(u, look)
 		if !decided.CompareAndSwap(false, true) {
-			l.hung.Add(-1)
+			l.count(uid, -1)
 			return
 		}
 		looked <- err
@@ -70,11 +102,11 @@ func (l *Looks) Do(u *User, patience time.Duration, look func() error, then func
 		return err
 	case <-late.C:
 	}
-	l.hung.Add(1)
+	l.count(uid, 1)
 	if decided.CompareAndSwap(false, true) {
 		return ErrNoAnswer
 	}
-	l.hung.Add(-1)
+	l.count(uid, -1)
 	err := <-looked // it was in time after all
 	<-done
 	return err
