@@ -240,6 +240,9 @@ func TestWhatIsWaitedForIsBoundedAndForgotten(t *testing.T) {
 			t.Errorf("an end of a job that lives: %v", err)
 		}
 		e.Close()
+		if w.s.awaited.all != 0 || len(w.s.awaited.of) != 0 {
+			t.Errorf("after the close %d jobs are counted", w.s.awaited.all)
+		}
 		if n := len(w.s.hub.groups); n != 0 {
 			t.Errorf("%d jobs have waiters after all have left", n)
 		}

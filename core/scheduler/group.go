@@ -1,29 +1,37 @@
 package scheduler
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/droverhq/drover/core/job"
 )
+
+// Bounds of the ends that one group keeps.
+const (
+	endsTaken = 256     // at once
+	endsKept  = 1 << 20 // bytes of what they tell; the rest is read when it is taken
+)
+
+// endBytes returns what an end takes with what it tells.
+func endBytes(e *End) int {
+	if e.Job == nil {
+		return 0
+	}
+	return 1<<10 + len(e.Job.Message)
+}
 
 // group is where the ends of several jobs gather until somebody takes them. It
 // holds no more than the jobs that were added.
 type group struct {
 	mu       sync.Mutex     // guards the fields below
 	waits    map[job.ID]int // live jobs, and how often each was added
-	count    int            // in waits, with repetitions
 	ends     []End
+	kept     int // bytes of what ends tell
 	finished bool
 	closed   bool // nobody takes what comes
 
 	wake chan struct{}
-}
-
-// pending is how many jobs were added and not taken yet.
-func (g *group) pending() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return len(g.ends) + g.count
 }
 
 // expect notes a live job and tells whether it is new here.
@@ -34,7 +42,6 @@ func (g *group) expect(id job.ID) bool {
 		return false
 	}
 	g.waits[id]++
-	g.count++
 	return g.waits[id] == 1
 }
 
@@ -43,7 +50,10 @@ func (g *group) ended(e End) {
 	g.mu.Lock()
 	times := g.waits[e.ID]
 	delete(g.waits, e.ID)
-	g.count -= times
+	if e.Job != nil && g.kept >= endsKept { // the client is slow (P21)
+		e.Job, e.later = nil, true
+	}
+	g.kept += max(1, times) * endBytes(&e)
 	for range max(1, times) { // 1 for a job that had ended before it was added
 		g.ends = append(g.ends, e)
 	}
@@ -65,12 +75,20 @@ func (g *group) signal() {
 	}
 }
 
-// take empties the group; over tells that nothing will come any more.
+// take returns the oldest ends; over tells that nothing will come any more.
 func (g *group) take() (ends []End, over bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	ends, g.ends = g.ends, nil
-	return ends, g.finished && len(ends) == 0 && len(g.waits) == 0
+	n := min(len(g.ends), endsTaken)
+	ends = slices.Clone(g.ends[:n])
+	for i := range ends {
+		g.kept -= endBytes(&ends[i])
+	}
+	clear(g.ends[:n]) // what they hold may go
+	if g.ends = g.ends[n:]; len(g.ends) == 0 {
+		g.ends = nil
+	}
+	return ends, g.finished && n == 0 && len(g.waits) == 0
 }
 
 // leaving returns the jobs that are still waited for, and forgets them.
@@ -83,6 +101,5 @@ func (g *group) leaving() []job.ID {
 		ids = append(ids, id)
 	}
 	clear(g.waits)
-	g.count = 0
 	return ids
 }

@@ -71,7 +71,7 @@ func (h *hub) publish(effects []Effect) {
 				}
 				delete(h.waiters, e.Put.ID)
 				for _, g := range h.groups[e.Put.ID] {
-					g.ended(End{e.Put.ID, endOf(e.Put)})
+					g.ended(End{ID: e.Put.ID, Job: endOf(e.Put)})
 				}
 				delete(h.groups, e.Put.ID)
 			}

@@ -69,6 +69,7 @@ type Scheduler struct {
 	listing chan struct{} // one for each that is being read
 	links   *links
 	retain  *retainer
+	awaited awaited
 
 	mu      sync.Mutex // guards the fields below
 	waiting map[uint64]chan Result
@@ -102,7 +103,7 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 		config: c, records: records{c.Store}, hub: newHub(), term: term,
 		urgent: make(chan Event, inboxUrgent), frames: make(chan Event, inboxFrames), normal: make(chan Event, inboxNormal),
 		bulks: make(chan struct{}, bulksAtOnce), lists: make(chan struct{}, maxLists), listing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
-		waiting: map[uint64]chan Result{},
+		waiting: map[uint64]chan Result{}, awaited: awaited{of: map[string]int{}},
 	}
 	s.machine = NewMachine(s.term, c.Lease)
 	s.machine.SetBudget(c.Budget)
