@@ -31,14 +31,29 @@ func (e exposure) Error() string { return string(e) }
 func (exposure) Unwrap() error { return ErrExposed }
 
 // ReadSecret returns the content of a regular file that no other user can read or
-// write. What is checked is what is read, whatever happens to the path.
+// write. One of root's may be readable by its group where this process is not root: so
+// come the keys of Kubernetes (fsGroup) and systemd (LoadCredential), and root has chosen
+// who reads it. What is checked is what is read, whatever happens to the path.
 func ReadSecret(path string) ([]byte, error) {
 	return read(path, func(info fs.FileInfo) error {
-		if mode := info.Mode().Perm(); mode&0o077 != 0 {
-			return exposed("other users can use %s (mode %04o): run chmod 600 %s", path, mode, path)
+		most := fs.FileMode(0o700)
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			most = secretMode(int(st.Uid), os.Geteuid())
+		}
+		if mode := info.Mode().Perm(); mode&^most != 0 {
+			return exposed("other users can use %s (mode %04o): run chmod %o %s", path, mode, most&0o660, path)
 		}
 		return nil
 	})
+}
+
+// secretMode returns the rights that there may be on a secret of an owner, for a process
+// of user self. The rule is that of PostgreSQL for its key (ssl_key_file).
+func secretMode(owner, self int) fs.FileMode {
+	if owner == 0 && self != 0 {
+		return 0o740
+	}
+	return 0o700
 }
 
 // ReadTrusted returns the content of a regular file that no other user can write.
@@ -85,7 +100,8 @@ func CheckFile(f *os.File) error {
 
 // CheckFolder refuses a folder that another user can write to, or replace because a
 // folder above is theirs. Above, a sticky folder such as /tmp is accepted: nobody
-// can rename there what is not their own. A missing folder is fs.ErrNotExist.
+// can rename there what is not their own. So is a sticky one that is mounted to be read
+// only, as the folders of Kubernetes' secrets are. A missing folder is fs.ErrNotExist.
 func CheckFolder(path string) error {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -100,7 +116,7 @@ func CheckFolder(path string) error {
 		if err != nil {
 			return fmt.Errorf("check the owner of %s: %w", path, err)
 		}
-		if sticky := info.Mode()&fs.ModeSticky != 0; !sticky || dir == bottom {
+		if sticky := info.Mode()&fs.ModeSticky != 0; !sticky || dir == bottom && !readOnly(dir) {
 			if err := checkMode(dir, info); err != nil {
 				return err
 			}
@@ -112,6 +128,12 @@ func CheckFolder(path string) error {
 			return nil
 		}
 	}
+}
+
+// readOnly reports whether a folder lies on a mount that nobody can write to.
+func readOnly(dir string) bool {
+	var st syscall.Statfs_t
+	return syscall.Statfs(dir, &st) == nil && st.Flags&syscall.MS_RDONLY != 0 // ST_RDONLY is the same bit, see statfs(2)
 }
 
 func checkMode(path string, info fs.FileInfo) error {

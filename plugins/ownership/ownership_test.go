@@ -2,7 +2,9 @@ package ownership
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -53,6 +55,103 @@ func TestASecretThatOthersCanUseIsRefused(t *testing.T) {
 		}
 	} else if err != nil {
 		t.Error(err)
+	}
+}
+
+func TestASecretOfRootMayBeReadByItsGroup(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		owner, self int
+		want        os.FileMode
+	}{{0, 0, 0o700}, {0, 1000, 0o740}, {1000, 1000, 0o700}, {1000, 0, 0o700}} {
+		if got := secretMode(c.owner, c.self); got != c.want {
+			t.Errorf("%+v: %o", c, got)
+		}
+	}
+}
+
+// asked names the file that TestReadAsAnotherUser reads.
+const asked = "DROVER_TEST_SECRET"
+
+// TestReadAsAnotherUser is what TestSecretsComeAsKubernetesAndSystemdMakeThem executes.
+func TestReadAsAnotherUser(t *testing.T) {
+	t.Parallel()
+	path := os.Getenv(asked)
+	if path == "" {
+		return
+	}
+	if err := CheckFolder(filepath.Dir(path)); err != nil {
+		t.Error(err)
+	}
+	if text, err := ReadSecret(path); err != nil || string(text) != "secret" {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
+// TestSecretsComeAsKubernetesAndSystemdMakeThem: to a process that is not root.
+func TestSecretsComeAsKubernetesAndSystemdMakeThem(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		return // the files are root's
+	}
+	const group = 1234
+	top := t.TempDir()
+	at := func(name string) string { return filepath.Join(top, name) }
+	self := at("self")
+	program, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	volume := at("volume")
+	for _, err := range []error{
+		os.Chmod(filepath.Dir(top), 0o755), os.Chmod(top, 0o755), os.WriteFile(self, program, 0o755), //nolint:gosec // to be executed by others
+		os.Mkdir(volume, 0o755), syscall.Mount("tmpfs", volume, "tmpfs", 0, "mode=1777"),
+	} {
+		if err != nil {
+			t.Logf("left out where nothing can be mounted: %v", err)
+			return
+		}
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(volume, syscall.MNT_DETACH) })
+	made := func(path string, mode os.FileMode) string {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("secret"), 0o600), os.Chown(path, 0, group), os.Chmod(path, mode)); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	key := made(filepath.Join(volume, "..2026_11_30", "tls.key"), 0o440)
+	for link, to := range map[string]string{"..data": "..2026_11_30", "tls.key": "..data/tls.key"} {
+		if err := os.Symlink(to, filepath.Join(volume, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(path string) string {
+		c := exec.Command(self, "-test.run=^TestReadAsAnotherUser$")
+		c.Env = append(os.Environ(), asked+"="+path)
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534, Groups: []uint32{group}}}
+		out, err := c.CombinedOutput()
+		if err != nil {
+			return string(out)
+		}
+		return ""
+	}
+	if out := read(filepath.Join(volume, "tls.key")); !strings.Contains(out, "other users can write to "+volume) {
+		t.Errorf("a folder that all can write to: %s", out)
+	}
+	if err := syscall.Mount("", volume, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "mode=1777"); err != nil {
+		t.Fatal(err)
+	}
+	if out := read(filepath.Join(volume, "tls.key")); out != "" {
+		t.Errorf("a volume with fsGroup: %s", out)
+	}
+	if _, err := ReadSecret(key); !errors.Is(err, ErrExposed) {
+		t.Errorf("root takes a key that a group reads: %v", err)
+	}
+	for mode, ok := range map[os.FileMode]bool{0o440: true, 0o640: true, 0o444: false, 0o660: false, 0o450: false, 0o644: false} {
+		out := read(made(at(fmt.Sprintf("credentials-%o/tls.key", mode)), mode))
+		if ok && out != "" || !ok && !strings.Contains(out, "run chmod 640") {
+			t.Errorf("mode %o: %s", mode, out)
+		}
 	}
 }
 
