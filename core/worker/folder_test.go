@@ -131,6 +131,56 @@ func TestP19WhatAnAttemptBringsIsItsUsersAlone(t *testing.T) {
 	}
 }
 
+// TestP19_FileSystemWithoutAccessControlLists_SecretsStayTheUsersOwn: other members of the
+// group pass as the job does, and read the script, but no secret.
+func TestP19_FileSystemWithoutAccessControlLists_SecretsStayTheUsersOwn(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		return // mounts are root's, and so are other users
+	}
+	data := t.TempDir()
+	if err := unix.Mount("ramfs", data, "ramfs", 0, "mode=755"); err != nil {
+		t.Logf("left out where nothing can be mounted: %v", err)
+		return
+	}
+	t.Cleanup(func() { _ = unix.Unmount(data, unix.MNT_DETACH) })
+	if err := os.Chmod(filepath.Dir(data), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := foreign.Admit(data, nobody); !errors.Is(err, unix.ENOTSUP) {
+		t.Fatalf("ramfs keeps access control lists: %v", err)
+	}
+	f, err := makeAttemptFolders(data, 0o711, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := f.make("a.1", brought(), guest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := filepath.Join(files.secrets, "token")
+	for _, c := range []struct {
+		who            string
+		user           foreign.User
+		script, secret bool
+	}{
+		{"the job", foreign.User{UID: nobody, GID: nobody}, true, true},
+		{"another member of its group", foreign.User{UID: stranger, GID: nobody}, true, false},
+		{"another user", foreign.User{UID: stranger, GID: stranger}, false, false},
+	} {
+		for file, may := range map[string]bool{files.script: c.script, token: c.secret, files.stdin: false} {
+			err := foreign.As(&c.user, func() error { _, err := os.ReadFile(file); return err })
+			if may != (err == nil) || !may && !errors.Is(err, fs.ErrPermission) {
+				t.Errorf("%s reads %s: %v", c.who, file, err)
+			}
+			err = foreign.As(&c.user, func() error { return os.WriteFile(filepath.Join(filepath.Dir(file), "more"), nil, 0o600) })
+			if !errors.Is(err, fs.ErrPermission) {
+				t.Errorf("%s writes beside %s: %v", c.who, file, err)
+			}
+		}
+	}
+}
+
 // TestP19NothingPutInTheWayIsFollowed: a process of the job's user renames links, pipes
 // and files over all that the folders of the next attempts are made of, while the worker
 // makes them and a runner opens them.
