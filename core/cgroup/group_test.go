@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -385,5 +386,38 @@ func BenchmarkScan(b *testing.B) {
 		if _, err := readTable(); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkEmpty is what the end of a job costs without cgroups, on a host at rest and
+// on one where others start processes all the time.
+func BenchmarkEmpty(b *testing.B) {
+	m, err := New(Config{Name: unique(), Force: ModeNone})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer m.Close()
+	g, err := m.Acquire(job.Limits{}, -1)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, forks := range []bool{false, true} {
+		name := "rest"
+		if forks {
+			name = "forks"
+			c := exec.CommandContext(b.Context(), "/bin/sh", "-c", "while :; do /bin/true; done")
+			if err := c.Start(); err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = c.Wait() }() // after the context has ended it
+			defer func() { _ = c.Process.Kill() }()
+		}
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if empty, err := g.Empty(StopRequest{Mark: unique()}); err != nil || !empty {
+					b.Fatal(empty, err)
+				}
+			}
+		})
 	}
 }
