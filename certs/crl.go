@@ -20,8 +20,8 @@ const (
 	crlFile = "crl.pem"
 	crlType = "X509 CRL" // RFC 7468, 6
 	// maxCRL is the size of the largest list that is written or taken, in bytes:
-	// some 20,000 certificates.
-	maxCRL = 1 << 20
+	// some 80,000 certificates. It travels in one message, of 8 MiB at most.
+	maxCRL = 4 << 20
 )
 
 // signedList is a certificate revocation list (RFC 5280, 5) as it lies in a file:
@@ -139,14 +139,18 @@ func (ca *CA) signRevoked(more []string) error {
 		return fmt.Errorf(op, err)
 	}
 	entries := slices.DeleteFunc(slices.Clone(template.RevokedCertificateEntries), over)
+	listed := make(map[string]bool, len(entries))
+	for _, e := range entries {
+		listed[e.SerialNumber.Text(16)] = true
+	}
 	for _, s := range more {
 		e := x509.RevocationListEntry{RevocationTime: now}
 		var ok bool
 		if e.SerialNumber, ok = new(big.Int).SetString(s, 16); !ok || over(e) {
 			continue
 		}
-		if !slices.ContainsFunc(entries, func(o x509.RevocationListEntry) bool { return o.SerialNumber.Cmp(e.SerialNumber) == 0 }) {
-			current = false
+		if number := e.SerialNumber.Text(16); !listed[number] {
+			listed[number], current = true, false
 			entries = append(entries, e)
 		}
 	}
@@ -177,10 +181,22 @@ func (ca *CA) writeCRL(template *x509.RevocationList, a *authority) error {
 	}
 	data := append(pem.EncodeToMemory(&pem.Block{Type: crlType, Bytes: der}), encodeCerts(a.chain)...)
 	if len(data) > maxCRL {
-		return fmt.Errorf("%w: it would have %d bytes, more than %d: make a new CA", ErrNotSigned, len(data), maxCRL)
+		return fmt.Errorf("%w: with %d certificates it would have %d bytes, at most %d: certificates leave it when they have been expired "+
+			"for as long as they were good (90 days at most); sooner helps only a new CA", ErrNotSigned, len(template.RevokedCertificateEntries), len(data), maxCRL)
 	}
 	// Replaced whole: a Source never reads half a list.
 	return writeFile(ca.RevokedFile(), data, 0o644)
+}
+
+// Crowded says how full the list of revoked certificates is; "" while there is room for
+// four times as many.
+func (ca *CA) Crowded() string {
+	info, err := os.Stat(ca.RevokedFile())
+	if err != nil || info.Size() < maxCRL/4 {
+		return ""
+	}
+	return fmt.Sprintf("the list of revoked certificates has %d KiB, at most %d: certificates leave it when they have been expired for as long as "+
+		"they were good (90 days at most); issue those that are soon revoked with a shorter --ttl", info.Size()>>10, maxCRL>>10)
 }
 
 // readCRL returns the signed list of the CA; nil: there is none yet.

@@ -55,15 +55,18 @@ func Lineage(c *x509.Certificate) string { return c.Subject.SerialNumber }
 // nothing is ever valid that Revoke does not know. A name that is in force under
 // another role is fs.ErrExist.
 func (ca *CA) Issue(r IssueRequest) (cert []byte, serial string, err error) {
-	made, err := ca.issueAnew(r, func() error { return nil })
+	made, err := ca.issueAnew(r, func(*ledger, issuance) error { return nil })
 	return made.cert, made.serial, err
 }
 
 // errChanged says that a signature was made for a CA that has changed since.
 var errChanged = errors.New("the CA was changed at this moment; try again")
 
+// permit has the last word on a certificate that was signed, under the folder's lock.
+type permit func(*ledger, issuance) error
+
 // issueAnew is issue for who does not renew.
-func (ca *CA) issueAnew(r IssueRequest, may func() error) (issuance, error) {
+func (ca *CA) issueAnew(r IssueRequest, may permit) (issuance, error) {
 	const tries = 10
 	for n := 1; ; n++ {
 		made, err := ca.issueOnce(r, may)
@@ -73,30 +76,27 @@ func (ca *CA) issueAnew(r IssueRequest, may func() error) (issuance, error) {
 	}
 }
 
-func (ca *CA) issueOnce(r IssueRequest, may func() error) (issuance, error) {
+func (ca *CA) issueOnce(r IssueRequest, may permit) (issuance, error) {
 	if r.Now.IsZero() {
 		r.Now = time.Now()
 	}
 	id := ID{Cluster: ca.cluster, Role: r.Role, Name: r.Name}
-	lineage, known, err := ca.lineageOf(id, r.Now)
+	before, err := ca.recent()
 	if err != nil {
 		return issuance{}, err
 	}
+	lineage, known := before.lineageOf(id, r.Now)
 	if known {
 		r.lineage = &lineage
 	}
-	return ca.issue(r, func() error {
-		if err := ca.nameFree(id, r.Now); err != nil {
+	return ca.issue(r, func(l *ledger, made issuance) error {
+		if err := l.nameFree(id, r.Now); err != nil {
 			return fmt.Errorf("issue a certificate: %w", err)
 		}
-		now, still, err := ca.lineageOf(id, r.Now)
-		if err != nil {
-			return err
-		}
-		if still != known || now != lineage { // it was revoked meanwhile, or has begun
+		if now, still := l.lineageOf(id, r.Now); still != known || now != lineage { // it was revoked meanwhile, or has begun
 			return fmt.Errorf("issue a certificate: %w", errChanged)
 		}
-		return may()
+		return may(l, made)
 	})
 }
 
@@ -105,20 +105,21 @@ type issuance struct {
 	cert   []byte // PEM, with the link that a rotation made
 	serial string
 	bundle []byte // every CA to trust
+	leaf   *x509.Certificate
 }
 
 // issue is Issue where may, asked under the folder's lock, has the last word. The
 // disk is waited for without the lock, for Join and Revoke need it, too: the copy is
 // durable before it is in its place, and its place before anybody has the certificate.
-func (ca *CA) issue(r IssueRequest, may func() error) (issuance, error) {
+func (ca *CA) issue(r IssueRequest, may permit) (issuance, error) {
 	if r.TTL == 0 {
 		r.TTL = LeafValidity
 	}
-	made, leaf, err := ca.signLeaf(r)
+	made, err := ca.signLeaf(r)
 	if err != nil {
 		return issuance{}, err
 	}
-	record, err := stageFile(ca.issuedFile(made.serial), encodeIssued(leaf.Raw, r.renews, r.TTL), 0o600)
+	record, err := stageFile(ca.issuedFile(made.serial), encodeIssued(made.leaf.Raw, r.renews, r.TTL), 0o600)
 	if err != nil {
 		return issuance{}, err
 	}
@@ -130,7 +131,7 @@ func (ca *CA) issue(r IssueRequest, may func() error) (issuance, error) {
 }
 
 // enter puts the copy of a certificate into its place, unless may forbids it.
-func (ca *CA) enter(made issuance, record *staged, may func() error) error {
+func (ca *CA) enter(made issuance, record *staged, may permit) error {
 	unlock, err := lockFolder(ca.dir)
 	if err != nil {
 		return fmt.Errorf("issue a certificate: %w", err)
@@ -142,41 +143,45 @@ func (ca *CA) enter(made issuance, record *staged, may func() error) error {
 	case !bytes.Equal(bundle, made.bundle):
 		return fmt.Errorf("issue a certificate: %w", errChanged)
 	}
-	if err := ca.prune(time.Now()); err != nil {
+	l, err := ca.ledger()
+	if err != nil {
 		return err
 	}
-	if err := may(); err != nil {
+	if err := ca.prune(l, time.Now()); err != nil {
+		return err
+	}
+	if err := may(l, made); err != nil {
 		return err
 	}
 	return record.commit()
 }
 
 // signLeaf signs what was asked for; nobody knows of it yet.
-func (ca *CA) signLeaf(r IssueRequest) (issuance, *x509.Certificate, error) {
+func (ca *CA) signLeaf(r IssueRequest) (issuance, error) {
 	template, err := ca.template(r)
 	if err != nil {
-		return issuance{}, nil, fmt.Errorf("issue a certificate: %w", err)
+		return issuance{}, fmt.Errorf("issue a certificate: %w", err)
 	}
 	bundle, err := ca.Bundle()
 	if err != nil {
-		return issuance{}, nil, err
+		return issuance{}, err
 	}
 	a, err := ca.load()
 	if err != nil {
-		return issuance{}, nil, err
+		return issuance{}, err
 	}
 	if template.NotBefore.After(a.cert.NotAfter) {
-		return issuance{}, nil, fmt.Errorf("issue a certificate: the CA expired on %s; rotate it", day(a.cert.NotAfter))
+		return issuance{}, fmt.Errorf("issue a certificate: the CA expired on %s; rotate it", day(a.cert.NotAfter))
 	}
 	if template.NotAfter.After(a.cert.NotAfter) {
 		template.NotAfter = a.cert.NotAfter // nobody would accept it for longer
 	}
 	leaf, err := sign(template, a.cert, r.Public, a.key)
 	if err != nil {
-		return issuance{}, nil, err
+		return issuance{}, err
 	}
 	// Peers that know only the CA before a rotation trust the leaf through the link.
-	return issuance{append(encodeCert(leaf.Raw), encodeCerts(a.chain)...), Serial(leaf), bundle}, leaf, nil
+	return issuance{append(encodeCert(leaf.Raw), encodeCerts(a.chain)...), Serial(leaf), bundle, leaf}, nil
 }
 
 func (ca *CA) issuedFile(serial string) string {
@@ -307,7 +312,11 @@ func (ca *CA) RenewFor(id ID, serial string, csr []byte, hosts []string, now tim
 	if id.Cluster != ca.cluster {
 		return nil, nil, fmt.Errorf("renew: %s is not of the cluster %s", id, ca.cluster)
 	}
-	before, err := ca.mayRenew(id, serial, now)
+	l, err := ca.ledger()
+	if err != nil {
+		return nil, nil, err
+	}
+	before, err := ca.mayRenew(l, id, serial, now)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -317,8 +326,8 @@ func (ca *CA) RenewFor(id ID, serial string, csr []byte, hosts []string, now tim
 	}
 	lineage := Lineage(before.cert)
 	made, err := ca.issue(IssueRequest{Name: id.Name, Role: id.Role, TTL: before.lifeAskedFor(), Public: public, Now: now, Hosts: hosts, renews: serial, lineage: &lineage},
-		func() error {
-			_, err := ca.mayRenew(id, serial, now)
+		func(l *ledger, _ issuance) error {
+			_, err := ca.mayRenew(l, id, serial, now)
 			return err
 		})
 	return made.cert, made.bundle, err
@@ -326,11 +335,8 @@ func (ca *CA) RenewFor(id ID, serial string, csr []byte, hosts []string, now tim
 
 // mayRenew returns the certificate of a serial, unless an identity may not have a
 // fresh one for it.
-func (ca *CA) mayRenew(id ID, serial string, now time.Time) (Issued, error) {
-	all, err := ca.inForce(id, now)
-	if err != nil {
-		return Issued{}, err
-	}
+func (ca *CA) mayRenew(l *ledger, id ID, serial string, now time.Time) (Issued, error) {
+	all := l.inForce(id, now)
 	i := slices.IndexFunc(all, func(c Issued) bool { return c.Serial == serial })
 	switch {
 	case i < 0:

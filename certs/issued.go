@@ -1,12 +1,12 @@
 package certs
 
 import (
+	"cmp"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -144,49 +144,70 @@ func readOneIssued(path string) (Issued, error) {
 	}, nil
 }
 
-// List returns what was issued and is not long over, newest first.
-func (ca *CA) List() ([]Issued, error) {
+// ledger is what the CA knows of its certificates at one moment. It is read only.
+type ledger struct {
+	files   map[string]Issued // by the name of the copy; Revoked is not filled in
+	revoked map[string]bool   // serials
+}
+
+// ledger reads the copies and the lists of what is revoked.
+func (ca *CA) ledger() (*ledger, error) {
 	ix, err := ca.index()
 	if err != nil {
 		return nil, err
 	}
+	return ca.ledgerOf(ix)
+}
+
+// recent is ledger with the copies as they were read last: for what is looked at once
+// more under the folder's lock.
+func (ca *CA) recent() (*ledger, error) {
+	if ix := ca.seen.Load(); ix != nil {
+		return ca.ledgerOf(ix)
+	}
+	return ca.ledger()
+}
+
+func (ca *CA) ledgerOf(ix *index) (*ledger, error) {
 	revoked, err := ca.revoked()
 	if err != nil {
 		return nil, fmt.Errorf("list certificates: %w", err)
 	}
-	out := slices.AppendSeq(make([]Issued, 0, len(ix.files)), maps.Values(ix.files))
-	for i := range out {
-		out[i].Revoked = revoked[out[i].Serial]
-	}
-	slices.SortFunc(out, func(a, b Issued) int {
-		if c := b.NotBefore.Compare(a.NotBefore); c != 0 {
-			return c
+	return &ledger{ix.files, revoked}, nil
+}
+
+// all yields every certificate, in no order.
+func (l *ledger) all(yield func(Issued) bool) {
+	for _, c := range l.files {
+		c.Revoked = l.revoked[c.Serial]
+		if !yield(c) {
+			return
 		}
-		return strings.Compare(a.Serial, b.Serial)
-	})
-	return out, nil
+	}
+}
+
+// newestFirst is the order of lists.
+func newestFirst(a, b Issued) int {
+	return cmp.Or(b.NotBefore.Compare(a.NotBefore), strings.Compare(a.Serial, b.Serial))
+}
+
+// List returns what was issued and is not long over, newest first.
+func (ca *CA) List() ([]Issued, error) {
+	l, err := ca.ledger()
+	if err != nil {
+		return nil, err
+	}
+	return slices.SortedFunc(l.all, newestFirst), nil
 }
 
 // inForce returns the certificates of an identity that peers accept.
-func (ca *CA) inForce(id ID, now time.Time) ([]Issued, error) {
-	ix, err := ca.index()
-	if err != nil {
-		return nil, err
-	}
-	revoked, err := ca.revoked()
-	if err != nil {
-		return nil, fmt.Errorf("list certificates: %w", err)
-	}
-	var out []Issued
-	for _, c := range ix.files {
-		if c.ID != id {
-			continue
-		}
-		if c.Revoked = revoked[c.Serial]; c.InForce(now) {
+func (l *ledger) inForce(id ID, now time.Time) (out []Issued) {
+	for c := range l.all {
+		if c.ID == id && c.InForce(now) {
 			out = append(out, c)
 		}
 	}
-	return out, nil
+	return out
 }
 
 // NameTakenError is the refusal of a name that is in force. It is a fs.ErrExist.
@@ -202,14 +223,9 @@ func (e *NameTakenError) Is(target error) bool { return target == fs.ErrExist }
 
 // nameFree returns a *NameTakenError when a certificate of the name is in force under
 // another role: whoever reads a name takes the two for one.
-func (ca *CA) nameFree(id ID, now time.Time) error {
-	for _, r := range Roles() {
-		other := ID{Cluster: id.Cluster, Role: r, Name: id.Name}
-		taken, err := ca.inForce(other, now)
-		if err != nil {
-			return err
-		}
-		if len(taken) > 0 && r != id.Role {
+func (l *ledger) nameFree(id ID, now time.Time) error {
+	for c := range l.all {
+		if other := c.ID; other.Cluster == id.Cluster && other.Name == id.Name && other.Role != id.Role && c.InForce(now) {
 			return &NameTakenError{other}
 		}
 	}
@@ -218,17 +234,17 @@ func (ca *CA) nameFree(id ID, now time.Time) error {
 
 // lineageOf returns the lineage of an identity that has a certificate which was not
 // revoked. Without one it begins anew: known is false.
-func (ca *CA) lineageOf(id ID, now time.Time) (lineage string, known bool, err error) {
-	all, err := ca.List()
-	if err != nil {
-		return "", false, err
-	}
-	for _, c := range all { // the newest first
-		if c.ID == id && !c.Revoked && !c.over(now) {
-			return Lineage(c.cert), true, nil
+func (l *ledger) lineageOf(id ID, now time.Time) (lineage string, known bool) {
+	var newest Issued
+	for c := range l.all {
+		if c.ID == id && !c.Revoked && !c.over(now) && (!known || newestFirst(c, newest) < 0) {
+			newest, known = c, true
 		}
 	}
-	return "", false, nil
+	if !known {
+		return "", false
+	}
+	return Lineage(newest.cert), true
 }
 
 // Bounds of prune.
@@ -245,18 +261,10 @@ func (i Issued) over(now time.Time) bool {
 
 // prune removes the copies of certificates that are over. Those that are on the list
 // of revoked ones stay until they leave it, which takes their copies.
-func (ca *CA) prune(now time.Time) error {
-	ix, err := ca.index()
-	if err != nil {
-		return err
-	}
-	revoked, err := ca.revoked()
-	if err != nil {
-		return err
-	}
+func (ca *CA) prune(l *ledger, now time.Time) error {
 	most := pruneAtOnce
-	for name, c := range ix.files {
-		if !c.over(now) || revoked[c.Serial] {
+	for name, c := range l.files {
+		if !c.over(now) || l.revoked[c.Serial] {
 			continue
 		}
 		if err := os.Remove(filepath.Join(ca.file("issued"), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -163,16 +163,12 @@ func (ca *CA) Redeem(token, name string, csr []byte, now time.Time) (cert, bundl
 	if err != nil {
 		return nil, nil, err
 	}
-	made, err := ca.issueAnew(IssueRequest{Name: name, Role: rec.Role, Public: public, Now: now, Hosts: []string{name}}, func() error {
+	made, err := ca.issueAnew(IssueRequest{Name: name, Role: rec.Role, Public: public, Now: now, Hosts: []string{name}}, func(l *ledger, _ issuance) error {
 		rec, err := ca.checkToken(path, token, now) // again: another may have used it up
 		if err != nil {
 			return err
 		}
-		taken, err := ca.inForce(ID{Cluster: ca.cluster, Role: rec.Role, Name: name}, now)
-		if err != nil {
-			return err
-		}
-		if len(taken) > 0 {
+		if taken := l.inForce(ID{Cluster: ca.cluster, Role: rec.Role, Name: name}, now); len(taken) > 0 {
 			return fmt.Errorf("join as %q: %w", name, &NameTakenError{taken[0].ID})
 		}
 		return useUp(path, rec)

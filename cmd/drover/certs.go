@@ -374,6 +374,9 @@ func newCertsRevoke(e *env) *cobra.Command {
 			for _, s := range serials {
 				fmt.Fprintf(e.stdout, "revoked %s\n", s)
 			}
+			if why := ca.Crowded(); why != "" {
+				fmt.Fprintln(e.stderr, "drover: "+why)
+			}
 			return nil
 		},
 	}
