@@ -185,6 +185,9 @@ func (f file) untouched(path string) bool {
 // link makes path a hard link to f's blob. A blob with as many links as the file
 // system allows gets a successor, and f with it.
 func (b *blobs) link(f file, path string) (file, error) {
+	if now, ok := b.known(f.Blob); ok { // it may have had a successor since f was made
+		f.Ino, f.Modified = now.Ino, now.Modified
+	}
 	err := os.Link(filepath.Join(b.dir, f.Blob), path)
 	if errors.Is(err, unix.EMLINK) {
 		if f, err = b.renew(f); err == nil {

@@ -302,7 +302,7 @@ func TestABlobWithTooManyLinksIsRenewed(t *testing.T) {
 		t.Fatalf("%+v after %+v, %v", next, f, err)
 	}
 	to := filepath.Join(t.TempDir(), "link")
-	if linked, err := b.link(next, to); err != nil || linked != next || content(t, to) != "a" {
+	if linked, err := b.link(f, to); err != nil || linked != next || content(t, to) != "a" {
 		t.Errorf("%+v, %v", linked, err)
 	}
 	if err := b.sweep(); err != nil {
