@@ -12,8 +12,7 @@ import (
 )
 
 // lanes writes a job's output to the right file descriptors: byte for byte,
-// or, on a terminal, with control bytes shown rather than obeyed (contract,
-// section 3). It implements follow.Sink.
+// or, on a terminal, with control bytes shown rather than obeyed. It implements follow.Sink.
 type lanes struct {
 	out, err *lane
 }

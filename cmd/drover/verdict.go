@@ -20,7 +20,7 @@ func terminal(s droverv1.JobState) bool {
 }
 
 // jobCode is the exit code of verbs that stand for a job: its own code, 128+n
-// for a signal, or what drover says about it (cli.md, rules).
+// for a signal, or what drover says about it.
 func jobCode(j *droverv1.Job) problem.Code {
 	switch reason := j.GetReason(); {
 	case reason == job.ReasonTimeout || reason == job.ReasonIdleTimeout:

@@ -2,7 +2,7 @@ package job
 
 import "strconv"
 
-// State is a state of the job state machine (docs/contract, section 1). It is as
+// State is a state of the job state machine (docs/contract.md). It is as
 // wide as the protocol's numbers, as the other enumerations here are: what another
 // version has made up stays what it is, and never reads as something else (P6).
 type State int32

@@ -6,7 +6,7 @@ import (
 	"github.com/droverhq/drover/core/job"
 )
 
-// legal is the table of contract section 1, written out a second time on
+// legal is the table of docs/contract.md, written out a second time on
 // purpose: the code derives it, the test spells it.
 var legal = map[job.State][]job.State{
 	job.None:       {job.Queued},

@@ -7,7 +7,7 @@ import (
 )
 
 // encodeSpec leaves out Stdin, Secrets and Upload on purpose: they are files of
-// the attempt's folder, and secrets never appear in a journal (contract section 3).
+// the attempt's folder, and secrets never appear in a journal (docs/security.md).
 func encodeSpec(e *enc, s *job.Spec) {
 	e.str(1, s.Worker)
 	e.str(2, s.Path)

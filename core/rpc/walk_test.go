@@ -179,7 +179,7 @@ func (w *walked) each(f func(service, method string, stream *grpc.StreamDesc)) {
 	}
 }
 
-// TestEveryCallIsGuardedByItsRow: contract, section 3. Whoever may call gets to
+// TestEveryCallIsGuardedByItsRow: the table of docs/security.md. Whoever may call gets to
 // the handler; who may not gets one line that says why, and no effect.
 func TestEveryCallIsGuardedByItsRow(t *testing.T) {
 	t.Parallel()

@@ -14,7 +14,7 @@ import (
 )
 
 // TestEveryReportInEveryState spells what each report makes of a job in each
-// live state (contract section 1). Reports are states: one between may be
+// live state (docs/contract.md). Reports are states: one between may be
 // missed, so a legal way with a gap is taken as a whole.
 func TestEveryReportInEveryState(t *testing.T) {
 	t.Parallel()

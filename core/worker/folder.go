@@ -33,7 +33,7 @@ const (
 
 // attemptFolders holds what attempts have of their own: standard input, secrets, a
 // script, a working folder. Most have nothing, and making a folder costs more than
-// starting a process (architecture.md, section 6), so none is made without need.
+// starting a process, so none is made without need.
 type attemptFolders struct {
 	stdin string // a file per attempt, which nobody but the worker reaches by its name
 	root  string // a folder per attempt, with secrets and script: read by its job, and no more

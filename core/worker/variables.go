@@ -25,7 +25,7 @@ var freeVariables = []string{
 const pythonWarnings = "PYTHONWARNINGS"
 
 // refusedVariables make an interpreter or the loader run code that nobody
-// published. No policy allows them (contract, section 3).
+// published. No policy allows them (P13).
 var refusedVariables = []string{
 	"LD_*", "DYLD_*", "PYTHON*", "PERL5*", "PERLLIB", "RUBYOPT", "RUBYLIB", "NODE_OPTIONS", "NODE_PATH",
 	"BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "BASH_LOADABLES_PATH", "PS4", "PROMPT_COMMAND",

@@ -38,7 +38,7 @@ const (
 	two    = "current: a\ncontexts:\n  a: {address: 'a:1', certs: /a}\n  b: {address: 'b:1', certs: /b}\n"
 )
 
-// TestTheClusterIsFoundInOrder: cli.md, rules: flags > environment > context
+// TestTheClusterIsFoundInOrder: flags > environment > context
 // file > the dev cluster.
 func TestTheClusterIsFoundInOrder(t *testing.T) {
 	t.Parallel()

@@ -14,7 +14,7 @@ import (
 	"github.com/droverhq/drover/core/errs"
 )
 
-// TestExitCodes: cli.md, rules.
+// TestExitCodes: scripts around drover rely on them.
 func TestExitCodes(t *testing.T) {
 	t.Parallel()
 	plain := errors.New("broken")

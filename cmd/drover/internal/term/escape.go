@@ -10,8 +10,8 @@ import (
 
 // Escaper passes text on and shows control bytes other than newline and tab,
 // and bytes that are no UTF-8, as escapes, so that a job's output cannot steer
-// the terminal (contract, section 3). Characters that arrive in pieces are put
-// together. It is used by one goroutine.
+// the terminal. Characters that arrive in pieces are put together. It is used by one
+// goroutine.
 type Escaper struct {
 	w    io.Writer
 	rest []byte // the beginning of a character

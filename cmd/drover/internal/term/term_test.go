@@ -27,7 +27,7 @@ func escaped(t *testing.T, pieces ...string) string {
 	return b.String()
 }
 
-// TestTheTerminalIsNeverSteered: contract, section 3.
+// TestTheTerminalIsNeverSteered: by whatever a job writes.
 func TestTheTerminalIsNeverSteered(t *testing.T) {
 	t.Parallel()
 	cases := []struct {

@@ -14,8 +14,7 @@ import (
 // Terminal is an output stream that ends at a terminal. Only text, newlines and
 // tabs get through it, and the colours of its own palette: everything else that
 // is written, by whatever verb and from whatever source, is shown as an escape.
-// So a verb that forgets to escape a name cannot let the name steer the
-// terminal (contract, section 3).
+// So a verb that forgets to escape a name cannot let the name steer it.
 //
 // The escapes of characters are those of JSON, so a JSON document stays valid
 // and keeps its value. Text must not be cut inside a character between two
