@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -21,11 +22,13 @@ import (
 
 // Times of the removal of what attempts leave.
 const (
-	trashAtOnce  = 100 * time.Millisecond // for a tree when its attempt ends
-	trashSlice   = 200 * time.Millisecond // for each tree in a round
-	trashPause   = 200 * time.Millisecond // between rounds while something goes
-	trashLongest = time.Minute            // between rounds when nothing goes
-	trashLast    = time.Second            // for the last round, when the worker ends
+	trashAtOnce   = 100 * time.Millisecond // for a tree when its attempt ends
+	trashSlice    = 200 * time.Millisecond // for each tree in a round
+	trashPause    = 200 * time.Millisecond // between rounds while something goes
+	trashLast     = time.Second            // for the last round, when the worker ends
+	stuckFirst    = time.Second            // until a tree of which nothing goes is tried again; doubled each time
+	stuckRarely   = time.Hour              // at the longest
+	stuckPatience = 5 * time.Second        // for a slice of such a tree: what would go may come last
 )
 
 // conditionFiles tells of files of attempts that cannot be removed.
@@ -39,13 +42,22 @@ type trash struct {
 	log  *slog.Logger
 	wake chan struct{} // capacity 1: there is something new
 
-	mu    sync.Mutex // guards the fields below
-	left  error      // of the last round; nil: it left nothing, or goes on
-	since time.Time  // left is not nil
+	mu    sync.Mutex       // guards stuck
+	stuck map[string]stuck // trees of which nothing went the last time, by name
+}
+
+// stuck is why nothing of a tree goes, and when it is tried again: ever more rarely, for
+// somebody may have left a lot that withstands.
+type stuck struct {
+	err   error
+	since time.Time
+	next  time.Time
+	pause time.Duration // before next
+	slice time.Duration // to spend then
 }
 
 func newTrash(dir string, log *slog.Logger) *trash {
-	return &trash{dir: dir, log: log, wake: make(chan struct{}, 1)}
+	return &trash{dir: dir, log: log, wake: make(chan struct{}, 1), stuck: map[string]stuck{}}
 }
 
 // take removes a tree at once if that is quickly done, and else has it removed later.
@@ -96,27 +108,24 @@ func removeIn(ctx context.Context, dir, name string, patience time.Duration) err
 
 // run removes what is there, and what comes, until the context ends.
 func (t *trash) run(ctx context.Context) {
-	pause := trashPause
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-t.wake:
-			pause = trashPause
 		case <-timer.C:
 		case <-ctx.Done():
 			t.last(ctx)
 			return
 		}
 		goes, err := t.round(ctx)
-		t.note(err)
-		switch {
+		switch next := t.next(); {
 		case goes:
-			pause = trashPause
-			timer.Reset(pause)
-		case err != nil:
-			timer.Reset(pause)
-			pause = min(2*pause, trashLongest)
+			timer.Reset(trashPause)
+		case err != nil: // the folder cannot be listed
+			timer.Reset(stuckRarely)
+		case !next.IsZero():
+			timer.Reset(time.Until(next))
 		default:
 			timer.Stop()
 		}
@@ -127,57 +136,96 @@ func (t *trash) run(ctx context.Context) {
 func (t *trash) last(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), trashLast)
 	defer cancel()
-	if goes, err := t.round(ctx); goes || err != nil {
-		t.log.Warn("files of attempts are left for the next start", "path", t.dir, "error", err)
+	_, _ = t.round(ctx) // what it does not do is seen in the folder
+	if left, err := os.ReadDir(t.dir); err != nil || len(left) > 0 {
+		t.log.Warn("files of attempts are left for the next start", "path", t.dir, "attempts", len(left))
 	}
 }
 
-// round spends a slice on each tree. goes tells that time was all that was missing for
-// one; the error tells what cannot go.
-func (t *trash) round(ctx context.Context) (goes bool, stuck error) {
+// round spends a slice on each tree whose turn it is. goes tells that time was all that
+// was missing for one.
+func (t *trash) round(ctx context.Context) (goes bool, err error) {
 	all, err := os.ReadDir(t.dir)
 	if err != nil {
+		t.log.Error("what attempts have left cannot be listed", "path", t.dir, "error", err)
 		return false, fmt.Errorf("list what attempts have left: %w", err)
 	}
-	trees := 0
+	there := make(map[string]bool, len(all))
 	for _, e := range all {
-		err := removeIn(ctx, t.dir, e.Name(), trashSlice)
-		switch {
-		case err == nil:
-		case errors.Is(err, foreign.ErrUnfinished):
-			goes = true
-		default:
-			if trees++; stuck == nil {
-				stuck = err
-			}
+		there[e.Name()] = true
+		was, slice := t.before(e.Name())
+		if time.Now().Before(was.next) {
+			continue
 		}
+		err := removeIn(ctx, t.dir, e.Name(), slice)
+		if err == nil || advances(err) || ctx.Err() != nil {
+			goes = goes || err != nil
+			delete(there, e.Name()) // it is stuck no more
+			continue
+		}
+		t.note(e.Name(), was, err)
 	}
-	if stuck != nil {
-		stuck = fmt.Errorf("of %d attempts: %w", trees, stuck)
-	}
-	return goes, stuck
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	maps.DeleteFunc(t.stuck, func(name string, _ stuck) bool { return !there[name] })
+	return goes, nil
 }
 
-// note logs what cannot go, once until it changes.
-func (t *trash) note(err error) {
+// advances tells whether a removal that ran out of time has removed anything: the next
+// one will remove more.
+func advances(err error) bool {
+	var left *foreign.Remains
+	return errors.Is(err, foreign.ErrUnfinished) && errors.As(err, &left) && left.Removed > 0
+}
+
+// before returns what is known of a tree, and how long to try.
+func (t *trash) before(name string) (stuck, time.Duration) {
 	t.mu.Lock()
-	was := t.left
-	t.left = err
-	if was == nil {
-		t.since = time.Now()
+	defer t.mu.Unlock()
+	was := t.stuck[name]
+	return was, max(trashSlice, was.slice)
+}
+
+// note remembers that nothing of a tree goes. It is logged once.
+func (t *trash) note(name string, was stuck, err error) {
+	now := time.Now()
+	is := stuck{err: err, since: was.since, pause: stuckFirst, slice: 2 * trashSlice}
+	if was.err == nil {
+		is.since = now
+		t.log.Warn("files of an attempt cannot be removed; tried again ever more rarely", "path", filepath.Join(t.dir, name), "error", err)
+	} else {
+		is.pause, is.slice = min(2*was.pause, stuckRarely), min(2*was.slice, stuckPatience)
 	}
-	t.mu.Unlock()
-	if err != nil && (was == nil || was.Error() != err.Error()) {
-		t.log.Warn("files of attempts cannot be removed; tried again every minute", "path", t.dir, "error", err)
+	is.next = now.Add(is.pause)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stuck[name] = is
+}
+
+// next is when a stuck tree is tried again; zero when there is none.
+func (t *trash) next() (soonest time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.stuck {
+		if soonest.IsZero() || s.next.Before(soonest) {
+			soonest = s.next
+		}
 	}
+	return soonest
 }
 
 // conditions tells of what cannot be removed.
 func (t *trash) conditions() []job.Condition {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.left == nil {
+	if len(t.stuck) == 0 {
 		return nil
 	}
-	return []job.Condition{{Type: conditionFiles, Message: t.left.Error(), Since: t.since}}
+	var first stuck
+	for _, s := range t.stuck {
+		if first.err == nil || s.since.Before(first.since) {
+			first = s
+		}
+	}
+	return []job.Condition{{Type: conditionFiles, Message: fmt.Sprintf("of %d attempts: %v", len(t.stuck), first.err), Since: first.since}}
 }

@@ -132,10 +132,11 @@ func TestALookThatHangsIsLeftAlone(t *testing.T) {
 	for range mostHungOfOne {
 		<-back
 	}
-	eventually(t, "the looks are counted out", func() bool { return !l.full(int(guest().UID)) })
-	if l.all != 0 || len(l.hung) != 0 {
-		t.Errorf("%d looks are counted, %v", l.all, l.hung)
-	}
+	eventually(t, "the looks are counted out", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.all == 0 && len(l.hung) == 0
+	})
 	broken := errors.New("broken")
 	if err := l.Do(guest(), time.Minute, func() error { return broken }, func() { t.Error("it went on") }); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
@@ -468,6 +469,90 @@ func TestWhatAUserCannotRemoveStays(t *testing.T) {
 	}
 	must(t, os.RemoveAll(theirs))
 	must(t, Remove(t.Context(), parent, "tree", time.Minute))
+}
+
+// TestAUserDestroysNothingOfOthersByTheirRights: it has moved a folder of its own to where
+// it is removed, with what another user keeps in it. The user could not remove that, and
+// its owner's rights are not lent.
+func TestAUserDestroysNothingOfOthersByTheirRights(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		return // there is one user only
+	}
+	parent, dir := opened(t)
+	root, home := given(t, filepath.Join(dir, "tree")), given(t, filepath.Join(dir, "home"))
+	for owner, name := range []string{"of root", "of another"} {
+		kept := filepath.Join(home, "own", name)
+		must(t, os.MkdirAll(kept, 0o700))
+		must(t, os.WriteFile(filepath.Join(kept, "precious"), nil, 0o600))
+		must(t, os.Chown(kept, owner, owner))
+	}
+	must(t, os.Chown(filepath.Join(home, "own"), nobody, nobody))
+	must(t, As(guest(), func() error { return os.Rename(filepath.Join(home, "own"), filepath.Join(root, "own")) }))
+	err := Remove(t.Context(), parent, "tree", time.Minute)
+	if err == nil || !strings.Contains(err.Error(), "it belongs to user") {
+		t.Errorf("%v", err)
+	}
+	for _, name := range []string{"of root", "of another"} {
+		if all, _ := filepath.Glob(filepath.Join(root, "*", name, "precious")); len(all) != 1 {
+			t.Errorf("what is %s is gone", name)
+		}
+	}
+}
+
+// TestWhatWithstandsSaysWhy: a mount, also one of a folder of the same file system, and
+// what chattr protects.
+func TestWhatWithstandsSaysWhy(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		return // mounts are root's
+	}
+	parent, dir := opened(t)
+	root := given(t, filepath.Join(dir, "tree"))
+	at := func(name string) string { return filepath.Join(root, name) }
+	precious := filepath.Join(dir, "precious")
+	must(t, os.Mkdir(precious, 0o777))
+	must(t, os.Chmod(precious, 0o777))
+	must(t, os.WriteFile(filepath.Join(precious, "file"), nil, 0o666))
+	must(t, As(guest(), func() error { return os.MkdirAll(at("deep/mnt"), 0o700) }))
+	if err := unix.Mount(precious, at("deep/mnt"), "", unix.MS_BIND, ""); err != nil {
+		t.Logf("left out where nothing can be mounted: %v", err)
+	} else {
+		err := Remove(t.Context(), parent, "tree", time.Minute)
+		if err == nil || !strings.Contains(err.Error(), `"mnt": something is mounted there`) {
+			t.Errorf("%v", err)
+		}
+		mounted, _ := filepath.Glob(at("*/mnt"))
+		for _, m := range mounted {
+			must(t, unix.Unmount(m, unix.MNT_DETACH))
+		}
+		if _, err := os.Stat(filepath.Join(precious, "file")); err != nil {
+			t.Errorf("it was removed through a mount: %v", err)
+		}
+		must(t, Remove(t.Context(), parent, "tree", time.Minute))
+		given(t, root)
+	}
+	const immutable = 0x10 // FS_IMMUTABLE_FL, see ioctl_iflags(2)
+	for name, grow := range map[string]func() error{
+		"file": func() error { return os.WriteFile(at("file"), nil, 0o600) },
+		"sub":  func() error { return os.MkdirAll(at("sub/in"), 0o700) },
+	} {
+		must(t, As(guest(), grow))
+		fd, err := unix.Open(at(name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		must(t, err)
+		defer unix.Close(fd) //nolint:errcheck // nothing was written to it
+		if err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, immutable); err != nil {
+			t.Logf("left out where files cannot be made immutable: %v", err)
+			return
+		}
+		defer unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, 0) //nolint:errcheck // the folder goes with the test
+		if err := Remove(t.Context(), parent, "tree", time.Minute); err == nil || !strings.Contains(err.Error(), strconv.Quote(name)+": it is protected by chattr") {
+			t.Errorf("%s: %v", name, err)
+		}
+		must(t, unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, 0))
+		must(t, Remove(t.Context(), parent, "tree", time.Minute))
+		given(t, root)
+	}
 }
 
 // TestRootActsInFoldersOfOthersAsTheOthers: in a tree of root lies a folder of another

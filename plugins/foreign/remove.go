@@ -16,6 +16,7 @@ type Remains struct {
 	Entries int    // that could not be removed, at least
 	Name    string // of one of them
 	Err     error  // what is in its way
+	Removed int    // entries that are gone, or are nearer to it
 }
 
 // mostNamed is how many bytes of a name an error shows: it is somebody else's text.
@@ -41,21 +42,24 @@ var ErrUnfinished = errors.New("it takes longer")
 // about as long as patience; when it returns *Remains it can be called again. What lies
 // in a folder of another user is removed with the rights of that user: whatever is
 // moved into the way meanwhile, nothing is removed that this user could not remove.
-// Nothing is removed on other file systems.
+// So a folder of yet another user stays, with what is in it. Its owner's rights would
+// remove it, but the user may have moved it here from elsewhere, in a folder of its own,
+// and would have destroyed by our hands what others keep. Nothing is removed on other
+// file systems.
 func Remove(ctx context.Context, parent int, name string, patience time.Duration) error {
 	if err := unix.Unlinkat(parent, name, 0); err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
 	fd, st, err := openFolder(parent, name)
 	if err != nil {
-		return &Remains{Entries: 1, Name: name, Err: err}
+		return &Remains{Entries: 1, Name: name, Err: reason(parent, name, err)}
 	}
 	defer unix.Close(fd) //nolint:errcheck // nothing was written to it
 	if err := emptyFolder(ctx, fd, st, time.Now().Add(patience)); err != nil {
 		return err
 	}
 	if err := unix.Unlinkat(parent, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
-		return &Remains{Entries: 1, Name: name, Err: err}
+		return &Remains{Entries: 1, Name: name, Err: reason(parent, name, err)}
 	}
 	return nil
 }
@@ -63,18 +67,21 @@ func Remove(ctx context.Context, parent int, name string, patience time.Duration
 // emptyFolder empties an open folder with the rights of its owner.
 func emptyFolder(ctx context.Context, fd int, st *unix.Stat_t, until time.Time) error {
 	r := &remover{top: fd, user: st.Uid, dev: st.Dev, until: until, buf: make([]byte, 16<<10)}
-	return As(&User{UID: st.Uid, GID: st.Gid}, func() error { return r.empty(ctx) })
+	err := As(&User{UID: st.Uid, GID: st.Gid}, func() error { return r.empty(ctx) })
+	var left *Remains
+	if errors.As(err, &left) {
+		left.Removed = r.done
+	}
+	return err
 }
 
 // openFolder opens a folder, also one that its owner has shut.
 func openFolder(parent int, name string) (int, *unix.Stat_t, error) {
-	const flags = unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-	fd, err := unix.Openat(parent, name, flags, 0)
+	const flags = unix.O_DIRECTORY | unix.O_NONBLOCK
+	fd, err := openHere(parent, name, flags)
 	if errors.Is(err, unix.EACCES) {
-		// By name, and so perhaps through a link: root never comes here, others change
-		// nothing but what is theirs.
-		_ = unix.Fchmodat(parent, name, 0o700, 0)
-		fd, err = unix.Openat(parent, name, flags, 0)
+		unlock(parent, name)
+		fd, err = openHere(parent, name, flags)
 	}
 	if err != nil {
 		return -1, nil, err
@@ -85,6 +92,63 @@ func openFolder(parent int, name string) (int, *unix.Stat_t, error) {
 		return -1, nil, err
 	}
 	return fd, &st, nil
+}
+
+// unlock lets the owner of a folder, who is acted as, into it. What comes next says
+// whether that helped.
+func unlock(parent int, name string) {
+	fd, err := openHere(parent, name, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing can be written to it
+	// Such a descriptor is no good for fchmod(2).
+	_ = unix.Fchmodat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), 0o700, 0)
+}
+
+// openHere opens an entry of a folder, and no link. What is mounted there is not even
+// looked at: it may be a file system of the user's that never answers.
+func openHere(parent int, name string, flags int) (int, error) {
+	flags |= unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat2(parent, name, &unix.OpenHow{Flags: uint64(flags), Resolve: unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_MAGICLINKS})
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+		return unix.Openat(parent, name, flags, 0) // see enterReal
+	}
+	return fd, err
+}
+
+// reason tells why an entry of a folder withstands, where that can be seen.
+func reason(dir int, name string, err error) error {
+	switch {
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EXDEV):
+		return fmt.Errorf("something is mounted there: %w", err)
+	case !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EPERM):
+		return err
+	}
+	seen := []int{dir}
+	if fd, err := openHere(dir, name, unix.O_PATH); err == nil {
+		defer unix.Close(fd) //nolint:errcheck // nothing can be written to it
+		seen = append(seen, fd)
+	}
+	for _, fd := range seen {
+		var st unix.Statx_t
+		if unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_UID, &st) == nil && st.Attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0 {
+			return fmt.Errorf("it is protected by chattr: %w", err)
+		}
+	}
+	for _, fd := range seen {
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) == nil && st.Uid != fsUser() {
+			return fmt.Errorf("it belongs to user %d: %w", st.Uid, err)
+		}
+	}
+	return err
+}
+
+// fsUser is whose rights on files the calling thread has.
+func fsUser() uint32 {
+	id, _ := unix.SetfsuidRetUid(-1) // changes nothing, see setfsuid(2)
+	return uint32(id)
 }
 
 // remover empties one folder.
@@ -175,7 +239,7 @@ func (r *remover) drop(dir int, name string) (full bool) {
 	case errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EEXIST):
 		return true
 	default:
-		r.leave(name, err)
+		r.leave(name, reason(dir, name, err))
 	}
 	return false
 }
@@ -185,15 +249,19 @@ func (r *remover) drop(dir int, name string) (full bool) {
 func (r *remover) flatten(ctx context.Context, name string) {
 	dir, st, err := openFolder(r.top, name)
 	if err != nil {
-		r.leave(name, err)
+		r.leave(name, reason(r.top, name, err))
 		return
 	}
 	defer unix.Close(dir) //nolint:errcheck // nothing was written to it
 	switch {
 	case st.Dev != r.dev:
-		err = unix.EXDEV
+		err = reason(r.top, name, unix.EXDEV)
 	case st.Uid != r.user && r.user == 0:
 		err = emptyFolder(ctx, dir, st, r.until)
+		var left *Remains
+		if errors.As(err, &left) {
+			r.done += left.Removed
+		}
 	default:
 		if st.Mode&0o700 != 0o700 {
 			_ = unix.Fchmod(dir, 0o700)
@@ -218,7 +286,7 @@ func (r *remover) moveUp(dir int, name string) {
 	err := unix.Renameat(dir, name, r.top, fresh)
 	if errors.Is(err, unix.EACCES) {
 		// A folder is moved by who may write to it: its link to the one above changes.
-		_ = unix.Fchmodat(dir, name, 0o700, 0)
+		unlock(dir, name)
 		err = unix.Renameat(dir, name, r.top, fresh)
 	}
 	switch {
@@ -227,7 +295,7 @@ func (r *remover) moveUp(dir int, name string) {
 			r.moved = append(r.moved, fresh)
 		}
 	case !errors.Is(err, unix.ENOENT):
-		r.leave(name, err)
+		r.leave(name, reason(dir, name, err))
 	}
 }
 
