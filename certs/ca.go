@@ -146,7 +146,7 @@ func OpenCA(dir string) (*CA, error) {
 func (ca *CA) load() (*authority, error) {
 	key, err := readKey(ca.file("ca.key"))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open the CA: %w", err)
 	}
 	trust, err := readCerts(ca.file("ca.crt"))
 	if err != nil {
@@ -168,19 +168,19 @@ func (ca *CA) load() (*authority, error) {
 func readKey(path string) (*ecdsa.PrivateKey, error) {
 	data, err := ownership.ReadSecret(path)
 	if err != nil {
-		return nil, fmt.Errorf("open the CA: %w", err)
+		return nil, err //nolint:wrapcheck // says what is wrong with which file
 	}
 	block, _ := pem.Decode(data)
 	if block == nil {
-		return nil, fmt.Errorf("open the CA: %s holds no PEM key", path)
+		return nil, fmt.Errorf("%s holds no PEM key", path)
 	}
 	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("open the CA: read its key: %w", err)
+		return nil, fmt.Errorf("read the key in %s: %w", path, err)
 	}
 	key, ok := parsed.(*ecdsa.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("open the CA: its key is a %T, not ECDSA", parsed)
+		return nil, fmt.Errorf("the key in %s is a %T, not ECDSA", path, parsed)
 	}
 	return key, nil
 }

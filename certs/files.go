@@ -85,10 +85,13 @@ func syncFolder(dir string) error {
 	return nil
 }
 
+// lockFile is what is locked.
+const lockFile = ".lock"
+
 // lockFolder takes the one lock of a folder, against other goroutines and other
 // processes; the kernel gives it back when its holder dies (flock(2)).
 func lockFolder(dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}

@@ -98,7 +98,7 @@ func TestP21_KeysThatCostMuchOrLittle_AreRefusedBeforeTheirSignatureIsChecked(t 
 		"p256": request(t, on(elliptic.P256())), "p384": request(t, on(elliptic.P384())), "ed25519": request(t, edwards),
 		"rsa2048": request(t, modulus(2048)), "rsa4096": request(t, modulus(4096)),
 	} {
-		if _, _, err := ca.Redeem(token, name, der, time.Now()); err != nil {
+		if _, _, err := ca.Redeem(t.Context(), token, name, der, time.Now()); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -109,7 +109,7 @@ func TestP21_KeysThatCostMuchOrLittle_AreRefusedBeforeTheirSignatureIsChecked(t 
 		"16KiB":    request(t, on(elliptic.P256()), strings.Repeat("a", 16<<10)),
 	} {
 		began := time.Now()
-		if _, _, err := ca.Redeem(token, name, der, time.Now()); !errors.Is(err, certs.ErrCSR) {
+		if _, _, err := ca.Redeem(t.Context(), token, name, der, time.Now()); !errors.Is(err, certs.ErrCSR) {
 			t.Errorf("%s: %v", name, err)
 		}
 		t.Logf("%s took %v", name, time.Since(began))
@@ -125,7 +125,7 @@ func TestP21_WithoutAToken_NothingElseIsLookedAt(t *testing.T) {
 	for name, der := range map[string][]byte{
 		"w1": csr(t), "w2": csr(t), "../w": csr(t), "w3": nil, "w4": []byte("garbage"), "w5": hugeRequest(t, 1<<20, 1<<31-1),
 	} {
-		if _, _, err := ca.Redeem("nonsense", name, der, time.Now()); !errors.Is(err, certs.ErrToken) {
+		if _, _, err := ca.Redeem(t.Context(), "nonsense", name, der, time.Now()); !errors.Is(err, certs.ErrToken) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

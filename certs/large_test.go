@@ -78,7 +78,7 @@ func TestIssuing_ReadsTheFolderOfIssuedCertificatesOnce(t *testing.T) {
 	for what, issue := range map[string]func() error{
 		"issue": func() error { return ca.IssuePair(t.TempDir(), certs.IssueRequest{Name: "v", Role: certs.RoleViewer}) },
 		"join": func() error {
-			_, _, err := ca.Redeem(token, "joined", csr(t), time.Now())
+			_, _, err := ca.Redeem(t.Context(), token, "joined", csr(t), time.Now())
 			return err
 		},
 	} {

@@ -2,6 +2,7 @@ package certs_test
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -40,7 +41,7 @@ func redeemInProcess(dir, token, name string) {
 	}
 	fmt.Println("ready")
 	bufio.NewReader(os.Stdin).ReadString('\n')
-	_, _, err = ca.Redeem(token, name, csr, time.Now())
+	_, _, err = ca.Redeem(context.Background(), token, name, csr, time.Now())
 	switch {
 	case err == nil:
 		fmt.Println("won")

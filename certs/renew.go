@@ -59,11 +59,16 @@ func NewRequest() (*ecdsa.PrivateKey, []byte, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a key: %w", err)
 	}
+	csr, err := requestFor(key)
+	return key, csr, err
+}
+
+func requestFor(key *ecdsa.PrivateKey) ([]byte, error) {
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make a certificate request: %w", err)
+		return nil, fmt.Errorf("make a certificate request: %w", err)
 	}
-	return key, csr, nil
+	return csr, nil
 }
 
 // RenewFunc trades a certificate request for a certificate and the CA bundle,

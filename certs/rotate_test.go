@@ -64,7 +64,7 @@ func TestRotationNeverParts(t *testing.T) {
 	if s, c := handshake(t, sched.ServerConfig(), certs.JoinConfig(pinned.Pin)); s != nil || c != nil {
 		t.Errorf("a token of before the rotation: %v, %v", s, c)
 	}
-	if _, _, err := ca.Redeem(token, "w2", csr(t), time.Now()); err != nil {
+	if _, _, err := ca.Redeem(t.Context(), token, "w2", csr(t), time.Now()); err != nil {
 		t.Errorf("a token of before the rotation: %v", err)
 	}
 	renew(t, ca, worker)

@@ -1,6 +1,8 @@
 package certs
 
 import (
+	"context"
+	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -31,11 +33,35 @@ type TokenRequest struct {
 }
 
 // tokenRecord lies in tokens/ under the sha256 of the secret: the folder
-// gives no token away.
+// gives no token away. Beside it, with usedSuffix, lies one that has no uses and tells
+// those that are gone, until the token expires.
 type tokenRecord struct {
 	Role    Role      `json:"role"`
 	Expires time.Time `json:"expires"`
 	Uses    int       `json:"uses"`
+	Used    []use     `json:"used,omitempty"`
+}
+
+// use is one that is gone: whoever has the key may ask for its certificate again, for
+// the answer may have been lost.
+type use struct {
+	Key      string    `json:"key"` // sha256 in hex
+	Serial   string    `json:"serial"`
+	NotAfter time.Time `json:"not_after"` // of the certificate
+}
+
+const (
+	usedSuffix = ".used"
+	mostUsed   = 1000 // uses of one token that are kept, the newest
+)
+
+// of finds the use of a key.
+func (r *tokenRecord) of(key string) (use, bool) {
+	i := slices.IndexFunc(r.Used, func(u use) bool { return u.Key == key })
+	if i < 0 {
+		return use{}, false
+	}
+	return r.Used[i], true
 }
 
 // Token is a parsed join token: drover1.<secret>.<sha256 of the CA's key>.
@@ -94,7 +120,7 @@ func (ca *CA) NewToken(r TokenRequest) (string, error) {
 		return "", fmt.Errorf("make a token: %w", err)
 	}
 	secret := base64.RawURLEncoding.EncodeToString(random)
-	if err := writeToken(ca.tokenFile(secret), tokenRecord{r.Role, r.Now.Add(r.TTL), r.Uses}); err != nil {
+	if err := writeToken(ca.tokenFile(secret), tokenRecord{Role: r.Role, Expires: r.Now.Add(r.TTL), Uses: r.Uses}); err != nil {
 		return "", err
 	}
 	return tokenPrefix + "." + secret + "." + pinOf(a.cert), nil
@@ -147,10 +173,12 @@ func (ca *CA) sweepTokens(now time.Time) error {
 // the given name and the CA bundle; of the CSR only the key counts. Nothing else is
 // looked at before the token: who has none learns nothing and costs nothing. Of
 // several redeems of a last use exactly one wins, also across processes, and the use
-// is gone for good before anybody has the certificate. A token that is no good is
+// is gone for good before anybody has the certificate. Whoever redeems it once more
+// with the same key and name, before it expires, gets the same certificate: the answer
+// may have been lost. No use goes when ctx has ended. A token that is no good is
 // ErrToken; a name that another worker's certificate has is fs.ErrExist and uses
 // nothing up.
-func (ca *CA) Redeem(token, name string, csr []byte, now time.Time) (cert, bundle []byte, err error) {
+func (ca *CA) Redeem(ctx context.Context, token, name string, csr []byte, now time.Time) (cert, bundle []byte, err error) {
 	path := ca.tokenFile(secretOf(token))
 	rec, err := ca.checkToken(path, token, now)
 	if err != nil {
@@ -163,20 +191,81 @@ func (ca *CA) Redeem(token, name string, csr []byte, now time.Time) (cert, bundl
 	if err != nil {
 		return nil, nil, err
 	}
-	made, err := ca.issueAnew(IssueRequest{Name: name, Role: rec.Role, Public: public, Now: now, Hosts: []string{name}}, func(l *ledger, _ issuance) error {
+	key, err := keyHash(public)
+	if err != nil {
+		return nil, nil, err
+	}
+	if made, err := ca.redeemed(rec, key, name, now); err == nil {
+		return made.cert, made.bundle, nil
+	}
+	made, err := ca.issueAnew(IssueRequest{Name: name, Role: rec.Role, Public: public, Now: now, Hosts: []string{name}}, func(l *ledger, made issuance) error {
 		rec, err := ca.checkToken(path, token, now) // again: another may have used it up
 		if err != nil {
 			return err
 		}
+		owed := rec.owes(key, l, now)
+		if rec.Uses == 0 && !owed {
+			return errUnknown()
+		}
 		if taken := l.inForce(ID{Cluster: ca.cluster, Role: rec.Role, Name: name}, now); len(taken) > 0 {
 			return fmt.Errorf("join as %q: %w", name, &NameTakenError{taken[0].ID})
 		}
-		return useUp(path, rec)
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("join as %q: %w", name, err)
+		}
+		return useUp(path, rec, use{key, made.serial, made.leaf.NotAfter}, owed)
 	})
-	if err != nil {
-		return nil, nil, err
+	if err == nil {
+		return made.cert, made.bundle, syncFolder(filepath.Dir(path))
 	}
-	return made.cert, made.bundle, syncFolder(filepath.Dir(path))
+	// The same key may have been faster on another connection.
+	if rec, errToken := ca.checkToken(path, token, now); errToken == nil {
+		if made, errUsed := ca.redeemed(rec, key, name, now); errUsed == nil {
+			return made.cert, made.bundle, nil
+		}
+	}
+	return nil, nil, err
+}
+
+// CheckToken tells whether a token is good; one that is not is ErrToken.
+func (ca *CA) CheckToken(token string, now time.Time) error {
+	_, err := ca.checkToken(ca.tokenFile(secretOf(token)), token, now)
+	return err
+}
+
+// keyHash names a key.
+func keyHash(public crypto.PublicKey) (string, error) {
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return "", fmt.Errorf("encode a key: %w", err)
+	}
+	sum := sha256.Sum256(der)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+var errNotRedeemed = errors.New("the key has no certificate by this token")
+
+// redeemed returns the certificate that a key has by a token already.
+func (ca *CA) redeemed(rec tokenRecord, key, name string, now time.Time) (issuance, error) {
+	u, ok := rec.of(key)
+	if !ok {
+		return issuance{}, errNotRedeemed
+	}
+	l, err := ca.ledger()
+	if err != nil {
+		return issuance{}, err
+	}
+	c, ok := l.files[u.Serial+".pem"]
+	c.Revoked = l.revoked[u.Serial]
+	if !ok || c.ID.Name != name || !c.InForce(now) {
+		return issuance{}, errNotRedeemed
+	}
+	a, err := ca.load()
+	if err != nil {
+		return issuance{}, err
+	}
+	bundle, err := ca.Bundle()
+	return issuance{append(encodeCert(c.cert.Raw), encodeCerts(a.chain)...), u.Serial, bundle, c.cert}, err
 }
 
 // secretOf takes the secret out of a whole token, of one without its pin, or of
@@ -199,24 +288,49 @@ func (ca *CA) checkToken(path, token string, now time.Time) (tokenRecord, error)
 			return tokenRecord{}, fmt.Errorf("%w: it is of another CA", ErrToken)
 		}
 	}
-	rec, err := readToken(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return tokenRecord{}, fmt.Errorf("%w: it is unknown or was used", ErrToken)
+	rec, errLeft := readToken(path)
+	used, errUsed := readToken(path + usedSuffix)
+	switch {
+	case errors.Is(errLeft, fs.ErrNotExist) && errors.Is(errUsed, fs.ErrNotExist):
+		return tokenRecord{}, errUnknown()
+	case errors.Is(errLeft, fs.ErrNotExist):
+		rec, errLeft = used, nil
+	case errors.Is(errUsed, fs.ErrNotExist):
+		errUsed = nil
 	}
-	if err != nil {
+	if err := errors.Join(errLeft, errUsed); err != nil {
 		return tokenRecord{}, err
 	}
 	if !now.Before(rec.Expires) {
 		return tokenRecord{}, fmt.Errorf("%w: it expired on %s", ErrToken, day(rec.Expires))
 	}
+	rec.Used = used.Used
 	return rec, nil
 }
 
-// useUp takes one use from a token; syncFolder makes that durable.
-func useUp(path string, rec tokenRecord) error {
+func errUnknown() error { return fmt.Errorf("%w: it is unknown or was used", ErrToken) }
+
+// owes tells whether a use of a key is gone whose certificate never came into its place,
+// because the process died: it is still the key's.
+func (r *tokenRecord) owes(key string, l *ledger, now time.Time) bool {
+	u, ok := r.of(key)
+	_, there := l.files[u.Serial+".pem"]
+	return ok && !there && now.Before(u.NotAfter) // until then no copy is pruned
+}
+
+// useUp takes one use from a token, unless it was taken before, for a certificate that
+// is about to be in its place; syncFolder makes that durable.
+func useUp(path string, rec tokenRecord, u use, taken bool) error {
+	used := append(slices.DeleteFunc(slices.Clone(rec.Used), func(o use) bool { return o.Key == u.Key }), u)
+	// First, so that no use goes without a trace.
+	if err := writeToken(path+usedSuffix, tokenRecord{Role: rec.Role, Expires: rec.Expires, Used: used[max(0, len(used)-mostUsed):]}); err != nil {
+		return err
+	}
+	if taken {
+		return nil
+	}
 	if rec.Uses > 1 {
-		rec.Uses--
-		return writeToken(path, rec)
+		return writeToken(path, tokenRecord{Role: rec.Role, Expires: rec.Expires, Uses: rec.Uses - 1})
 	}
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("use up a token: %w", err)

@@ -32,12 +32,12 @@ func TestTokenIsGoodOnceForOneWorker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	request := csr(t)
 	var wait sync.WaitGroup
 	results := make(chan error, 8)
 	for range 8 {
+		request := csr(t)
 		wait.Go(func() {
-			_, bundle, err := ca.Redeem(token.Secret, "w1", request, time.Now())
+			_, bundle, err := ca.Redeem(t.Context(), token.Secret, "w1", request, time.Now())
 			if err == nil {
 				err = certs.CheckPin(bundle, token.Pin)
 			}
@@ -66,7 +66,7 @@ func TestTokenExpiresAndCounts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, _, err = ca.Redeem(token.Secret, name, csr(t), at)
+		_, _, err = ca.Redeem(t.Context(), token.Secret, name, csr(t), at)
 		return err
 	}
 	now := time.Now()
@@ -110,7 +110,7 @@ func TestRedeemIgnoresWhatTheRequestAsksFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, _, err := ca.Redeem(token.Secret, "w1", der, time.Now())
+	cert, _, err := ca.Redeem(t.Context(), token.Secret, "w1", der, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,16 +137,16 @@ func TestATakenNameUsesNoTokenUp(t *testing.T) {
 	}
 	folder(t, ca, certs.IssueRequest{Name: "w1", Role: certs.RoleWorker})
 	folder(t, ca, certs.IssueRequest{Name: "w2", Role: certs.RoleViewer})
-	if _, _, err := ca.Redeem(token, "w1", csr(t), time.Now()); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), `worker "w1"`) {
+	if _, _, err := ca.Redeem(t.Context(), token, "w1", csr(t), time.Now()); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), `worker "w1"`) {
 		t.Errorf("the name of a living worker: %v", err)
 	}
-	if _, _, err := ca.Redeem(token, "w2", csr(t), time.Now()); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), `viewer "w2"`) {
+	if _, _, err := ca.Redeem(t.Context(), token, "w2", csr(t), time.Now()); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), `viewer "w2"`) {
 		t.Errorf("the name of a viewer: %v", err)
 	}
 	if _, err := ca.Revoke("worker/w1"); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := ca.Redeem(token, "w1", csr(t), time.Now()); err != nil {
+	if _, _, err := ca.Redeem(t.Context(), token, "w1", csr(t), time.Now()); err != nil {
 		t.Errorf("a revoked name cannot be used again: %v", err)
 	}
 }
@@ -180,11 +180,11 @@ func TestBadRequestsUseNoTokenUp(t *testing.T) {
 		{"weak key", "w1", weakCSR},
 		{"wrong signature", "w1", forged},
 	} {
-		if _, _, err := ca.Redeem(token, c.name, c.csr, time.Now()); err == nil || errors.Is(err, certs.ErrToken) || strings.Contains(err.Error(), "\n") {
+		if _, _, err := ca.Redeem(t.Context(), token, c.name, c.csr, time.Now()); err == nil || errors.Is(err, certs.ErrToken) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", c.what, err)
 		}
 	}
-	if _, _, err := ca.Redeem(token, "w1", csr(t), time.Now()); err != nil {
+	if _, _, err := ca.Redeem(t.Context(), token, "w1", csr(t), time.Now()); err != nil {
 		t.Errorf("the token was used up: %v", err)
 	}
 }
@@ -206,12 +206,12 @@ func TestTokensAreWholeOrRefused(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "unknown", foreign, strings.Split(printed, ".")[1] + "x"} {
-		if _, _, err := ca.Redeem(bad, "w1", csr(t), time.Now()); !errors.Is(err, certs.ErrToken) {
+		if _, _, err := ca.Redeem(t.Context(), bad, "w1", csr(t), time.Now()); !errors.Is(err, certs.ErrToken) {
 			t.Errorf("redeem %q: %v", bad, err)
 		}
 	}
 	// The protocol sends tokens without their pin; whole ones are as good.
-	if _, _, err := ca.Redeem(printed[:strings.LastIndexByte(printed, '.')], "w1", csr(t), time.Now()); err != nil {
+	if _, _, err := ca.Redeem(t.Context(), printed[:strings.LastIndexByte(printed, '.')], "w1", csr(t), time.Now()); err != nil {
 		t.Errorf("without its pin: %v", err)
 	}
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/cmd/drover/internal/client"
+	"github.com/droverhq/drover/cmd/drover/internal/problem"
 	"github.com/droverhq/drover/cmd/drover/internal/render"
 	"github.com/droverhq/drover/cmd/drover/internal/term"
 	"github.com/droverhq/drover/core/errs"
@@ -175,27 +175,35 @@ func (e *env) join(ctx context.Context, text, name, out string) error {
 		return err
 	}
 	defer c.Close()
-	key, csr, err := certs.NewRequest()
+	j, err := certs.StartJoin(out)
 	if err != nil {
 		return certError("join", err)
 	}
-	return e.redeem(ctx, c, &droverv1.JoinRequest{Token: token.Secret, Name: name, Csr: csr}, token.Pin, key, out)
+	if err := e.redeem(ctx, c, token, name, j); err != nil {
+		return err
+	}
+	fmt.Fprintf(e.stdout, "joined as %s; the certificate is in %s\n", name, out)
+	return nil
 }
 
-func (e *env) redeem(ctx context.Context, c *client.Client, q *droverv1.JoinRequest, pin string, key *ecdsa.PrivateKey, out string) error {
+func (e *env) redeem(ctx context.Context, c *client.Client, token certs.Token, name string, j *certs.Joining) error {
 	ctx, cancel := call(ctx)
 	defer cancel()
-	answer, err := c.Certificates.Join(ctx, q)
-	if err != nil {
+	answer, err := c.Certificates.Join(ctx, &droverv1.JoinRequest{Token: token.Secret, Name: name, Csr: j.CSR})
+	switch {
+	case err == nil:
+	case problem.Reported(err):
+		return errors.Join(c.Explain("join", err), j.Refused())
+	default: // the scheduler may have taken the token
+		fmt.Fprintln(e.stderr, "drover: if the scheduler has taken the token, the same command gets the certificate when it is run again")
 		return c.Explain("join", err)
 	}
-	if err := certs.CheckPin(answer.GetCa(), pin); err != nil {
+	if err := certs.CheckPin(answer.GetCa(), token.Pin); err != nil {
 		return certError("join", err)
 	}
-	if err := certs.WritePair(out, key, answer.GetCertificate(), answer.GetCa()); err != nil {
+	if err := j.Finish(answer.GetCertificate(), answer.GetCa()); err != nil {
 		return certError("store the certificate", err)
 	}
-	fmt.Fprintf(e.stdout, "joined as %s; the certificate is in %s\n", q.GetName(), out)
 	return nil
 }
 

@@ -41,8 +41,8 @@ func (s *CertificateServer) Join(ctx context.Context, r *droverv1.JoinRequest) (
 		return nil, err
 	}
 	defer leave()
+	cert, bundle, err := s.redeem(ctx, r)
 	taken := (*certs.NameTakenError)(nil)
-	cert, bundle, err := s.ca.Redeem(r.GetToken(), r.GetName(), r.GetCsr(), time.Now())
 	switch {
 	case errors.Is(err, certs.ErrToken):
 		s.joins.refused(from, time.Now())
@@ -54,10 +54,24 @@ func (s *CertificateServer) Join(ctx context.Context, r *droverv1.JoinRequest) (
 			WithHint("choose another --name, or revoke that one first")
 	case errors.Is(err, certs.ErrCSR):
 		return nil, errs.Field(op, "csr", "CSR", "%w", err)
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		return nil, errs.E(op, errs.Canceled, "", err)
 	case err != nil:
 		return nil, errs.E(op, errs.Internal, "CA", err)
 	}
 	return &droverv1.JoinResponse{Certificate: cert, Ca: bundle}, nil
+}
+
+// redeem makes sure of the token first: the connection of one who has a good one makes
+// room for nobody while the certificate is made and sent.
+func (s *CertificateServer) redeem(ctx context.Context, r *droverv1.JoinRequest) (cert, bundle []byte, err error) {
+	if err := s.ca.CheckToken(r.GetToken(), time.Now()); err != nil {
+		return nil, nil, err
+	}
+	if g, ok := guestOf(ctx); ok {
+		g.conn.trust()
+	}
+	return s.ca.Redeem(ctx, r.GetToken(), r.GetName(), r.GetCsr(), time.Now())
 }
 
 // callerNetwork is where a call comes from.

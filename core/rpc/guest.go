@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"time"
@@ -104,13 +105,19 @@ type guest struct {
 	conn *incoming
 }
 
-// oneCall is the interceptor that lets a guest have one call at a time.
-func oneCall(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	p, ok := peer.FromContext(stream.Context())
+// guestOf returns the guest that makes a call.
+func guestOf(ctx context.Context) (*guest, bool) {
+	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return next(srv, stream)
+		return nil, false
 	}
 	g, ok := p.AuthInfo.(*guest)
+	return g, ok
+}
+
+// oneCall is the interceptor that lets a guest have one call at a time.
+func oneCall(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	g, ok := guestOf(stream.Context())
 	if !ok {
 		return next(srv, stream)
 	}

@@ -115,6 +115,7 @@ type incoming struct {
 	stage stage
 	turn  time.Time // when stageGreeting began
 	busy  bool      // of stageGuest: it has a call open
+	token bool      // of stageGuest: it has shown a good one
 	id    certs.ID  // of stageKnown
 }
 
@@ -163,14 +164,17 @@ func (l *connectionLimiter) largest() map[*incoming]struct{} {
 }
 
 // worst finds who goes first: the oldest of those that say nothing or let others wait;
-// then of those whose turn has not come, for they have the least patience left.
+// then of those whose turn has not come, for they have the least patience left; last
+// those with a good token, whom a certificate is made for.
 func worst(of map[*incoming]struct{}, now time.Time) (out *incoming) {
 	least := math.MaxInt
 	for c := range of {
 		rank := 2
 		switch {
-		case c.stage == stageSilent, c.stage == stageGreeting && now.Sub(c.turn) > handshakeTurn, c.stage == stageGuest && !c.busy:
+		case c.stage == stageSilent, c.stage == stageGreeting && now.Sub(c.turn) > handshakeTurn, c.stage == stageGuest && !c.busy && !c.token:
 			rank = 0
+		case c.token:
+			rank = 3
 		case c.stage == stageWaiting:
 			rank = 1
 		}
@@ -256,6 +260,13 @@ func (c *incoming) occupy(busy bool) bool {
 	}
 	c.busy = busy
 	return true
+}
+
+// trust notes that a guest has shown a good token.
+func (c *incoming) trust() {
+	c.limiter.mu.Lock()
+	defer c.limiter.mu.Unlock()
+	c.token = true
 }
 
 // identify makes a connection one of an identity, unless there are too many of those.

@@ -16,10 +16,12 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/core/auth"
+	"github.com/droverhq/drover/core/errs"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 	"github.com/droverhq/drover/test/rawh2"
 )
@@ -248,6 +250,40 @@ func TestP21_NewcomersGoWhenThereAreTooMany(t *testing.T) {
 	fourth.Close()
 	if l.strangers != 1 || len(l.guests) != 0 {
 		t.Errorf("%d newcomers and %d guests are counted", l.strangers, len(l.guests))
+	}
+}
+
+// TestP21_AGuestWithAGoodToken_MakesRoomForNobody: a flood of others that are busy, too,
+// does not take the certificate from it that it used its token for.
+func TestP21_AGuestWithAGoodToken_MakesRoomForNobody(t *testing.T) {
+	t.Parallel()
+	l := newConnectionLimiter(connectionLimits{newcomers: 3, ofAddress: 3, guests: 2})
+	meet := func() *incoming {
+		_, raw := pipe(t)
+		c := l.admit(raw.(*net.TCPConn)) //nolint:forcetypeassert // pipe makes it
+		c.visit()
+		c.occupy(true)
+		return c
+	}
+	joins := meet()
+	ca, err := certs.Init(filepath.Join(t.TempDir(), "ca"), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := ca.NewToken(certs.TokenRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := peer.NewContext(t.Context(), &peer.Peer{Addr: &net.TCPAddr{}, AuthInfo: &guest{conn: joins}})
+	if _, err := NewCertificateServer(ca).Join(ctx, &droverv1.JoinRequest{Token: token}); errs.ReasonOf(err) != "NAME" {
+		t.Errorf("a good token without a name: %v", err)
+	}
+	joins.occupy(false) // the answer is on its way
+	for range 5 {
+		meet()
+	}
+	if joins.stage != stageGuest || len(l.guests) != 2 || l.strangers != 2 {
+		t.Errorf("it is at stage %d, of %d guests and %d newcomers", joins.stage, len(l.guests), l.strangers)
 	}
 }
 
