@@ -64,7 +64,7 @@ func (c *cabled) ClientHandshake(ctx context.Context, authority string, raw net.
 	if err != nil {
 		return nil, nil, err
 	}
-	s := &secured{Conn: conn, cable: w}
+	s := &secured{Conn: conn, cable: w, ungreeted: true}
 	meet(s, info)
 	return s, info, nil
 }
@@ -96,6 +96,7 @@ func (c *cabled) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 		err = counted.identify(leaf)
 	}
 	if err != nil {
+		sayRefused(s, err)
 		return nil, nil, err
 	}
 	meet(s, info)
@@ -116,6 +117,21 @@ type secured struct {
 	cable   *cable
 	flushes atomic.Bool // TLS does not know that a write is still under way
 	closed  func()      // called by Close; nil: nobody wants to know
+
+	// ungreeted is the reader's own: it has dialled, and nothing has come yet.
+	ungreeted bool
+}
+
+// Read implements net.Conn.
+func (s *secured) Read(p []byte) (int, error) {
+	n, err := s.Conn.Read(p)
+	if n > 0 && s.ungreeted {
+		s.ungreeted = false
+		if why := refusal(p[:n], s.Conn); why != nil {
+			return 0, why
+		}
+	}
+	return n, err
 }
 
 // Write implements net.Conn.

@@ -171,7 +171,8 @@ func TestP21_ARefusedCallIsAnsweredBeforeItsRequestHasCome(t *testing.T) {
 	}
 }
 
-// TestP21_ConnectionsOfOneIdentityAreFew, and it can connect again when one closes.
+// TestP21_ConnectionsOfOneIdentityAreFew, and it can connect again when one closes. It
+// is told why it cannot.
 func TestP21_ConnectionsOfOneIdentityAreFew(t *testing.T) {
 	t.Parallel()
 	source, viewer := handshakePair(t)
@@ -195,8 +196,8 @@ func TestP21_ConnectionsOfOneIdentityAreFew(t *testing.T) {
 		}
 	}
 	_, err := healthv1.NewHealthClient(third).Check(t.Context(), &healthv1.HealthCheckRequest{})
-	if status.Code(err) != codes.Unavailable {
-		t.Errorf("one more: %v", err)
+	if why := Refused(status.Convert(err).Message()); status.Code(err) != codes.Unavailable || !strings.HasPrefix(why, "OVERLOADED: ") || !strings.HasSuffix(why, " has 2 connections open already") {
+		t.Errorf("one more: %v; it was told %q", err, why)
 	}
 	first.Close()
 	for ctx := patient(t); err != nil && ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {

@@ -169,7 +169,17 @@ func (c *Client) refused(address string, err error) error {
 	if why := (&refusals{address, c.watches[address], c.reason}).why(err); why != "" {
 		return distrusted(address, why)
 	}
+	if why := limited(err); why != "" {
+		return errs.E("connect to the scheduler at "+address, errs.Exhausted, "OVERLOADED", errors.New(why)).
+			WithHint("end processes that use the same certificate, or use one of your own; operations.md has the limits")
+	}
 	return unreachable(address, errors.New(c.why(address, err)))
+}
+
+// limited is what a scheduler said that refused a connection for a limit, or "".
+func limited(err error) string {
+	st, _ := problem.Status(err)
+	return rpc.Refused(st.Message())
 }
 
 // why says in a few words why an address cannot be called.
@@ -182,6 +192,9 @@ func (c *Client) why(address string, err error) string {
 		return c.reason(handshake)
 	case handshake != nil:
 		return cause(handshake).Error()
+	}
+	if why := limited(err); why != "" {
+		return why
 	}
 	if st, ok := problem.Status(err); ok && st.Code() != codes.DeadlineExceeded {
 		return strings.TrimPrefix(st.Message(), "error reading from server: ")
