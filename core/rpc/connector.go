@@ -9,7 +9,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/droverhq/drover/certs"
@@ -128,17 +130,27 @@ type link struct {
 
 // Send implements scheduler.Link.
 func (l *link) Send(d scheduler.Down) (tooLarge []job.Key, err error) {
+	if len(d.Revocations) > 0 {
+		if err := l.stream.SendMsg(revocationsFrame(d.Revocations)); err != nil {
+			return nil, err
+		}
+	}
 	return sendDown(&d, l.stream.Send)
+}
+
+// revocationsField is the list in SessionRequest.
+const revocationsField protowire.Number = 6
+
+// revocationsFrame is the SessionRequest with a list of revoked certificates. It does
+// not copy the list: thousands of workers may be about to get it.
+func revocationsFrame(list []byte) *frame {
+	head := protowire.AppendVarint(protowire.AppendTag(nil, revocationsField, protowire.BytesType), uint64(len(list)))
+	return &frame{mem.BufferSlice{mem.SliceBuffer(head), mem.SliceBuffer(list)}}
 }
 
 // sendDown cuts orders into frames. A start that is larger than a message is left out
 // and returned: sent, it would break the link, and again after each reconciliation.
 func sendDown(d *scheduler.Down, send func(*droverv1.SessionRequest) error) (tooLarge []job.Key, err error) {
-	if len(d.Revocations) > 0 {
-		if err := send(&droverv1.SessionRequest{Revocations: d.Revocations}); err != nil {
-			return nil, err
-		}
-	}
 	f, size := &droverv1.SessionRequest{}, 0
 	// next sends the frame when an item of n bytes has no room in it.
 	next := func(n int) error {

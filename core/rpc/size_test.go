@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -321,5 +322,22 @@ func TestARequestThatIsTooLargeIsRefused(t *testing.T) {
 	p := specToProto(&s)
 	if n := proto.Size(p); n > maxRequest-64<<10 {
 		t.Errorf("the largest request that has bounds has %d bytes, %d are taken", n, maxRequest)
+	}
+}
+
+// TestAListOfRevocations_IsSentWithoutACopy: as the message that any other codec makes.
+func TestAListOfRevocations_IsSentWithoutACopy(t *testing.T) {
+	t.Parallel()
+	list := bytes.Repeat([]byte("revoked"), 1000)
+	data, err := Codec().Marshal(revocationsFrame(list))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got droverv1.SessionRequest
+	if err := proto.Unmarshal(data.Materialize(), &got); err != nil || !proto.Equal(&got, &droverv1.SessionRequest{Revocations: list}) {
+		t.Errorf("it is another message: %v", err)
+	}
+	if last := data[len(data)-1].ReadOnlyData(); &last[0] != &list[0] {
+		t.Error("the list was copied")
 	}
 }

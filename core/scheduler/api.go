@@ -39,8 +39,7 @@ func (s *Scheduler) StartJob(ctx context.Context, by Caller, spec job.Spec, requ
 	if err != nil {
 		return job.ID{}, err
 	}
-	defer done()
-	r, err := s.ask(ctx, s.normal, Event{Bytes: bytes, Submit: &Submit{
+	r, err := s.ask(ctx, s.normal, Event{Bytes: bytes, done: done, Submit: &Submit{
 		ID: id, Spec: spec, Caller: by, RequestID: requestID, Time: s.config.Now().Round(0).UTC(),
 	}})
 	return r.Job.ID, err
@@ -204,7 +203,11 @@ func (s *Scheduler) RemoveJobs(ctx context.Context, by Caller, refs []string) er
 	if len(jobs) == 0 {
 		return nil
 	}
-	_, err := s.ask(ctx, s.normal, Event{Forget: jobs})
+	done, err := s.bulk()
+	if err != nil {
+		return err
+	}
+	_, err = s.ask(ctx, s.normal, Event{Forget: jobs, done: done})
 	return err
 }
 

@@ -14,7 +14,7 @@ import (
 const (
 	// MaxSubmits is how many jobs one StartJobs takes.
 	MaxSubmits = 1000
-	// bulksAtOnce is how many StartJobs wait for their commit at once.
+	// bulksAtOnce is how many StartJobs and removals wait for their commit at once.
 	bulksAtOnce = 64
 )
 
@@ -74,11 +74,9 @@ func (s *Scheduler) StartJobs(ctx context.Context, by Caller, batch string, requ
 
 // submit passes many submits through the loop.
 func (s *Scheduler) submit(ctx context.Context, submits []Submit) ([]Answer, error) {
-	select {
-	case s.bulks <- struct{}{}:
-		defer func() { <-s.bulks }()
-	default:
-		return nil, overloaded("ask the scheduler", "too many requests are waiting")
+	leave, err := s.bulk()
+	if err != nil {
+		return nil, err
 	}
 	bytes := int64(0)
 	for i := range submits {
@@ -86,9 +84,19 @@ func (s *Scheduler) submit(ctx context.Context, submits []Submit) ([]Answer, err
 	}
 	done, err := s.submitting(bytes)
 	if err != nil {
+		leave()
 		return nil, err
 	}
-	defer done()
-	r, err := s.ask(ctx, s.normal, Event{Submits: submits, Bytes: bytes})
+	r, err := s.ask(ctx, s.normal, Event{Submits: submits, Bytes: bytes, done: func() { done(); leave() }})
 	return r.Jobs, err
+}
+
+// bulk counts a request that speaks of many jobs until leave.
+func (s *Scheduler) bulk() (leave func(), err error) {
+	select {
+	case s.bulks <- struct{}{}:
+		return func() { <-s.bulks }, nil
+	default:
+		return nil, overloaded("ask the scheduler", "too many requests are waiting")
+	}
 }

@@ -35,6 +35,13 @@ type Event struct {
 	done func()
 }
 
+// release gives back what the event holds.
+func (e *Event) release() {
+	if e.done != nil {
+		e.done()
+	}
+}
+
 // Submit asks for a job. ID and Submit time are made outside, so that a step
 // is a function of its event.
 type Submit struct {

@@ -4,13 +4,18 @@ import (
 	"context"
 	"encoding/binary"
 	"log/slog"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/registry"
+	"github.com/droverhq/drover/core/store"
+	"github.com/droverhq/drover/core/store/memory"
 )
 
 // TestP21_ReportsOfUnknownAttempts_KeepNoMemory: a worker that never ends its hello and
@@ -125,5 +130,106 @@ func TestP21_FramesThatWait_AreBoundedInBytesPerLink(t *testing.T) {
 				<-over
 			})
 		})
+	}
+}
+
+// TestP21_ACancelledSubmit_HoldsItsBytesUntilItsRoundIsOver: its event is in memory for
+// that long, whoever has stopped waiting.
+func TestP21_ACancelledSubmit_HoldsItsBytesUntilItsRoundIsOver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(t.Context(), Config{Store: memory.New(), Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		large := job.Spec{Command: "x", Args: slices.Repeat([]string{strings.Repeat("a", 64<<10)}, 15)}
+		for n := 0; errs.KindOf(err) != errs.Exhausted; n++ {
+			if _, err = s.StartJob(gone, admin(), large, ""); n > 2*maxPending>>20 {
+				t.Fatalf("%d submits of nearly a mebibyte wait: %v", n, err)
+			}
+		}
+		small := []Request{{Spec: job.Spec{Command: "x"}}}
+		for range bulksAtOnce {
+			if _, err = s.StartJobs(gone, admin(), "", small); errs.KindOf(err) == errs.Exhausted {
+				t.Fatal(err)
+			}
+		}
+		_, err = s.StartJobs(gone, admin(), "", small)
+		wantErr(t, err, errs.Exhausted, "OVERLOADED")
+		ctx, end := context.WithCancel(t.Context())
+		over := make(chan error)
+		go func() { over <- s.Run(ctx) }()
+		synctest.Wait()
+		if s.pending != 0 || len(s.bulks) != 0 {
+			t.Errorf("after their rounds %d bytes and %d requests are counted", s.pending, len(s.bulks))
+		}
+		if end(); <-over != nil {
+			t.Error("the scheduler failed")
+		}
+	})
+}
+
+// TestP22_AListOfRevocationsThatAllWereTold_IsNotSentAgain: certificates change more often
+// than it does.
+func TestP22_AListOfRevocationsThatAllWereTold_IsNotSentAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		wire := &slowLink{let: make(chan error, 10)}
+		for range cap(wire.let) {
+			wire.let <- nil
+		}
+		l := newLinks(nil, 1, slog.New(slog.DiscardHandler), nil, nil)
+		c := &connection{out: &outbox{}}
+		l.byID[job.WorkerID{1}] = c
+		c.out.open(&line{link: wire})
+		for _, list := range []string{"one", "one", "two", "two", "one"} {
+			l.revoke([]byte(list))
+			synctest.Wait()
+		}
+		var told []string
+		for _, d := range wire.frames() {
+			told = append(told, string(d.Revocations))
+		}
+		if got := strings.Join(told, " "); got != "one two one" {
+			t.Errorf("told %s", got)
+		}
+	})
+}
+
+// reads counts the records that are read one by one.
+type reads struct {
+	store.Store
+	n atomic.Int64
+}
+
+func (r *reads) Get(ctx context.Context, key []byte) ([]byte, error) {
+	r.n.Add(1)
+	return r.Store.Get(ctx, key)
+}
+
+// TestP21_AShortReference_ReadsFewRecords: however many jobs of others it fits; the
+// caller's own newest one is found among them.
+func TestP21_AShortReference_ReadsFewRecords(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	ann, bob := Caller{"ann", roleSubmitter, "a"}, Caller{"bob", roleSubmitter, "b"}
+	var jobs []job.Job
+	for n := range 2 * maxFits {
+		jobs = append(jobs, endedJob(at.Add(time.Duration(n)*time.Millisecond), 1, bob))
+	}
+	own := endedJob(at.Add(time.Second), 1, ann)
+	s := holding(t, append(jobs, own)...)
+	counted := &reads{Store: s.config.Store}
+	s.config.Store, s.records = counted, records{counted}
+	beginning := own.ID.String()[:6]
+	if j, err := s.Job(t.Context(), ann, beginning, false); err != nil || j.ID != own.ID {
+		t.Errorf("%v, %v", j.ID, err)
+	}
+	_, err := s.Job(t.Context(), Caller{"eve", roleSubmitter, "e"}, beginning, false)
+	wantErr(t, err, errs.NotFound, "JOB_UNKNOWN")
+	if n := counted.n.Load(); n > 2*maxFits {
+		t.Errorf("%d records were read for two references", n)
 	}
 }

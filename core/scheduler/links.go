@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -98,9 +99,14 @@ func (l *links) send(id job.WorkerID, d Down) {
 	}
 }
 
-// revoke passes a list on to the workers of now and of later.
+// revoke passes a list on to the workers of now and of later. One that they were all
+// told is not told again.
 func (l *links) revoke(list []byte) {
 	l.mu.Lock()
+	if bytes.Equal(list, l.revocations) {
+		l.mu.Unlock()
+		return
+	}
 	l.revocations = list
 	all := slices.Collect(maps.Values(l.byID))
 	l.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/hex"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -199,7 +200,8 @@ func (s *Scheduler) find(ctx context.Context, op string, by Caller, ref string) 
 	}
 	switch len(found) {
 	case 0:
-		return job.Job{}, jobUnknown(op, ref)
+		return job.Job{}, errs.E(op, errs.NotFound, "JOB_UNKNOWN", fmt.Errorf("there is no job %q", ref)).
+			WithHint(`"drover jobs" lists them; when many jobs share these digits, give more of them`)
 	case 1:
 		return found[0], nil
 	default:
@@ -219,12 +221,16 @@ func byPrefix(digits string) store.Range {
 	from, to := []byte{prefixJob}, []byte{prefixJob}
 	from, _ = hex.AppendDecode(from, []byte(low)) // they are hex digits
 	to, _ = hex.AppendDecode(to, []byte(high))
-	return store.Range{From: from, To: append(to, 0)}
+	return store.Range{From: from, To: append(to, 0), Reverse: true}
 }
 
-// maxFits bounds the jobs of others that one reference passes over: so many share a
-// beginning only when they were asked for within the same minutes.
-const maxFits = 4096
+// Bounds of the records that one reference of a submitter reads, to pass over the jobs of
+// others. The newest come first; so many share an end hardly ever, and a beginning when
+// they were asked for within the same time: with more digits that is shorter.
+const (
+	maxFits     = 256
+	maxFitBytes = 16 << 20
+)
 
 // firstTwo returns at most two jobs that the caller sees, enough to know whether one is
 // unique.
@@ -243,8 +249,10 @@ func (s *Scheduler) firstTwo(ctx context.Context, op string, by Caller, r store.
 		}
 	}
 	var out []job.Job
+	bytes := int64(0)
 	for _, id := range ids {
 		j, err := s.read(ctx, op, id)
+		bytes += j.Spec.Bytes()
 		switch {
 		case errs.KindOf(err) == errs.NotFound: // removed meanwhile
 		case err != nil:
@@ -252,7 +260,7 @@ func (s *Scheduler) firstTwo(ctx context.Context, op string, by Caller, r store.
 		case by.sees(&j):
 			out = append(out, j)
 		}
-		if len(out) == 2 {
+		if len(out) == 2 || bytes > maxFitBytes {
 			break
 		}
 	}

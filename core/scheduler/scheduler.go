@@ -64,7 +64,7 @@ type Scheduler struct {
 	urgent  chan Event
 	frames  chan Event // of workers
 	normal  chan Event
-	bulks   chan struct{} // one for each StartJobs that waits
+	bulks   chan struct{} // one for each StartJobs or removal that waits
 	lists   chan struct{} // one for each list that is being read, or waits
 	listing chan struct{} // one for each that is being read
 	links   *links
@@ -160,9 +160,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		}
 		err := s.turn(ctx, round)
 		for i := range round {
-			if done := round[i].done; done != nil {
-				done()
-			}
+			round[i].release()
 		}
 		clear(round) // what it held may go
 		if err != nil {
@@ -333,7 +331,8 @@ func (s *Scheduler) abandon() {
 }
 
 // submitting counts the bytes of a submit until done. Too many at once are EXHAUSTED:
-// until they are committed they are in memory (P16).
+// until they are committed they are in memory, also when nobody waits for them any
+// more (P16).
 func (s *Scheduler) submitting(bytes int64) (done func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -366,12 +365,14 @@ func (s *Scheduler) deliver(ctx context.Context, ev Event) {
 }
 
 // ask sends an event through the loop and waits for its result. A full inbox
-// is EXHAUSTED (P16).
+// is EXHAUSTED (P16). What the event holds is given back when its round is over, and not
+// when ctx ends.
 func (s *Scheduler) ask(ctx context.Context, inbox chan Event, ev Event) (Result, error) {
 	done := make(chan Result, 1)
 	s.mu.Lock()
 	if s.waiting == nil {
 		s.mu.Unlock()
+		ev.release()
 		return Result{}, shuttingDown()
 	}
 	s.next++
@@ -386,6 +387,7 @@ func (s *Scheduler) ask(ctx context.Context, inbox chan Event, ev Event) (Result
 	select {
 	case inbox <- ev:
 	default:
+		ev.release()
 		return Result{}, overloaded("ask the scheduler", "too many requests are waiting")
 	}
 	select {
