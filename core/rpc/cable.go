@@ -96,6 +96,7 @@ func (c *cabled) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 		err = counted.identify(leaf)
 	}
 	if err != nil {
+		leave() // nobody waits for its turn meanwhile
 		sayRefused(s, err)
 		return nil, nil, err
 	}

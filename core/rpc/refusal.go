@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -20,11 +21,17 @@ import (
 // refusedMark begins the text of a refusal, also where gRPC has made a status of it.
 const refusedMark = "the server refuses the connection: "
 
-// maxRefusal bounds the debug data of a GOAWAY, in bytes.
-const maxRefusal = 512
+// Bounds of a refusal.
+const (
+	maxRefusal = 512 // bytes of debug data
+	// A caller that still writes when the connection is closed meets a reset, and does
+	// not read. So it has this long to read and to close, or so many bytes.
+	refusalTime  = time.Second
+	refusalBytes = 64 << 10
+)
 
-// sayRefused tells a caller why its connection is going to be closed. What it writes has
-// room in the socket, for nothing was written before.
+// sayRefused tells a caller why its connection is going to be closed, and waits until it
+// has heard. What is written has room in the socket, for nothing was written before.
 func sayRefused(conn net.Conn, err error) {
 	e := (*errs.Error)(nil)
 	if !errors.As(err, &e) || e.Kind != errs.Exhausted {
@@ -33,7 +40,10 @@ func sayRefused(conn net.Conn, err error) {
 	var frame bytes.Buffer
 	why := e.Reason + ": " + e.Err.Error()
 	_ = http2.NewFramer(&frame, nil).WriteGoAway(0, http2.ErrCodeEnhanceYourCalm, []byte(why[:min(len(why), maxRefusal)]))
-	_, _ = conn.Write(frame.Bytes()) // it is closed anyway
+	_, errWrite := conn.Write(frame.Bytes())
+	if errWrite == nil && conn.SetReadDeadline(time.Now().Add(refusalTime)) == nil {
+		_, _ = io.Copy(io.Discard, io.LimitReader(conn, refusalBytes)) // it is closed anyway
+	}
 }
 
 // refusal is the error of a connection whose first bytes are those of a GOAWAY; nil: they
