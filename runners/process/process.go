@@ -57,8 +57,13 @@ type proc struct {
 	exited func(runner.Exit)
 }
 
-// New returns a Runner whose reaper runs until Close.
+// New returns a Runner whose reaper runs until Close. A program calls it before it looks
+// at its arguments: where root may not set limits of other users, the program is started
+// again to do that (see setLimitsAs), and New does it and ends the process.
 func New(c Config) *Runner {
+	if len(os.Args) > 3 && os.Args[0] == limiterName {
+		os.Exit(limiter(os.Args[1:]))
+	}
 	// Orphans of jobs come to this process instead of init, so that they are
 	// reaped here and stay visible as descendants.
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -257,6 +262,9 @@ func (r *Runner) endFork(number uint64, p *proc) {
 // explain turns an errno of fork or exec into a reason.
 func (r *Runner) explain(err error, path string, s runner.Spec) error {
 	var known *runner.StartError
+	if errors.As(err, &known) {
+		return known
+	}
 	if errors.As(r.whyNot(path, s), &known) {
 		return known
 	}

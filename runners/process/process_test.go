@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,6 +20,13 @@ import (
 	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
 )
+
+func TestMain(m *testing.M) {
+	if os.Args[0] == limiterName {
+		New(Config{}) // as the programs that it is in do first
+	}
+	os.Exit(m.Run())
+}
 
 // TestTheStartTimeIsTheOneOfProc holds what the clock says against the kernel.
 func TestTheStartTimeIsTheOneOfProc(t *testing.T) {
@@ -219,6 +227,78 @@ func TestTheFolderThatRefusesIsNamedAndNotTheProgram(t *testing.T) {
 		if !errors.As(err, &se) || se.Reason != runner.BadRequest || !strings.Contains(se.Message, strconv.Quote(shut)) || strings.Contains(se.Message, "/bin/true") {
 			t.Errorf("asked %v: %v", asked, err)
 		}
+	}
+}
+
+// TestLimitsOfOtherUsersNeedNoCapability: root has neither of these in a container.
+func TestLimitsOfOtherUsersNeedNoCapability(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return // there is one user only
+	}
+	const name, poor = "TestLimitsOfOtherUsersNeedNoCapability", "DROVER_TEST_POOR"
+	if os.Getenv(poor) == "" {
+		ended := make(chan error, 1)
+		go func() {
+			runtime.LockOSThread() // never unlocked, on purpose: this thread has lost rights
+			for _, c := range []uintptr{unix.CAP_SYS_RESOURCE, unix.CAP_SYS_PTRACE} {
+				if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {
+					ended <- err
+					return
+				}
+			}
+			c := exec.Command("/proc/self/exe", "-test.run=^"+name+"$", "-test.v")
+			c.Env = append(os.Environ(), poor+"=1")
+			out, err := c.CombinedOutput()
+			if err != nil {
+				err = fmt.Errorf("%w: %s", err, out)
+			}
+			ended <- err
+		}()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var hard unix.Rlimit
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &hard); err != nil {
+		t.Fatal(err)
+	}
+	start := func(argv []string, limits ...runner.Rlimit) (int, error) {
+		attr := &syscall.ProcAttr{
+			Dir: "/", Files: []uintptr{write.Fd(), write.Fd(), write.Fd()},
+			Sys: &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}},
+		}
+		s := runner.Spec{Workdir: "/", Credential: &runner.Credential{UID: 65534, GID: 65534}, NoNewPrivs: true, Rlimits: limits}
+		r := &Runner{}
+		pid, _, err := r.launch(argv, attr, s, func() {})
+		return pid, err
+	}
+	pid, err := start([]string{"/bin/cat", "/proc/self/limits"},
+		runner.Rlimit{Resource: unix.RLIMIT_NOFILE, Value: 63}, runner.Rlimit{Resource: unix.RLIMIT_CORE, Value: 0}, runner.Rlimit{Resource: unix.RLIMIT_FSIZE, Value: 1 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var status syscall.WaitStatus
+	if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil || status != 0 {
+		t.Errorf("it ended with %v, %v", status, err)
+	}
+	text := make([]byte, 1<<16)
+	n, _ := read.Read(text)
+	for limit, want := range map[string]string{"Max open files": "63", "Max core file size": "0", "Max file size": strconv.Itoa(1 << 30)} {
+		_, rest, _ := strings.Cut(string(text[:n]), limit)
+		if f := strings.Fields(rest); len(f) < 2 || f[0] != want || f[1] != want {
+			t.Errorf("%s: %.60q", limit, rest)
+		}
+	}
+	_, err = start([]string{"/bin/true"}, runner.Rlimit{Resource: unix.RLIMIT_CORE, Value: 0}, runner.Rlimit{Resource: unix.RLIMIT_NOFILE, Value: hard.Max + 1})
+	want := fmt.Sprintf("rlimits.nofile: set it to %d: operation not permitted: the worker's own limit is %d, and whoever goes beyond it needs CAP_SYS_RESOURCE", hard.Max+1, hard.Max)
+	var se *runner.StartError
+	if !errors.As(err, &se) || se.Reason != runner.Resource || se.Message != want {
+		t.Errorf("more than this process has: %v, want %s", err, want)
 	}
 }
 

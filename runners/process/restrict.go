@@ -87,10 +87,13 @@ func (x *restrictions) fork(path string, argv []string, attr *syscall.ProcAttr) 
 	sys.Ptrace = true
 	traced.Sys = &sys
 	pid, err := syscall.ForkExec(path, argv, &traced)
+	if errors.Is(err, syscall.EPERM) {
+		err = fmt.Errorf("%w (rlimits need ptrace(2), which this host may not allow)", err)
+	}
 	if err != nil {
 		return 0, err
 	}
-	if err := limitAndRelease(pid, x.rlimits); err != nil {
+	if err := limitAndRelease(pid, sys.Credential, x.rlimits); err != nil {
 		// Without its limits it must not run. It has run nothing yet.
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 		_, _ = syscall.Wait4(pid, nil, 0, nil)
@@ -101,7 +104,7 @@ func (x *restrictions) fork(path string, argv []string, attr *syscall.ProcAttr) 
 
 // limitAndRelease waits for the stop at exec, sets the limits, and lets go. The
 // end of a process that is killed meanwhile is left to the reaper.
-func limitAndRelease(pid int, limits []runner.Rlimit) error {
+func limitAndRelease(pid int, c *syscall.Credential, limits []runner.Rlimit) error {
 	for {
 		var info childInfo
 		err := unix.Waitid(unix.P_PID, pid, (*unix.Siginfo)(unsafe.Pointer(&info)), unix.WSTOPPED|unix.WEXITED|unix.WNOWAIT, nil)
@@ -116,10 +119,8 @@ func limitAndRelease(pid int, limits []runner.Rlimit) error {
 				return fmt.Errorf("continue process %d: %w", pid, err)
 			}
 		default:
-			for _, l := range limits {
-				if err := unix.Prlimit(pid, l.Resource, &unix.Rlimit{Cur: l.Value, Max: l.Value}, nil); err != nil {
-					return fmt.Errorf("limit %d of process %d to %d: %w", l.Resource, pid, l.Value, err)
-				}
+			if err := setLimits(pid, c, limits); err != nil {
+				return err
 			}
 			if err := syscall.PtraceDetach(pid); err != nil && !errors.Is(err, syscall.ESRCH) {
 				return fmt.Errorf("release process %d: %w", pid, err)
