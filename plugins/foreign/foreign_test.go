@@ -540,12 +540,12 @@ func TestWhatWithstandsSaysWhy(t *testing.T) {
 		must(t, As(guest(), grow))
 		fd, err := unix.Open(at(name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		must(t, err)
-		defer unix.Close(fd) //nolint:errcheck // nothing was written to it
+		defer unix.Close(fd)
 		if err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, immutable); err != nil {
 			t.Logf("left out where files cannot be made immutable: %v", err)
 			return
 		}
-		defer unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, 0) //nolint:errcheck // the folder goes with the test
+		defer unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, 0)
 		if err := Remove(t.Context(), parent, "tree", time.Minute); err == nil || !strings.Contains(err.Error(), strconv.Quote(name)+": it is protected by chattr") {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -44,13 +44,12 @@ func (r *Runner) begin(path string, argv []string, attr *syscall.ProcAttr, s run
 			return err
 		}
 		folder = f
-		// Containers often forbid a thread to have a place of its own.
-		if unix.Unshare(unix.CLONE_FS) != nil {
-			there.Dir = inChild(f)
-			return nil
+		if unix.Unshare(unix.CLONE_FS) == nil {
+			there.Dir = ""
+			return f.Chdir()
 		}
-		there.Dir = ""
-		return f.Chdir()
+		there.Dir = inChild(f) // containers often forbid a thread to have a place of its own
+		return nil
 	}, func() {
 		// Not before: the reaper waits for who has announced a fork.
 		do(func() (int, error) { return x.fork(path, argv, &there) })
