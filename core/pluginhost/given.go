@@ -2,6 +2,7 @@ package pluginhost
 
 import (
 	"syscall"
+	"time"
 
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
@@ -9,6 +10,7 @@ import (
 // given is an attempt that was handed to the plugin and not acknowledged.
 type given struct {
 	start   *runnerv1.Start // nil once it is confirmed, or after a restart of the worker
+	at      time.Time       // of start
 	mark    string          // DROVER_MARK=... of its environment
 	stdout  string          // named pipes
 	stderr  string

@@ -191,6 +191,7 @@ func (h *Host) Run(ctx context.Context) error {
 			h.scan()
 		case <-reap.C:
 			h.reapOrphans()
+			h.releaseStuck(time.Now())
 			h.recovered()
 		}
 	}

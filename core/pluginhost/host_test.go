@@ -35,6 +35,10 @@ func TestMain(m *testing.M) {
 		hostMain()
 		return
 	}
+	if os.Getenv(forkerRole) != "" {
+		forkerMain()
+		return
+	}
 	dir, err := os.MkdirTemp("", "drover-plugins-")
 	if err != nil {
 		panic(err)

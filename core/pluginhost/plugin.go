@@ -128,7 +128,7 @@ func (p *hosted) start(s *runnerv1.Start) (taken bool) {
 			return
 		}
 		taken = true
-		g.start, g.stdout, g.stderr = s, s.GetStdout(), s.GetStderr()
+		g.start, g.at, g.stdout, g.stderr = s, time.Now(), s.GetStdout(), s.GetStderr()
 		for _, kv := range s.GetEnv() {
 			if strings.HasPrefix(kv, "DROVER_MARK=") {
 				g.mark = kv

@@ -71,14 +71,18 @@ func fromOthers(fd, pid int, ticks uint64) (*runnerv1.Exited, job.Evidence, erro
 }
 
 // children lists the children of this process.
-func children() []int {
-	tasks, err := os.ReadDir("/proc/self/task")
+func children() []int { return childrenOf("self") }
+
+// childrenOf lists the children of a process, as /proc names it.
+func childrenOf(process string) []int {
+	dir := "/proc/" + process + "/task"
+	tasks, err := os.ReadDir(dir)
 	if err != nil {
 		return nil
 	}
 	var out []int
 	for _, t := range tasks {
-		data, err := os.ReadFile("/proc/self/task/" + t.Name() + "/children")
+		data, err := os.ReadFile(dir + "/" + t.Name() + "/children")
 		if err != nil {
 			continue // the thread ended meanwhile
 		}

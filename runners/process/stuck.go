@@ -17,6 +17,8 @@ const stuckAfter = time.Second
 // job before it executes its program, and until then this process can fork no other: a
 // signal of that user that stops it would stop every start of this runner. Such a child
 // is killed, and its job has ended by a signal. The caller says when the fork is over.
+// This goroutine does not run when the garbage collector waits for the thread that forks:
+// then the worker does the same (core/pluginhost, releaseStuck).
 func watchFork(s runner.Spec) (over func()) {
 	if s.Credential == nil && len(s.Rlimits) == 0 {
 		return func() {}
