@@ -190,6 +190,10 @@ type Job struct {
 	RequestID        string
 	Result           Report // the latest report of the present attempt
 	UnreachableSince time.Time
+	// StopGrace is what the stop that was asked for gives; nil: what the job asks for.
+	StopGrace *time.Duration
+	// Ended is when the scheduler settled the job; zero in records of earlier versions.
+	Ended time.Time
 	// Input is how many bytes of input are kept apart from the job; 0: there is none, or
 	// it is not needed any more.
 	Input     int64

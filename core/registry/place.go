@@ -56,6 +56,8 @@ func (e *entry) fit(s *job.Spec) nearness {
 		return lacksScript
 	case e.diskFull():
 		return lacksDisk
+	case !e.Commanded: // its heartbeats come, but no order would reach it
+		return isConnecting
 	case e.Running >= e.Slots:
 		return isFull
 	default:
@@ -115,7 +117,7 @@ func Explain(reason string, s *job.Spec) string {
 	}
 	switch reason {
 	case job.ReasonConnecting:
-		return "a worker has just come and has not told yet what it offers"
+		return "the scheduler has no session yet with a worker that may fit"
 	case job.ReasonNoWorker:
 		return "no worker is online"
 	case job.ReasonWorkerOffline:
@@ -150,7 +152,7 @@ func Explain(reason string, s *job.Spec) string {
 func explainNamed(reason string, s *job.Spec) string {
 	switch reason {
 	case job.ReasonConnecting:
-		return fmt.Sprintf("the worker %q has just come and has not told yet what it offers", s.Worker)
+		return fmt.Sprintf("the scheduler has no session yet with the worker %q", s.Worker)
 	case job.ReasonWorkerDrained:
 		return fmt.Sprintf("the worker %q is draining", s.Worker)
 	case job.ReasonNoRunner:

@@ -57,6 +57,7 @@ type Worker struct {
 	Conditions  []job.Condition
 	Trouble     job.Condition // what the scheduler itself has to say; zero: nothing
 	Listed      bool          // it has told what runners and scripts it has since it came
+	Commanded   bool          `json:"-"` // the scheduler has a session with it in which it has told all it has
 	Running     int           // attempts that the scheduler has placed there
 	State       State
 	Drain       bool // by an operator
@@ -119,7 +120,7 @@ func (r *Registry) Load(w Worker) {
 	if w.State != Deregistered {
 		w.State = Offline
 	}
-	w.Running, w.LeaseEnd, w.Contact, w.Listed = 0, time.Time{}, time.Time{}, false
+	w.Running, w.LeaseEnd, w.Contact, w.Listed, w.Commanded = 0, time.Time{}, time.Time{}, false, false
 	w.Lease = max(w.Lease, r.lease)
 	r.put(&entry{Worker: w})
 }
@@ -290,6 +291,15 @@ func (r *Registry) SetLapses(id job.WorkerID, n uint64) {
 	}
 }
 
+// SetCommanded notes whether the scheduler can command a worker: its heartbeats do not
+// tell.
+func (r *Registry) SetCommanded(id job.WorkerID, can bool) {
+	if e := r.byID[id]; e != nil && e.Commanded != can {
+		e.Commanded = can
+		r.moved(e)
+	}
+}
+
 // SetScripts replaces what scripts a worker offers.
 func (r *Registry) SetScripts(id job.WorkerID, x job.ScriptIndex) {
 	if e := r.byID[id]; e != nil {
@@ -307,18 +317,21 @@ func (r *Registry) SetRunners(id job.WorkerID, rs []job.RunnerInfo) {
 	}
 }
 
-// conditionLinkBreaks is the type of the condition that a scheduler adds to a worker's own.
-const conditionLinkBreaks = "LINK_BREAKS"
+// Types of the conditions that a scheduler adds to a worker's own.
+const (
+	LinkBreaks = "LINK_BREAKS"
+	NoSession  = "NO_SESSION"
+)
 
-// SetTrouble notes that the link to a worker does not hold, or with an empty message
-// that it does. changed reports whether that is new.
-func (r *Registry) SetTrouble(id job.WorkerID, now time.Time, message string) (changed bool) {
+// SetTrouble notes what is wrong between the scheduler and a worker, or with an empty
+// message that nothing is. changed reports whether that is new.
+func (r *Registry) SetTrouble(id job.WorkerID, now time.Time, kind, message string) (changed bool) {
 	e := r.byID[id]
 	if e == nil || e.Trouble.Message == message {
 		return false
 	}
 	if e.Trouble = (job.Condition{}); message != "" {
-		e.Trouble = job.Condition{Type: conditionLinkBreaks, Message: message, Since: now}
+		e.Trouble = job.Condition{Type: kind, Message: message, Since: now}
 	}
 	return true
 }

@@ -170,6 +170,9 @@ func TestPlacement(t *testing.T) {
 		if _, err := r.Register(at(0), labels(worker("new", 2), "zone", "c"), id(3)); err != nil { // has told nothing yet
 			t.Fatal(err)
 		}
+		for n := range byte(3) {
+			r.SetCommanded(id(n+1), true)
+		}
 		return r
 	}
 	for name, c := range map[string]struct {
@@ -203,7 +206,13 @@ func TestPlacement(t *testing.T) {
 		"the named does not have it": {job.Spec{Command: "bash", Path: "sub/b.sh", Worker: "w2"}, nil, job.ReasonNoScript},
 		"commands need no list":      {job.Spec{Command: "uname", Worker: "new"}, nil, "new"},
 		"the named is drained":       {job.Spec{Command: "uname", Worker: "w1"}, func(r *registry.Registry) { _, _ = r.SetDrain(id(1), true, "") }, job.ReasonWorkerDrained},
-		"a removed one":              {job.Spec{Command: "uname", Worker: "w1"}, func(r *registry.Registry) { r.Remove(id(1)) }, job.ReasonWorkerGone},
+		"the named has no session":   {job.Spec{Command: "uname", Worker: "w1"}, func(r *registry.Registry) { r.SetCommanded(id(1), false) }, job.ReasonConnecting},
+		"nobody has a session, one is full": {job.Spec{Command: "uname"}, func(r *registry.Registry) {
+			r.SetCommanded(id(2), false)
+			r.SetCommanded(id(3), false)
+			r.Occupy(id(1), 4)
+		}, job.ReasonConnecting},
+		"a removed one": {job.Spec{Command: "uname", Worker: "w1"}, func(r *registry.Registry) { r.Remove(id(1)) }, job.ReasonWorkerGone},
 		"a runner that is not ready": {job.Spec{Command: "python", Path: "a.sh", Worker: "w1"}, func(r *registry.Registry) {
 			r.SetRunners(id(1), []job.RunnerInfo{{State: "starting", Commands: []string{"python"}}})
 		}, "w1"}, // its policy allows every command
@@ -333,6 +342,7 @@ func TestAFullDiskTakesNoJob(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.SetCommanded(w.ID, true)
 	spec := &job.Spec{Command: "true"}
 	for _, c := range []struct {
 		conditions []job.Condition

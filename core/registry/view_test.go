@@ -70,6 +70,7 @@ func TestPlaceDecidesAsIfItLookedAtEveryWorker(t *testing.T) {
 			"drain":      func(t *rapid.T) { _, _ = r.SetDrain(id(), rapid.Bool().Draw(t, "drain"), "") },
 			"remove":     func(*rapid.T) { r.Remove(id()) },
 			"occupy":     func(t *rapid.T) { r.Occupy(id(), rapid.SampledFrom([]int{1, -1}).Draw(t, "n")) },
+			"command":    func(t *rapid.T) { r.SetCommanded(id(), rapid.IntRange(0, 3).Draw(t, "commanded") > 0) },
 			"scripts": func(t *rapid.T) {
 				x := job.ScriptIndex{}
 				if rapid.Bool().Draw(t, "published") {

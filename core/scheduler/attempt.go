@@ -225,7 +225,7 @@ func (m *Machine) dispatch(e *entry, w registry.Worker) {
 	e.Worker, e.WorkerName, e.BootID = w.ID, w.Name, w.BootID
 	e.Fence = job.Fence{Term: m.term, Counter: m.counter}
 	e.Result = job.Report{}
-	e.deadline = time.Time{}
+	e.deadline, e.resent = time.Time{}, false
 	m.workers.Occupy(w.ID, 1)
 	m.place(e)
 	m.send(w.ID, Down{Starts: []job.StartOrder{m.order(e)}})
@@ -260,15 +260,15 @@ func (m *Machine) stopJob(to uint64, s *Stop) {
 		e.State, e.Reason, e.Message = job.Stopped, s.Reason, "it was stopped while it waited"
 		m.put(e)
 	case job.Stopping: // a second stop may shorten the grace
-		e.stop.Grace = s.Grace
+		e.stop.Grace, e.StopGrace = s.Grace, s.Grace
 		if ownStop(e.Reason) { // the worker's, until now: a retry is off
 			e.Reason, e.Message, e.stop.Reason = s.Reason, "stop requested", s.Reason
-			m.put(e)
 		}
+		m.put(e)
 		m.send(e.Worker, Down{Stops: []job.StopOrder{e.stop}})
 	default:
 		m.counter++
-		e.State, e.Reason = job.Stopping, s.Reason
+		e.State, e.Reason, e.StopGrace = job.Stopping, s.Reason, s.Grace
 		e.Message = "stop requested"
 		e.stop = job.StopOrder{
 			Key: e.attempt(), Fence: job.Fence{Term: m.term, Counter: m.counter}, Grace: s.Grace, Reason: s.Reason,

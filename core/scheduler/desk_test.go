@@ -172,6 +172,12 @@ func (d *desk) hello(w job.WorkerID, boot string, reports ...job.Report) []Effec
 	return d.frame(w, Up{Hello: &Hello{BootID: boot, InstanceID: "one", Complete: true}, Reports: reports})
 }
 
+// cut ends the session of a worker.
+func (d *desk) cut(w job.WorkerID) []Effect {
+	d.t.Helper()
+	return d.step(Event{Up: &UpEvent{Worker: w, Link: d.m.links[w].number, Closed: true}})
+}
+
 func (d *desk) frame(w job.WorkerID, up Up) []Effect {
 	d.t.Helper()
 	number := d.link

@@ -24,6 +24,7 @@ type Event struct {
 	Remove     *job.WorkerID // worker to remove
 	Up         *UpEvent
 	Refused    *Refusal
+	Unsent     *Unsent
 	Trouble    *Trouble
 	Tick       bool
 
@@ -105,6 +106,12 @@ type Refusal struct {
 	Key     job.Key
 	Reason  string
 	Message string
+}
+
+// Unsent says that the first orders of some attempts were never given to a link.
+type Unsent struct {
+	Worker job.WorkerID
+	Keys   []job.Key
 }
 
 // Trouble says that the link to a worker breaks again and again, or, with an empty

@@ -88,15 +88,14 @@ func (l *links) hang(id job.WorkerID) {
 	}
 }
 
-// send queues a frame. What is queued while the link is down is dropped with
-// it: the reconciliation after the next hello orders it again.
-func (l *links) send(id job.WorkerID, d Down) {
+// send queues a frame, or returns false: what is queued while the link is down is
+// dropped with it. The reconciliation after the next hello orders it again, but for
+// starts that can be made elsewhere.
+func (l *links) send(id job.WorkerID, d Down) bool {
 	l.mu.Lock()
 	c := l.byID[id]
 	l.mu.Unlock()
-	if c != nil {
-		c.out.add(d)
-	}
+	return c != nil && c.out.add(d)
 }
 
 // revoke passes a list on to the workers of now and of later. One that they were all
@@ -260,7 +259,9 @@ func (l *links) use(ctx context.Context, c *connection, link Link, again, bad bo
 	}
 	cancel(nil)
 	<-closed
-	c.out.shut()
+	if unsent := c.out.shut(); len(unsent) > 0 {
+		l.deliver(ctx, Event{Unsent: &Unsent{id, unsent}})
+	}
 	wait.Wait()
 	if !talked {
 		return false, err

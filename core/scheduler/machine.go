@@ -26,9 +26,11 @@ type Machine struct {
 	queue    *queue
 	timers   deadlines
 	drains   map[job.WorkerID]time.Time // when jobs of a draining worker are stopped
+	mute     map[job.WorkerID]time.Time // when a worker without a session has been that for long; zero: it has
 	links    map[job.WorkerID]*link
 	account  account
 	began    time.Time // before it, nothing is known of contacts with workers
+	first    time.Time // of the first step, for wall
 	now      time.Time
 	out      []Effect
 	// dirty is set when a worker may have become able to take a queued job.
@@ -42,6 +44,7 @@ type entry struct {
 	class    *class        // while queued
 	deadline time.Time     // of the queue, the retry, or a partition; zero without one
 	delayed  bool          // a retry waits for its backoff
+	resent   bool          // the order of this attempt was made a second time
 	stop     job.StopOrder // while STOPPING
 	bytes    int64         // of its request, input not counted
 	hash     [32]byte      // of its request, until the store can tell it
@@ -61,7 +64,7 @@ type link struct {
 func NewMachine(term uint64, lease time.Duration) *Machine {
 	return &Machine{
 		term: term, workers: registry.New(lease), jobs: map[job.ID]*entry{}, placed: map[job.WorkerID]map[job.ID]*entry{}, requests: map[string]*entry{},
-		queue: newQueue(), links: map[job.WorkerID]*link{}, drains: map[job.WorkerID]time.Time{},
+		queue: newQueue(), links: map[job.WorkerID]*link{}, drains: map[job.WorkerID]time.Time{}, mute: map[job.WorkerID]time.Time{},
 		account: account{budget: Budget{}.orDefault(), of: map[string]int64{}},
 	}
 }
@@ -93,7 +96,7 @@ func (m *Machine) LoadJob(now time.Time, j job.Job) {
 	default:
 		m.workers.Occupy(j.Worker, 1)
 		m.place(e)
-		e.stop = job.StopOrder{Key: e.attempt(), Fence: j.Fence, Reason: j.Reason}
+		e.stop = job.StopOrder{Key: e.attempt(), Fence: j.Fence, Grace: j.StopGrace, Reason: j.Reason}
 		m.awaitPartition(e)
 	}
 }
@@ -103,6 +106,9 @@ func (e *entry) attempt() job.Key { return job.Key{Job: e.ID, Attempt: e.Attempt
 // Step takes one event. Effects are valid until the next call.
 func (m *Machine) Step(now time.Time, ev *Event) []Effect {
 	m.now, m.out = now, m.out[:0]
+	if m.first.IsZero() {
+		m.first = now
+	}
 	m.expire()
 	switch {
 	case ev.Submit != nil:
@@ -127,6 +133,8 @@ func (m *Machine) Step(now time.Time, ev *Event) []Effect {
 		m.up(ev.Up)
 	case ev.Refused != nil:
 		m.refused(ev.Refused)
+	case ev.Unsent != nil:
+		m.unsent(ev.Unsent)
 	case ev.Trouble != nil:
 		m.trouble(ev.Trouble)
 	}
@@ -150,6 +158,7 @@ func (m *Machine) reply(to uint64, r Result) {
 // longer than it is needed.
 func (m *Machine) put(e *entry) {
 	if e.State.Terminal() {
+		e.Ended = m.wall()
 		m.release(e)
 		m.account.add(owner(&e.Job), -e.bytes)
 		e.Spec.Secrets = nil
@@ -161,6 +170,10 @@ func (m *Machine) put(e *entry) {
 		delete(m.requests, e.key)
 	}
 }
+
+// wall is the wall clock of the first step plus the time since: a clock that is set
+// while the scheduler runs makes no job older (P14).
+func (m *Machine) wall() time.Time { return m.first.Round(0).Add(m.now.Sub(m.first)) }
 
 // release drops the input of a job that needs it no more.
 func (m *Machine) release(e *entry) {
@@ -178,9 +191,11 @@ func (m *Machine) NextDeadline() time.Time {
 	if len(m.timers) > 0 && (next.IsZero() || m.timers[0].at.Before(next)) {
 		next = m.timers[0].at
 	}
-	for _, at := range m.drains {
-		if next.IsZero() || at.Before(next) {
-			next = at
+	for _, times := range []map[job.WorkerID]time.Time{m.drains, m.mute} {
+		for _, at := range times {
+			if !at.IsZero() && (next.IsZero() || at.Before(next)) {
+				next = at
+			}
 		}
 	}
 	return next
@@ -200,6 +215,7 @@ func (m *Machine) expire() {
 		}
 	}
 	m.endDrains()
+	m.endPatience()
 	if next := m.workers.NextExpiry(); next.IsZero() || m.now.Before(next) {
 		return
 	}
@@ -302,6 +318,9 @@ func (m *Machine) register(to uint64, ev *Register) {
 	}
 	m.effect(Effect{Worker: &w})
 	m.effect(Effect{Dial: &w})
+	if !w.Commanded {
+		m.uncommanded(w.ID)
+	}
 	m.reached(w.ID)
 	m.reply(to, Result{Worker: w})
 	m.dirty = true
@@ -334,9 +353,16 @@ func (m *Machine) deregister(to uint64, id job.WorkerID) {
 	m.effect(Effect{Worker: &w})
 	m.effect(Effect{Hang: &id})
 	m.outOfReach(id)
-	delete(m.links, id)
+	m.unlink(id)
 	m.dirty = true
 	m.reply(to, Result{Worker: w})
+}
+
+// unlink forgets the session of a worker that has left.
+func (m *Machine) unlink(id job.WorkerID) {
+	delete(m.links, id)
+	delete(m.mute, id)
+	m.workers.SetCommanded(id, false)
 }
 
 func (m *Machine) drain(to uint64, ev *Drain) {
@@ -368,8 +394,8 @@ func (m *Machine) removeWorker(to uint64, id job.WorkerID) {
 	for _, e := range m.onWorker(id) {
 		m.finish(e, job.Lost, job.ReasonWorkerGone, "an operator removed its worker "+w.Name)
 	}
+	m.unlink(id)
 	m.workers.Remove(id)
-	delete(m.links, id)
 	delete(m.drains, id)
 	m.dirty = true // jobs that wait for it learn that it is gone
 	m.effect(Effect{Gone: &id})

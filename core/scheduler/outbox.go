@@ -45,20 +45,27 @@ func (o *outbox) open(l *line) {
 	o.line = l
 }
 
-// shut drops what waits, and returns when nothing is being sent any more.
-func (o *outbox) shut() {
+// shut drops what waits, and returns when nothing is being sent any more. It tells which
+// starts were never given to the link.
+func (o *outbox) shut() (unsent []job.Key) {
 	o.mu.Lock()
+	for _, waiting := range [][]job.StartOrder{o.down.Starts, o.large} {
+		for i := range waiting {
+			unsent = append(unsent, waiting[i].Key)
+		}
+	}
 	o.line, o.down, o.large = nil, Down{}, nil
 	o.mu.Unlock()
 	o.wait.Wait() // nobody begins without a link
+	return unsent
 }
 
-// add queues a frame; without a link it is dropped.
-func (o *outbox) add(d Down) {
+// add queues a frame, or returns false: without a link it is dropped.
+func (o *outbox) add(d Down) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.line == nil || d.Empty() {
-		return
+		return o.line != nil
 	}
 	for i := range d.Starts {
 		if s := &d.Starts[i]; s.Input+s.Spec.Bytes() > largeOrder {
@@ -78,13 +85,14 @@ func (o *outbox) add(d Down) {
 		o.line.lost(errs.E("send to the worker", errs.Exhausted, "OVERLOADED",
 			fmt.Errorf("more than %d stops and acknowledgements wait for the worker to read them", maxWaiting)))
 		o.line = nil
-		return
+		return true
 	}
 	if !o.carries {
 		o.carries = true
 		l := o.line
 		o.wait.Go(func() { o.carry(l) })
 	}
+	return true
 }
 
 // take returns what is sent next: what is small, and one large start. When there is

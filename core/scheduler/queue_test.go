@@ -198,7 +198,9 @@ func TestAJobThatWaitsTooLongIsRejected(t *testing.T) {
 		placed := d.submit(job.Spec{Command: "other", QueueTimeout: time.Minute})
 		d.pass(time.Minute - 1)
 		d.want(id, job.Queued, job.ReasonNoWorker)
-		w := d.ask(Event{Register: &Register{Registration: registration("w", 1), Fresh: workerID("w")}}).Worker.ID
+		w := d.register("w", 1)
+		d.want(id, job.Queued, job.ReasonConnecting)
+		d.hello(w, "boot")
 		d.want(id, job.Dispatched, "") // just in time
 		d.want(placed, job.Queued, job.ReasonNoSlot)
 		d.pass(1)
@@ -207,7 +209,6 @@ func TestAJobThatWaitsTooLongIsRejected(t *testing.T) {
 			t.Errorf("it says %q", m)
 		}
 		d.want(id, job.Dispatched, "")
-		d.hello(w, "boot")
 	})
 }
 

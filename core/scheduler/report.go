@@ -4,12 +4,14 @@ import (
 	"fmt"
 
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/registry"
 )
 
 // up takes a frame of a worker, or the news that its link opened or closed.
 func (m *Machine) up(ev *UpEvent) {
 	if ev.Opened {
 		m.links[ev.Worker] = &link{number: ev.Link, open: true, seen: map[job.Key]bool{}}
+		m.uncommanded(ev.Worker)
 		return
 	}
 	l := m.links[ev.Worker]
@@ -18,6 +20,7 @@ func (m *Machine) up(ev *UpEvent) {
 	}
 	if ev.Closed {
 		delete(m.links, ev.Worker)
+		m.uncommanded(ev.Worker)
 		return
 	}
 	if ev.Up.Hello != nil {
@@ -51,6 +54,7 @@ func (m *Machine) up(ev *UpEvent) {
 	}
 	if l.hello.Complete && !l.complete {
 		l.complete = true
+		m.commanded(ev.Worker)
 		m.reached(ev.Worker)
 		m.reconcile(ev.Worker, l)
 		l.seen = nil
@@ -144,6 +148,7 @@ func (m *Machine) reconcile(id job.WorkerID, l *link) {
 		case e.State == job.Dispatched && e.Result.Sequence == 0 && l.hello.BootID == e.BootID:
 			// Never confirmed: the same order again is harmless (P2), for the worker
 			// remembers what it was told. After a reboot it may not.
+			e.resent = true
 			m.send(id, Down{Starts: []job.StartOrder{m.order(e)}})
 		default:
 			m.lose(e, l)
@@ -173,7 +178,7 @@ func (m *Machine) refused(r *Refusal) {
 
 // trouble notes that the link to a worker breaks again and again, or that it holds.
 func (m *Machine) trouble(t *Trouble) {
-	if m.workers.SetTrouble(t.Worker, m.now.Round(0), t.Message) {
+	if m.workers.SetTrouble(t.Worker, m.now.Round(0), registry.LinkBreaks, t.Message) {
 		m.changed(t.Worker)
 	}
 }

@@ -29,10 +29,13 @@ func TestARestartSettlesEveryJob(t *testing.T) {
 		for _, id := range []job.ID{runs, ends, gone, stopped} {
 			w.wait(id, job.Running)
 		}
-		p.cut()
-		time.Sleep(time.Second)
+		p.deaf(true)
 		ordered := w.run(args("run=1h")) // the order does not arrive
 		queued := w.run(args("run=1s"))
+		time.Sleep(time.Second)
+		p.cut()
+		p.deaf(false)
+		time.Sleep(time.Second)
 		if a, b := w.job(ordered), w.job(queued); a.State != job.Dispatched || b.State != job.Queued || b.Reason != job.ReasonNoSlot {
 			t.Fatalf("%v and %v (%s)", a.State, b.State, b.Reason)
 		}

@@ -76,12 +76,15 @@ func (r *Retention) every() time.Duration {
 }
 
 // removes tells whether a record goes now; over tells that there are more than
-// Count. The age of a job that never started counts from its submission.
+// Count. The age counts from the end, whoever settled the job.
 func (r *Retention) removes(j *job.Job, now time.Time, over bool) bool {
 	if !j.State.Terminal() || j.RequestID != "" && now.Sub(j.Submit) < r.Requests {
 		return false
 	}
-	end := j.Result.End
+	end := j.Ended
+	if end.IsZero() { // of an earlier version
+		end = j.Result.End
+	}
 	if end.Before(j.Submit) {
 		end = j.Submit
 	}

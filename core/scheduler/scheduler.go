@@ -70,6 +70,7 @@ type Scheduler struct {
 	links   *links
 	retain  *retainer
 	awaited awaited
+	later   []Event // what the last round has led to; owned by Run
 
 	mu      sync.Mutex // guards the fields below
 	waiting map[uint64]chan Result
@@ -184,6 +185,10 @@ func (s *Scheduler) arm(t *time.Timer) {
 // while the last round was committed makes one round, so batches grow with the
 // load and an idle scheduler answers at once.
 func (s *Scheduler) gather(ctx context.Context, tick <-chan time.Time, round []Event) []Event {
+	if len(s.later) > 0 {
+		round, s.later = append(round, s.later...), nil
+		return round
+	}
 	select {
 	case <-ctx.Done():
 		return round
@@ -292,7 +297,13 @@ func (s *Scheduler) act(effects []Effect) {
 	for i := range effects {
 		switch e := &effects[i]; {
 		case e.Send != nil:
-			s.links.send(e.Send.Worker, e.Send.Down)
+			if starts := e.Send.Down.Starts; !s.links.send(e.Send.Worker, e.Send.Down) && len(starts) > 0 {
+				u := &Unsent{Worker: e.Send.Worker}
+				for i := range starts {
+					u.Keys = append(u.Keys, starts[i].Key)
+				}
+				s.later = append(s.later, Event{Unsent: u})
+			}
 		case e.Dial != nil:
 			s.links.dial(*e.Dial)
 		case e.Hang != nil:

@@ -461,7 +461,7 @@ func TestAWorkerThatKnowsANewerSchedulerIsNotCommanded(t *testing.T) {
 		p.heal()
 		id := w.run(args("run=1s"))
 		time.Sleep(time.Minute)
-		if p.started(id) != 0 || w.job(id).State != job.Dispatched {
+		if p.started(id) != 0 || w.job(id).State != job.Queued {
 			t.Errorf("%v, started %d times (P3)", w.job(id).State, p.started(id))
 		}
 		if log := w.log.String(); strings.Count(log, "records are older") != 1 {

@@ -124,6 +124,7 @@ type player struct {
 	forgets  []job.Key
 	term     uint64
 	away     bool // nothing of it is heard, nothing reaches it
+	loses    bool // what it is told to start
 	link     *wire
 }
 
@@ -212,6 +213,13 @@ func (p *player) cut() {
 	}
 }
 
+// deaf makes a worker lose what it is told to start.
+func (p *player) deaf(is bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.loses = is
+}
+
 func (p *player) heal() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -290,7 +298,7 @@ func (l *wire) Send(d Down) (tooLarge []job.Key, err error) {
 
 // start plays a start order; p.mu is held.
 func (p *player) start(o *job.StartOrder) {
-	if p.attempts[o.Key] != nil || p.starts[o.Key] > 0 {
+	if p.loses || p.attempts[o.Key] != nil || p.starts[o.Key] > 0 {
 		return // P2
 	}
 	p.starts[o.Key]++
