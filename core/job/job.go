@@ -6,6 +6,7 @@ package job
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -186,9 +187,12 @@ type Job struct {
 	RequestedBy string // name in the certificate of who asked
 	// Owner is the whole identity of who asked, as the scheduler compares it; "" in
 	// records of earlier versions.
-	Owner            string
-	RequestID        string
-	Result           Report // the latest report of the present attempt
+	Owner     string
+	RequestID string
+	Result    Report // the latest report of the present attempt
+	// Past are the attempts that a retry came after, oldest first: each keeps its worker,
+	// its output and its end for as long as the job has a record.
+	Past             []Attempt
 	UnreachableSince time.Time
 	// StopGrace is what the stop that was asked for gives; nil: what the job asks for.
 	StopGrace *time.Duration
@@ -198,6 +202,49 @@ type Job struct {
 	// it is not needed any more.
 	Input     int64
 	Truncated bool // this is a summary, and something was cut
+}
+
+// Attempt is one attempt of a job: where it was made, and what became of it.
+type Attempt struct {
+	Number     uint32
+	Worker     WorkerID
+	WorkerName string
+	State      State
+	Reason     string
+	ExitCode   *int32
+	Signal     string
+	Evidence   Evidence
+	Start, End time.Time // wall clock, for people only (P14)
+	Stdout     Stream
+	Stderr     Stream
+}
+
+// AttemptOf returns an attempt by its number; 0 is the newest. ok is false when it was
+// never made.
+func (j *Job) AttemptOf(number uint32) (a Attempt, ok bool) {
+	if number == 0 {
+		number = j.Attempt
+	}
+	for i := range j.Past {
+		if j.Past[i].Number == number {
+			return j.Past[i], true
+		}
+	}
+	r := &j.Result
+	return Attempt{
+		Number: j.Attempt, Worker: j.Worker, WorkerName: j.WorkerName, State: j.State, Reason: j.Reason,
+		ExitCode: r.ExitCode, Signal: r.Signal, Evidence: r.Evidence, Start: r.Start, End: r.End, Stdout: r.Stdout, Stderr: r.Stderr,
+	}, number == j.Attempt
+}
+
+// Attempts lists all that were made, oldest first.
+func (j *Job) Attempts() []Attempt {
+	all := slices.Clone(j.Past)
+	if n := len(all); j.Attempt > 0 && (n == 0 || all[n-1].Number != j.Attempt) {
+		now, _ := j.AttemptOf(j.Attempt)
+		all = append(all, now)
+	}
+	return all
 }
 
 // Reasons of states, stable codes that appear in Job.Reason.

@@ -25,6 +25,7 @@ func (j *Job) Summary() Job {
 	if most := MaxSummary / 16; len(s.Retry.ExitCodes) > most {
 		s.Retry.ExitCodes, room.cut = s.Retry.ExitCodes[:most], true
 	}
+	c.Past = nil // which may be many; one job that is asked for has them
 	c.Result.Bound()
 	c.Truncated = c.Truncated || room.cut
 	return c

@@ -80,10 +80,10 @@ func (e *entry) hasLabels(want map[string]string) bool {
 }
 
 // Place chooses a worker for a job: the named one, or of all that fit the one
-// with the smallest share of its slots taken, ties by name. Without one it
-// returns the reason of the worker that came nearest; with no worker at all
-// NO_WORKER.
-func (r *Registry) Place(s *job.Spec) (w Worker, reason string) {
+// with the smallest share of its slots taken, ties by name. The worker where the
+// attempt before was made is chosen only if no other fits. Without one it returns
+// the reason of the worker that came nearest; with no worker at all NO_WORKER.
+func (r *Registry) Place(s *job.Spec, before job.WorkerID) (w Worker, reason string) {
 	if s.Worker != "" {
 		named, err := r.Find(s.Worker)
 		if err != nil {
@@ -92,8 +92,8 @@ func (r *Registry) Place(s *job.Spec) (w Worker, reason string) {
 		return named, r.byID[named.ID].fit(s).String()
 	}
 	v := r.view(s)
-	if len(v.heap) > 0 {
-		return v.heap[0].Worker, ""
+	if best := v.best(before); best != nil {
+		return best.Worker, ""
 	}
 	if why := v.nearest(); why > isOffline {
 		return Worker{}, why.String()

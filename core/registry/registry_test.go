@@ -224,7 +224,7 @@ func TestPlacement(t *testing.T) {
 			if c.before != nil {
 				c.before(r)
 			}
-			w, reason := r.Place(&c.spec)
+			w, reason := r.Place(&c.spec, job.WorkerID{})
 			got := reason
 			if reason == "" {
 				got = w.Name
@@ -298,7 +298,7 @@ func TestAnyHistory(t *testing.T) {
 				}
 			},
 			"place": func(t *rapid.T) {
-				w, reason := r.Place(&job.Spec{Command: "uname"})
+				w, reason := r.Place(&job.Spec{Command: "uname"}, job.WorkerID{})
 				if reason != "" {
 					return
 				}
@@ -351,7 +351,7 @@ func TestAFullDiskTakesNoJob(t *testing.T) {
 		if _, _, err := r.Heartbeat(at(1), w.ID, false, 0, c.conditions); err != nil {
 			t.Fatal(err)
 		}
-		if _, reason := r.Place(spec); reason != c.reason {
+		if _, reason := r.Place(spec, job.WorkerID{}); reason != c.reason {
 			t.Errorf("%v: %q, want %q", c.conditions, reason, c.reason)
 		}
 		if c.reason != "" && !strings.Contains(registry.Explain(c.reason, spec), "disk") {

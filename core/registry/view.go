@@ -122,6 +122,24 @@ func (v *view) set(e *entry, why nearness) {
 	}
 }
 
+// best is the least loaded worker that fits, but for one, which comes last; nil when
+// nobody fits.
+func (v *view) best(last job.WorkerID) *entry {
+	if len(v.heap) == 0 {
+		return nil
+	}
+	first := v.heap[0]
+	if first.ID != last || len(v.heap) == 1 {
+		return first
+	}
+	// In a heap the next one is among the two below the first.
+	second := v.heap[1]
+	if len(v.heap) > 2 && lessLoaded(v.heap[2], second) {
+		second = v.heap[2]
+	}
+	return second
+}
+
 // nearest is the reason of the worker that came nearest to taking the job.
 func (v *view) nearest() nearness {
 	for why := reasonsEnd - 1; why > fits; why-- {

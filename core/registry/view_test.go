@@ -101,7 +101,7 @@ func TestPlaceDecidesAsIfItLookedAtEveryWorker(t *testing.T) {
 			},
 			"": func(t *rapid.T) {
 				for i := range specs {
-					w, reason := r.Place(&specs[i])
+					w, reason := r.Place(&specs[i], job.WorkerID{})
 					if name, why := lookAtAll(r, &specs[i]); w.Name != name || reason != why {
 						t.Fatalf("%+v goes to %q (%s), should to %q (%s)", specs[i], w.Name, reason, name, why)
 					}
@@ -122,7 +122,7 @@ func TestManyPlacementsAreNotKept(t *testing.T) {
 	r := New(time.Second)
 	r.Load(Worker{ID: job.WorkerID{1}, Name: "w", Slots: 1})
 	for i := range 3 * maxViews {
-		r.Place(&job.Spec{Command: "date", Labels: map[string]string{"n": fmt.Sprint(i)}})
+		r.Place(&job.Spec{Command: "date", Labels: map[string]string{"n": fmt.Sprint(i)}}, job.WorkerID{})
 	}
 	if len(r.views) > maxViews {
 		t.Errorf("%d placements are kept", len(r.views))

@@ -262,7 +262,8 @@ func proofFromProto(p *droverv1.StopProof) *job.StopProof {
 // wholeToProto returns a job as its own readers see it. One that does not fit into a
 // message, of before requests were bounded, is summed up.
 func wholeToProto(j *job.Job) *droverv1.Job {
-	if p := jobToProto(j); proto.Size(p) <= frameBytes {
+	p := jobToProto(j)
+	if p.Attempts = attemptsToProto(j); proto.Size(p) <= frameBytes {
 		return p
 	}
 	return summaryToProto(j)
@@ -292,6 +293,19 @@ func jobToProto(j *job.Job) *droverv1.Job {
 		p.WorkerId = j.Worker.String()
 	}
 	return p
+}
+
+// attemptsToProto lists every attempt of a job.
+func attemptsToProto(j *job.Job) []*droverv1.JobAttempt {
+	var out []*droverv1.JobAttempt
+	for _, a := range j.Attempts() {
+		out = append(out, &droverv1.JobAttempt{
+			Attempt: a.Number, WorkerId: a.Worker.String(), WorkerName: a.WorkerName, State: droverv1.JobState(a.State), Reason: a.Reason,
+			ExitCode: a.ExitCode, Signal: a.Signal, Evidence: droverv1.Evidence(a.Evidence), StartTime: timestamp(a.Start),
+			EndTime: timestamp(a.End), Stdout: streamToProto(a.Stdout), Stderr: streamToProto(a.Stderr),
+		})
+	}
+	return out
 }
 
 func reportToProto(r *job.Report) *droverv1.AttemptReport {

@@ -24,45 +24,44 @@ func (s *SchedulerServer) StreamOutput(r *droverv1.StreamOutputRequest, stream g
 	if err := checkStream(r.GetStream()); err != nil {
 		return err
 	}
-	j, w, err := s.scheduler.Locate(ctx, caller(ctx), r.GetJobId())
+	j, a, w, err := s.scheduler.Locate(ctx, caller(ctx), r.GetJobId(), r.GetAttempt())
 	if err != nil {
 		return err
 	}
-	if !j.State.Terminal() && j.State <= job.Dispatched {
+	// Who follows the newest attempt of a job that waits wants the next one.
+	if waits := !a.State.Terminal() || r.GetAttempt() == 0 && r.GetFollow(); waits && j.State <= job.Dispatched {
 		if !r.GetFollow() {
 			return nil
 		}
 		if _, err := s.scheduler.AwaitStart(ctx, j.ID); err != nil {
 			return err
 		}
-		if j, w, err = s.scheduler.Locate(ctx, caller(ctx), j.ID.String()); err != nil {
+		if j, a, w, err = s.scheduler.Locate(ctx, caller(ctx), j.ID.String(), r.GetAttempt()); err != nil {
 			return err
 		}
 	}
-	if neverWrote(&j) {
-		return sendEnds(&j, r, stream)
+	if neverWrote(&a) {
+		return sendEnds(&a, r, stream)
 	}
 	req := &droverv1.WorkerServiceStreamOutputRequest{
-		JobId: j.ID.String(), Attempt: r.GetAttempt(), Stream: r.GetStream(), StdoutOffset: r.GetStdoutOffset(),
+		JobId: j.ID.String(), Attempt: a.Number, Stream: r.GetStream(), StdoutOffset: r.GetStdoutOffset(),
 		StderrOffset: r.GetStderrOffset(), Follow: r.GetFollow(), TailBytes: r.TailBytes, Since: r.GetSince(),
-	}
-	if req.Attempt == 0 {
-		req.Attempt = j.Attempt
 	}
 	err = s.workers.forward(ctx, w.ID, w.Address, w.Name, req, stream)
 	if status.Code(err) != codes.NotFound {
 		return outputError(err)
 	}
 	// The worker has no output of it: it never came to be, or it is gone.
-	if !j.State.Terminal() {
+	if !a.State.Terminal() {
 		if !r.GetFollow() {
 			return nil
 		}
 		if j, err = s.scheduler.Job(ctx, caller(ctx), j.ID.String(), true); err != nil {
 			return err
 		}
+		a, _ = j.AttemptOf(a.Number)
 	}
-	return sendEnds(&j, r, stream)
+	return sendEnds(&a, r, stream)
 }
 
 // outputError keeps statuses of the worker and names the one that matters.
@@ -74,21 +73,21 @@ func outputError(err error) error {
 	return err
 }
 
-// neverWrote tells whether a job is settled without a byte of output.
-func neverWrote(j *job.Job) bool {
-	return j.State.Terminal() && j.Result.Stdout.Size == 0 && j.Result.Stderr.Size == 0
+// neverWrote tells whether an attempt is settled without a byte of output.
+func neverWrote(a *job.Attempt) bool {
+	return a.State.Terminal() && a.Stdout.Size == 0 && a.Stderr.Size == 0
 }
 
-// sendEnds closes the streams of a job whose bytes cannot be had: what it
+// sendEnds closes the streams of an attempt whose bytes cannot be had: what it
 // wrote is declared as a gap, never passed over in silence (P8).
-func sendEnds(j *job.Job, r *droverv1.StreamOutputRequest, stream grpc.ServerStreamingServer[droverv1.StreamOutputResponse]) error {
+func sendEnds(a *job.Attempt, r *droverv1.StreamOutputRequest, stream grpc.ServerStreamingServer[droverv1.StreamOutputResponse]) error {
 	for _, st := range []struct {
 		id   droverv1.Stream
 		sum  job.Stream
 		from uint64
 	}{
-		{droverv1.Stream_STREAM_STDOUT, j.Result.Stdout, r.GetStdoutOffset()},
-		{droverv1.Stream_STREAM_STDERR, j.Result.Stderr, r.GetStderrOffset()},
+		{droverv1.Stream_STREAM_STDOUT, a.Stdout, r.GetStdoutOffset()},
+		{droverv1.Stream_STREAM_STDERR, a.Stderr, r.GetStderrOffset()},
 	} {
 		if r.GetStream() != droverv1.Stream_STREAM_UNSPECIFIED && r.GetStream() != st.id {
 			continue
@@ -102,7 +101,7 @@ func sendEnds(j *job.Job, r *droverv1.StreamOutputRequest, stream grpc.ServerStr
 				return err
 			}
 		}
-		if st.sum.Size == 0 && st.sum.SHA256 == "" && j.Result.ExitCode != nil {
+		if st.sum.Size == 0 && st.sum.SHA256 == "" && a.ExitCode != nil {
 			gap := &droverv1.OutputChunk{Stream: st.id, Kind: &droverv1.OutputChunk_Gap{Gap: &droverv1.OutputGap{Reason: output.Unread}}}
 			if err := stream.Send(&droverv1.StreamOutputResponse{Chunk: gap}); err != nil {
 				return err

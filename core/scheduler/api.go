@@ -83,22 +83,31 @@ func (s *Scheduler) Job(ctx context.Context, by Caller, ref string, wait bool) (
 	return s.await(ctx, op, j.ID)
 }
 
-// Locate returns a job and the worker of its newest attempt, for reads of its
-// output.
-func (s *Scheduler) Locate(ctx context.Context, by Caller, ref string) (job.Job, registry.Worker, error) {
+// Locate finds a job, one of its attempts (0: the newest) and the worker that has its
+// output, which is zero when no worker was ever given the attempt.
+func (s *Scheduler) Locate(ctx context.Context, by Caller, ref string, number uint32) (job.Job, job.Attempt, registry.Worker, error) {
 	const op = "read output"
+	none := func(err error) (job.Job, job.Attempt, registry.Worker, error) {
+		return job.Job{}, job.Attempt{}, registry.Worker{}, err
+	}
 	j, err := s.find(ctx, op, by, ref)
 	if err != nil {
-		return job.Job{}, registry.Worker{}, err
+		return none(err)
 	}
-	if j.Worker == uuid.Nil {
-		return j, registry.Worker{}, nil
-	}
-	w, ok := s.hub.worker(j.Worker)
+	a, ok := j.AttemptOf(number)
 	if !ok {
-		return j, registry.Worker{}, errs.E(op, errs.NotFound, "WORKER_GONE", fmt.Errorf("the worker %q that ran it was removed", j.WorkerName))
+		e := errs.Field(op, "attempt", "ATTEMPT_UNKNOWN", "job %s has no attempt %d, only %d", j.ID, number, j.Attempt)
+		e.Kind = errs.NotFound
+		return none(e.WithHint("leave it out for the newest"))
 	}
-	return j, w, nil
+	if a.Worker == uuid.Nil {
+		return j, a, registry.Worker{}, nil
+	}
+	w, ok := s.hub.worker(a.Worker)
+	if !ok {
+		return none(errs.E(op, errs.NotFound, "WORKER_GONE", fmt.Errorf("the worker %q that ran it was removed", a.WorkerName)))
+	}
+	return j, a, w, nil
 }
 
 // AwaitStart waits until a job has begun to run, or to stop, or is terminal.

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/registry"
@@ -51,7 +53,7 @@ func (m *Machine) accept(s *Submit) (job.Job, error) {
 			return repeated(*earlier, hash, s.RequestID)
 		}
 	}
-	w, reason := m.workers.Place(&spec)
+	w, reason := m.workers.Place(&spec, uuid.Nil)
 	if err := m.refuse(&spec, reason); err != nil {
 		return job.Job{}, err
 	}
@@ -198,7 +200,7 @@ func (m *Machine) placeQueued() {
 	for h.Len() > 0 {
 		c := h[0]
 		e := c.jobs[0]
-		w, reason := m.workers.Place(&e.Spec)
+		w, reason := m.workers.Place(&e.Spec, e.triedOn())
 		if reason != "" {
 			m.wait(c, e, reason)
 			heap.Pop(&h)
@@ -327,11 +329,22 @@ const reasonRetry = "RETRY"
 
 func (m *Machine) retry(e *entry, s job.State, reason string) {
 	wait := backoff(&e.Job)
+	past, _ := e.AttemptOf(e.Attempt)
+	past.State, past.Reason = s, reason
+	e.Past = append(slices.Clip(e.Past), past)
 	e.State, e.Reason = job.Queued, reasonRetry
 	e.Message = fmt.Sprintf("attempt %d ended %s (%s); the next is made in %v", e.Attempt, s, reason, wait)
 	e.Worker, e.WorkerName, e.UnreachableSince = job.WorkerID{}, "", time.Time{}
 	m.delay(e, wait)
 	m.put(e)
+}
+
+// triedOn is the worker of the attempt before; nil: there was none.
+func (e *entry) triedOn() job.WorkerID {
+	if n := len(e.Past); n > 0 {
+		return e.Past[n-1].Worker
+	}
+	return job.WorkerID{}
 }
 
 func (m *Machine) delay(e *entry, wait time.Duration) {

@@ -29,6 +29,7 @@ func (m *Machine) uncommanded(id job.WorkerID) {
 	if _, counts := m.mute[id]; known && !counts {
 		m.mute[id] = m.now.Add(m.workers.Lease())
 	}
+	m.dirty = true // who waits for it learns why
 }
 
 // endPatience shows what is placed on workers without a session as out of reach.

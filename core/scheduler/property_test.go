@@ -127,7 +127,7 @@ func (c *court) check() {
 		if e.Reason == "" || e.Message == "" {
 			c.rt.Fatalf("a queued job without a reason")
 		}
-		if _, why := c.m.workers.Place(&e.Spec); !e.delayed && why != e.Reason {
+		if _, why := c.m.workers.Place(&e.Spec, e.triedOn()); !e.delayed && why != e.Reason {
 			c.rt.Fatalf("a job waits for %q, it should for %q", e.Reason, why)
 		}
 		if queued := e.class != nil && slices.Contains(e.class.jobs, e); queued == e.delayed {

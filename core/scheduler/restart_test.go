@@ -36,7 +36,7 @@ func TestARestartSettlesEveryJob(t *testing.T) {
 		p.cut()
 		p.deaf(false)
 		time.Sleep(time.Second)
-		if a, b := w.job(ordered), w.job(queued); a.State != job.Dispatched || b.State != job.Queued || b.Reason != job.ReasonNoSlot {
+		if a, b := w.job(ordered), w.job(queued); a.State != job.Dispatched || b.State != job.Queued || b.Reason != job.ReasonConnecting {
 			t.Fatalf("%v and %v (%s)", a.State, b.State, b.Reason)
 		}
 		if _, err := w.s.StopJob(w.ctx, admin(), stopped.String(), nil, false); err != nil {

@@ -242,12 +242,10 @@ func (m *Machine) forget(to uint64, jobs []job.Job) {
 			continue
 		}
 		m.effect(Effect{Delete: j})
-		var keys []job.Key
 		for n := uint32(1); n <= j.Attempt; n++ {
-			keys = append(keys, job.Key{Job: j.ID, Attempt: n})
-		}
-		if len(keys) > 0 {
-			m.send(j.Worker, Down{Forgets: keys})
+			if a, ok := j.AttemptOf(n); ok {
+				m.send(a.Worker, Down{Forgets: []job.Key{{Job: j.ID, Attempt: n}}})
+			}
 		}
 	}
 	m.reply(to, Result{})

@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -237,5 +238,52 @@ func TestAnOldDeadlineOfTheQueueDoesNotCutABackoffShort(t *testing.T) {
 		d.want(id, job.Queued, reasonRetry)
 		d.pass(2 * time.Second)
 		d.want(id, job.Dispatched, "")
+	})
+}
+
+// TestP8_EachAttempt_KeepsItsWorkerAndItsEnd: a retry forgot where the attempt before
+// had run, so that its output was nowhere; and it went to the same worker again.
+func TestP8_EachAttempt_KeepsItsWorkerAndItsEnd(t *testing.T) {
+	desks(t, func(t *testing.T, d *desk) {
+		first, second := d.worker("a", 2), d.worker("b", 2)
+		id := d.submit(job.Spec{Command: "sleep", Retry: job.Retry{Max: 2, OnFailure: true, Backoff: time.Minute}})
+		r := d.exits(id, 7)
+		r.Stdout.Size = 14
+		d.report(r)
+		check := func(when string) {
+			t.Helper()
+			j := d.job(id)
+			a, ok := j.AttemptOf(1)
+			if !ok || a.Worker != first || a.WorkerName != "a" || a.Stdout.Size != 14 || a.ExitCode == nil || *a.ExitCode != 7 || a.State != job.Failed {
+				t.Errorf("%s: %+v", when, a)
+			}
+		}
+		check("in the backoff")
+		d.restart()
+		check("after a restart")
+		d.register("a", 2)
+		d.register("b", 2)
+		d.hello(first, "boot")
+		d.hello(second, "boot")
+		for range 13 {
+			d.pass(5 * time.Second)
+			d.beat(first)
+			d.beat(second)
+		}
+		if j := d.job(id); j.State != job.Dispatched || j.Worker != second {
+			t.Errorf("attempt 2 is %v on %s", j.State, j.WorkerName)
+		}
+		d.report(d.exits(id, 8))
+		check("after the second")
+		d.stop(id)
+		check("at the end")
+		j := d.job(id)
+		if all := j.Attempts(); len(all) != 2 || all[1].WorkerName != "b" || j.State != job.Stopped {
+			t.Errorf("%v: %+v", j.State, all)
+		}
+		d.ask(Event{Forget: []job.Job{j}})
+		if got := kinds(d.last); !slices.Contains(got, "forget/1") || !slices.Contains(got, "forget/2") {
+			t.Errorf("effects %q", got)
+		}
 	})
 }

@@ -431,17 +431,17 @@ func TestAWorkerThatLeaves(t *testing.T) {
 		if got := w.worker("w1"); got.State != registry.Deregistered {
 			t.Errorf("it is %v", got.State)
 		}
-		if _, got, err := w.s.Locate(w.ctx, admin(), id.String()); err != nil || got.Name != "w1" {
+		if _, _, got, err := w.s.Locate(w.ctx, admin(), id.String(), 0); err != nil || got.Name != "w1" {
 			t.Errorf("located at %q, %v", got.Name, err)
 		}
 		if err := w.s.RemoveWorker(w.ctx, admin(), "w1"); err != nil {
 			t.Fatal(err)
 		}
 		w.wait(id, job.Lost)
-		_, _, err := w.s.Locate(w.ctx, admin(), id.String())
+		_, _, _, err := w.s.Locate(w.ctx, admin(), id.String(), 0)
 		wantErr(t, err, errs.NotFound, "WORKER_GONE")
 		wantErr(t, w.s.RemoveWorker(w.ctx, admin(), "w1"), errs.NotFound, "WORKER_UNKNOWN")
-		if _, got, err := w.s.Locate(w.ctx, admin(), w.run(args()).String()); err != nil || got.ID != uuid.Nil {
+		if _, _, got, err := w.s.Locate(w.ctx, admin(), w.run(args()).String(), 0); err != nil || got.ID != uuid.Nil {
 			t.Errorf("a job that waits is located at %v, %v", got, err)
 		}
 		w.restart()

@@ -1065,7 +1065,9 @@ type Job struct {
 	Pid int64 `protobuf:"varint,29,opt,name=pid,proto3" json:"pid,omitempty"`
 	// Arguments, environment, names of secrets or other long texts were cut: lists
 	// and watches carry about 4 KiB of them, GetJob has all.
-	Truncated     bool `protobuf:"varint,31,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	Truncated bool `protobuf:"varint,31,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	// Every attempt that was made, oldest first; in the answer of GetJob only.
+	Attempts      []*JobAttempt `protobuf:"bytes,32,rep,name=attempts,proto3" json:"attempts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1310,6 +1312,158 @@ func (x *Job) GetTruncated() bool {
 	return false
 }
 
+func (x *Job) GetAttempts() []*JobAttempt {
+	if x != nil {
+		return x.Attempts
+	}
+	return nil
+}
+
+// JobAttempt is one attempt of a job: where it was made, and what became of it.
+type JobAttempt struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number, from 1.
+	Attempt uint32 `protobuf:"varint,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// Worker.
+	WorkerId string `protobuf:"bytes,2,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	// Its name.
+	WorkerName string `protobuf:"bytes,3,opt,name=worker_name,json=workerName,proto3" json:"worker_name,omitempty"`
+	// Present or last state.
+	State JobState `protobuf:"varint,4,opt,name=state,proto3,enum=drover.v1.JobState" json:"state,omitempty"`
+	// Why, as in Job.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Exit code; present only when observed.
+	ExitCode *int32 `protobuf:"varint,6,opt,name=exit_code,json=exitCode,proto3,oneof" json:"exit_code,omitempty"`
+	// Name of the signal that ended it.
+	Signal string `protobuf:"bytes,7,opt,name=signal,proto3" json:"signal,omitempty"`
+	// How the result is known.
+	Evidence Evidence `protobuf:"varint,8,opt,name=evidence,proto3,enum=drover.v1.Evidence" json:"evidence,omitempty"`
+	// When the process was made.
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// When the result was observed.
+	EndTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	// Standard output.
+	Stdout *StreamInfo `protobuf:"bytes,11,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	// Standard error.
+	Stderr        *StreamInfo `protobuf:"bytes,12,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobAttempt) Reset() {
+	*x = JobAttempt{}
+	mi := &file_drover_v1_types_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobAttempt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobAttempt) ProtoMessage() {}
+
+func (x *JobAttempt) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobAttempt.ProtoReflect.Descriptor instead.
+func (*JobAttempt) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *JobAttempt) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *JobAttempt) GetWorkerId() string {
+	if x != nil {
+		return x.WorkerId
+	}
+	return ""
+}
+
+func (x *JobAttempt) GetWorkerName() string {
+	if x != nil {
+		return x.WorkerName
+	}
+	return ""
+}
+
+func (x *JobAttempt) GetState() JobState {
+	if x != nil {
+		return x.State
+	}
+	return JobState_JOB_STATE_UNSPECIFIED
+}
+
+func (x *JobAttempt) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *JobAttempt) GetExitCode() int32 {
+	if x != nil && x.ExitCode != nil {
+		return *x.ExitCode
+	}
+	return 0
+}
+
+func (x *JobAttempt) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
+}
+
+func (x *JobAttempt) GetEvidence() Evidence {
+	if x != nil {
+		return x.Evidence
+	}
+	return Evidence_EVIDENCE_UNSPECIFIED
+}
+
+func (x *JobAttempt) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
+}
+
+func (x *JobAttempt) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
+func (x *JobAttempt) GetStdout() *StreamInfo {
+	if x != nil {
+		return x.Stdout
+	}
+	return nil
+}
+
+func (x *JobAttempt) GetStderr() *StreamInfo {
+	if x != nil {
+		return x.Stderr
+	}
+	return nil
+}
+
 // RunnerInfo is one runner plugin on a worker.
 type RunnerInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1333,7 +1487,7 @@ type RunnerInfo struct {
 
 func (x *RunnerInfo) Reset() {
 	*x = RunnerInfo{}
-	mi := &file_drover_v1_types_proto_msgTypes[7]
+	mi := &file_drover_v1_types_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1499,7 @@ func (x *RunnerInfo) String() string {
 func (*RunnerInfo) ProtoMessage() {}
 
 func (x *RunnerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[7]
+	mi := &file_drover_v1_types_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1512,7 @@ func (x *RunnerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunnerInfo.ProtoReflect.Descriptor instead.
 func (*RunnerInfo) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RunnerInfo) GetName() string {
@@ -1425,7 +1579,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_drover_v1_types_proto_msgTypes[8]
+	mi := &file_drover_v1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1591,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[8]
+	mi := &file_drover_v1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1604,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Condition) GetType() string {
@@ -1515,7 +1669,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_drover_v1_types_proto_msgTypes[9]
+	mi := &file_drover_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1681,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[9]
+	mi := &file_drover_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1694,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Worker) GetWorkerId() string {
@@ -1676,7 +1830,7 @@ type Script struct {
 
 func (x *Script) Reset() {
 	*x = Script{}
-	mi := &file_drover_v1_types_proto_msgTypes[10]
+	mi := &file_drover_v1_types_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1842,7 @@ func (x *Script) String() string {
 func (*Script) ProtoMessage() {}
 
 func (x *Script) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[10]
+	mi := &file_drover_v1_types_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1855,7 @@ func (x *Script) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Script.ProtoReflect.Descriptor instead.
 func (*Script) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Script) GetPath() string {
@@ -1770,7 +1924,7 @@ type OutputChunk struct {
 
 func (x *OutputChunk) Reset() {
 	*x = OutputChunk{}
-	mi := &file_drover_v1_types_proto_msgTypes[11]
+	mi := &file_drover_v1_types_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1782,7 +1936,7 @@ func (x *OutputChunk) String() string {
 func (*OutputChunk) ProtoMessage() {}
 
 func (x *OutputChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[11]
+	mi := &file_drover_v1_types_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1795,7 +1949,7 @@ func (x *OutputChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputChunk.ProtoReflect.Descriptor instead.
 func (*OutputChunk) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{11}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *OutputChunk) GetStream() Stream {
@@ -1893,7 +2047,7 @@ type OutputGap struct {
 
 func (x *OutputGap) Reset() {
 	*x = OutputGap{}
-	mi := &file_drover_v1_types_proto_msgTypes[12]
+	mi := &file_drover_v1_types_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +2059,7 @@ func (x *OutputGap) String() string {
 func (*OutputGap) ProtoMessage() {}
 
 func (x *OutputGap) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[12]
+	mi := &file_drover_v1_types_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2072,7 @@ func (x *OutputGap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputGap.ProtoReflect.Descriptor instead.
 func (*OutputGap) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{12}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *OutputGap) GetTo() uint64 {
@@ -1948,7 +2102,7 @@ type OutputEnd struct {
 
 func (x *OutputEnd) Reset() {
 	*x = OutputEnd{}
-	mi := &file_drover_v1_types_proto_msgTypes[13]
+	mi := &file_drover_v1_types_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2114,7 @@ func (x *OutputEnd) String() string {
 func (*OutputEnd) ProtoMessage() {}
 
 func (x *OutputEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[13]
+	mi := &file_drover_v1_types_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2127,7 @@ func (x *OutputEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputEnd.ProtoReflect.Descriptor instead.
 func (*OutputEnd) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{13}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OutputEnd) GetSize() uint64 {
@@ -2056,7 +2210,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x16\n" +
 	"\x06termed\x18\x02 \x01(\rR\x06termed\x12\x16\n" +
 	"\x06killed\x18\x03 \x01(\rR\x06killed\x12-\n" +
-	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\x97\t\n" +
+	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\xca\t\n" +
 	"\x03Job\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12)\n" +
@@ -2092,10 +2246,30 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"stop_proof\x18\x1b \x01(\v2\x14.drover.v1.StopProofR\tstopProof\x12&\n" +
 	"\x04spec\x18\x1c \x01(\v2\x12.drover.v1.JobSpecR\x04spec\x12\x10\n" +
 	"\x03pid\x18\x1d \x01(\x03R\x03pid\x12\x1c\n" +
-	"\ttruncated\x18\x1f \x01(\bR\ttruncated\x1a9\n" +
+	"\ttruncated\x18\x1f \x01(\bR\ttruncated\x121\n" +
+	"\battempts\x18  \x03(\v2\x15.drover.v1.JobAttemptR\battempts\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\f\n" +
+	"\n" +
+	"_exit_code\"\xf0\x03\n" +
+	"\n" +
+	"JobAttempt\x12\x18\n" +
+	"\aattempt\x18\x01 \x01(\rR\aattempt\x12\x1b\n" +
+	"\tworker_id\x18\x02 \x01(\tR\bworkerId\x12\x1f\n" +
+	"\vworker_name\x18\x03 \x01(\tR\n" +
+	"workerName\x12)\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x13.drover.v1.JobStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12 \n" +
+	"\texit_code\x18\x06 \x01(\x05H\x00R\bexitCode\x88\x01\x01\x12\x16\n" +
+	"\x06signal\x18\a \x01(\tR\x06signal\x12/\n" +
+	"\bevidence\x18\b \x01(\x0e2\x13.drover.v1.EvidenceR\bevidence\x129\n" +
+	"\n" +
+	"start_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x125\n" +
+	"\bend_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12-\n" +
+	"\x06stdout\x18\v \x01(\v2\x15.drover.v1.StreamInfoR\x06stdout\x12-\n" +
+	"\x06stderr\x18\f \x01(\v2\x15.drover.v1.StreamInfoR\x06stderrB\f\n" +
 	"\n" +
 	"_exit_code\"\xb2\x01\n" +
 	"\n" +
@@ -2207,7 +2381,7 @@ func file_drover_v1_types_proto_rawDescGZIP() []byte {
 }
 
 var file_drover_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_drover_v1_types_proto_goTypes = []any{
 	(JobState)(0),                 // 0: drover.v1.JobState
 	(Evidence)(0),                 // 1: drover.v1.Evidence
@@ -2222,63 +2396,71 @@ var file_drover_v1_types_proto_goTypes = []any{
 	(*StreamInfo)(nil),            // 10: drover.v1.StreamInfo
 	(*StopProof)(nil),             // 11: drover.v1.StopProof
 	(*Job)(nil),                   // 12: drover.v1.Job
-	(*RunnerInfo)(nil),            // 13: drover.v1.RunnerInfo
-	(*Condition)(nil),             // 14: drover.v1.Condition
-	(*Worker)(nil),                // 15: drover.v1.Worker
-	(*Script)(nil),                // 16: drover.v1.Script
-	(*OutputChunk)(nil),           // 17: drover.v1.OutputChunk
-	(*OutputGap)(nil),             // 18: drover.v1.OutputGap
-	(*OutputEnd)(nil),             // 19: drover.v1.OutputEnd
-	nil,                           // 20: drover.v1.JobSpec.EnvEntry
-	nil,                           // 21: drover.v1.JobSpec.LabelsEntry
-	nil,                           // 22: drover.v1.JobSpec.SecretsEntry
-	nil,                           // 23: drover.v1.Job.LabelsEntry
-	nil,                           // 24: drover.v1.Worker.LabelsEntry
-	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(*JobAttempt)(nil),            // 13: drover.v1.JobAttempt
+	(*RunnerInfo)(nil),            // 14: drover.v1.RunnerInfo
+	(*Condition)(nil),             // 15: drover.v1.Condition
+	(*Worker)(nil),                // 16: drover.v1.Worker
+	(*Script)(nil),                // 17: drover.v1.Script
+	(*OutputChunk)(nil),           // 18: drover.v1.OutputChunk
+	(*OutputGap)(nil),             // 19: drover.v1.OutputGap
+	(*OutputEnd)(nil),             // 20: drover.v1.OutputEnd
+	nil,                           // 21: drover.v1.JobSpec.EnvEntry
+	nil,                           // 22: drover.v1.JobSpec.LabelsEntry
+	nil,                           // 23: drover.v1.JobSpec.SecretsEntry
+	nil,                           // 24: drover.v1.Job.LabelsEntry
+	nil,                           // 25: drover.v1.Worker.LabelsEntry
+	(*durationpb.Duration)(nil),   // 26: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
 }
 var file_drover_v1_types_proto_depIdxs = []int32{
-	25, // 0: drover.v1.RetryPolicy.backoff:type_name -> google.protobuf.Duration
-	20, // 1: drover.v1.JobSpec.env:type_name -> drover.v1.JobSpec.EnvEntry
-	21, // 2: drover.v1.JobSpec.labels:type_name -> drover.v1.JobSpec.LabelsEntry
-	25, // 3: drover.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
-	25, // 4: drover.v1.JobSpec.idle_timeout:type_name -> google.protobuf.Duration
-	25, // 5: drover.v1.JobSpec.queue_timeout:type_name -> google.protobuf.Duration
-	25, // 6: drover.v1.JobSpec.grace:type_name -> google.protobuf.Duration
-	25, // 7: drover.v1.JobSpec.linger:type_name -> google.protobuf.Duration
+	26, // 0: drover.v1.RetryPolicy.backoff:type_name -> google.protobuf.Duration
+	21, // 1: drover.v1.JobSpec.env:type_name -> drover.v1.JobSpec.EnvEntry
+	22, // 2: drover.v1.JobSpec.labels:type_name -> drover.v1.JobSpec.LabelsEntry
+	26, // 3: drover.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
+	26, // 4: drover.v1.JobSpec.idle_timeout:type_name -> google.protobuf.Duration
+	26, // 5: drover.v1.JobSpec.queue_timeout:type_name -> google.protobuf.Duration
+	26, // 6: drover.v1.JobSpec.grace:type_name -> google.protobuf.Duration
+	26, // 7: drover.v1.JobSpec.linger:type_name -> google.protobuf.Duration
 	7,  // 8: drover.v1.JobSpec.limits:type_name -> drover.v1.Limits
 	8,  // 9: drover.v1.JobSpec.retry:type_name -> drover.v1.RetryPolicy
 	3,  // 10: drover.v1.JobSpec.output_policy:type_name -> drover.v1.OutputPolicy
-	22, // 11: drover.v1.JobSpec.secrets:type_name -> drover.v1.JobSpec.SecretsEntry
+	23, // 11: drover.v1.JobSpec.secrets:type_name -> drover.v1.JobSpec.SecretsEntry
 	5,  // 12: drover.v1.JobSpec.on_partition:type_name -> drover.v1.OnPartition
-	25, // 13: drover.v1.StopProof.took:type_name -> google.protobuf.Duration
+	26, // 13: drover.v1.StopProof.took:type_name -> google.protobuf.Duration
 	0,  // 14: drover.v1.Job.state:type_name -> drover.v1.JobState
 	1,  // 15: drover.v1.Job.evidence:type_name -> drover.v1.Evidence
-	26, // 16: drover.v1.Job.submit_time:type_name -> google.protobuf.Timestamp
-	26, // 17: drover.v1.Job.start_time:type_name -> google.protobuf.Timestamp
-	26, // 18: drover.v1.Job.end_time:type_name -> google.protobuf.Timestamp
+	27, // 16: drover.v1.Job.submit_time:type_name -> google.protobuf.Timestamp
+	27, // 17: drover.v1.Job.start_time:type_name -> google.protobuf.Timestamp
+	27, // 18: drover.v1.Job.end_time:type_name -> google.protobuf.Timestamp
 	10, // 19: drover.v1.Job.stdout:type_name -> drover.v1.StreamInfo
 	10, // 20: drover.v1.Job.stderr:type_name -> drover.v1.StreamInfo
-	26, // 21: drover.v1.Job.unreachable_since:type_name -> google.protobuf.Timestamp
-	23, // 22: drover.v1.Job.labels:type_name -> drover.v1.Job.LabelsEntry
+	27, // 21: drover.v1.Job.unreachable_since:type_name -> google.protobuf.Timestamp
+	24, // 22: drover.v1.Job.labels:type_name -> drover.v1.Job.LabelsEntry
 	11, // 23: drover.v1.Job.stop_proof:type_name -> drover.v1.StopProof
 	9,  // 24: drover.v1.Job.spec:type_name -> drover.v1.JobSpec
-	26, // 25: drover.v1.Condition.since:type_name -> google.protobuf.Timestamp
-	2,  // 26: drover.v1.Worker.state:type_name -> drover.v1.WorkerState
-	24, // 27: drover.v1.Worker.labels:type_name -> drover.v1.Worker.LabelsEntry
-	13, // 28: drover.v1.Worker.runners:type_name -> drover.v1.RunnerInfo
-	26, // 29: drover.v1.Worker.lease_expires:type_name -> google.protobuf.Timestamp
-	14, // 30: drover.v1.Worker.conditions:type_name -> drover.v1.Condition
-	26, // 31: drover.v1.Script.modify_time:type_name -> google.protobuf.Timestamp
-	4,  // 32: drover.v1.OutputChunk.stream:type_name -> drover.v1.Stream
-	26, // 33: drover.v1.OutputChunk.time:type_name -> google.protobuf.Timestamp
-	18, // 34: drover.v1.OutputChunk.gap:type_name -> drover.v1.OutputGap
-	19, // 35: drover.v1.OutputChunk.end:type_name -> drover.v1.OutputEnd
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	13, // 25: drover.v1.Job.attempts:type_name -> drover.v1.JobAttempt
+	0,  // 26: drover.v1.JobAttempt.state:type_name -> drover.v1.JobState
+	1,  // 27: drover.v1.JobAttempt.evidence:type_name -> drover.v1.Evidence
+	27, // 28: drover.v1.JobAttempt.start_time:type_name -> google.protobuf.Timestamp
+	27, // 29: drover.v1.JobAttempt.end_time:type_name -> google.protobuf.Timestamp
+	10, // 30: drover.v1.JobAttempt.stdout:type_name -> drover.v1.StreamInfo
+	10, // 31: drover.v1.JobAttempt.stderr:type_name -> drover.v1.StreamInfo
+	27, // 32: drover.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	2,  // 33: drover.v1.Worker.state:type_name -> drover.v1.WorkerState
+	25, // 34: drover.v1.Worker.labels:type_name -> drover.v1.Worker.LabelsEntry
+	14, // 35: drover.v1.Worker.runners:type_name -> drover.v1.RunnerInfo
+	27, // 36: drover.v1.Worker.lease_expires:type_name -> google.protobuf.Timestamp
+	15, // 37: drover.v1.Worker.conditions:type_name -> drover.v1.Condition
+	27, // 38: drover.v1.Script.modify_time:type_name -> google.protobuf.Timestamp
+	4,  // 39: drover.v1.OutputChunk.stream:type_name -> drover.v1.Stream
+	27, // 40: drover.v1.OutputChunk.time:type_name -> google.protobuf.Timestamp
+	19, // 41: drover.v1.OutputChunk.gap:type_name -> drover.v1.OutputGap
+	20, // 42: drover.v1.OutputChunk.end:type_name -> drover.v1.OutputEnd
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_types_proto_init() }
@@ -2287,7 +2469,8 @@ func file_drover_v1_types_proto_init() {
 		return
 	}
 	file_drover_v1_types_proto_msgTypes[6].OneofWrappers = []any{}
-	file_drover_v1_types_proto_msgTypes[11].OneofWrappers = []any{
+	file_drover_v1_types_proto_msgTypes[7].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[12].OneofWrappers = []any{
 		(*OutputChunk_Data)(nil),
 		(*OutputChunk_Gap)(nil),
 		(*OutputChunk_End)(nil),
@@ -2298,7 +2481,7 @@ func file_drover_v1_types_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_types_proto_rawDesc), len(file_drover_v1_types_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -24,6 +24,7 @@ func (j Job) Details(p *Printer) []Field {
 		{"Worker", named(j.WorkerName, j.WorkerID)},
 		{"Unreachable since", stamp(j.UnreachableSince)},
 		{"Attempt", nonzero(int64(j.Attempt))},
+		{"Attempts", j.tries()},
 		{"Runner", strings.TrimSpace(term.Line(j.Runner + " " + j.RunnerVersion))},
 		{"Script sha256", term.Line(j.ScriptSHA256)},
 		{"Pid", nonzero(j.PID)},
@@ -39,6 +40,22 @@ func (j Job) Details(p *Printer) []Field {
 		{"Labels", Labels(j.Labels)},
 	}
 	return append(fields, j.Spec.fields()...)
+}
+
+// tries tells in one line what became of each attempt, when there was more than one.
+func (j Job) tries() string {
+	if len(j.Attempts) < 2 {
+		return ""
+	}
+	var all []string
+	for _, a := range j.Attempts {
+		text := fmt.Sprintf("%d %s on %s", a.Attempt, a.State, term.Line(a.WorkerName))
+		if end := (Job{Signal: a.Signal, ExitCode: a.ExitCode}).Result(); end != "" {
+			text += " (" + term.Line(end) + ")"
+		}
+		all = append(all, text)
+	}
+	return strings.Join(all, "; ")
 }
 
 func named(name, id string) string {

@@ -46,6 +46,23 @@ type Job struct {
 	StopProof        *StopProof        `json:"stop_proof"`
 	Spec             *Spec             `json:"spec,omitempty"`
 	Truncated        bool              `json:"truncated,omitempty"` // "drover status JOB" has all
+	Attempts         []Attempt         `json:"attempts,omitempty"`  // of "drover status JOB"
+}
+
+// Attempt is one attempt of a job as JSON shows it.
+type Attempt struct {
+	Attempt    uint32     `json:"attempt"`
+	WorkerID   string     `json:"worker_id"`
+	WorkerName string     `json:"worker_name"`
+	State      string     `json:"state"`
+	Reason     string     `json:"reason"`
+	ExitCode   *int32     `json:"exit_code"` // null: not observed (P6)
+	Signal     string     `json:"signal"`
+	Evidence   string     `json:"evidence"`
+	StartTime  *time.Time `json:"start_time"`
+	EndTime    *time.Time `json:"end_time"`
+	Stdout     Stream     `json:"stdout"`
+	Stderr     Stream     `json:"stderr"`
 }
 
 // Stream is one output stream as JSON shows it.
@@ -111,8 +128,14 @@ func NewJob(j *droverv1.Job) Job {
 		UnreachableSince: timeOf(j.GetUnreachableSince()), Labels: j.GetLabels(), RequestedBy: j.GetRequestedBy(),
 		PID: j.GetPid(), Spec: newSpec(j.GetSpec()), Truncated: j.GetTruncated(),
 	}
-	if e := j.GetEvidence(); e != droverv1.Evidence_EVIDENCE_UNSPECIFIED {
-		v.Evidence = strings.TrimPrefix(e.String(), "EVIDENCE_")
+	v.Evidence = evidence(j.GetEvidence())
+	for _, a := range j.GetAttempts() {
+		v.Attempts = append(v.Attempts, Attempt{
+			Attempt: a.GetAttempt(), WorkerID: a.GetWorkerId(), WorkerName: a.GetWorkerName(), State: JobState(a.GetState()),
+			Reason: a.GetReason(), ExitCode: a.ExitCode, Signal: a.GetSignal(), Evidence: evidence(a.GetEvidence()),
+			StartTime: timeOf(a.GetStartTime()), EndTime: timeOf(a.GetEndTime()),
+			Stdout: newStream(a.GetStdout()), Stderr: newStream(a.GetStderr()),
+		})
 	}
 	if p := j.GetStopProof(); p != nil {
 		v.StopProof = &StopProof{p.GetMethod(), p.GetTermed(), p.GetKilled(), seconds(p.GetTook())}
@@ -124,6 +147,13 @@ func NewJob(j *droverv1.Job) Job {
 		v.Labels = map[string]string{}
 	}
 	return v
+}
+
+func evidence(e droverv1.Evidence) string {
+	if e == droverv1.Evidence_EVIDENCE_UNSPECIFIED {
+		return ""
+	}
+	return strings.TrimPrefix(e.String(), "EVIDENCE_")
 }
 
 // Jobs makes the views of several jobs.
