@@ -279,6 +279,7 @@ const (
 	ReasonNoProcess     = "NO_PROCESS"
 	ReasonFenced        = "FENCED"
 	ReasonTombstone     = "STOPPED_BEFORE_START"
+	ReasonGivenUp       = "GIVEN_UP"          // the scheduler had settled the attempt before it ended
 	ReasonPartition     = "PARTITION"         // the worker had no contact with its scheduler for a lease
 	ReasonTooLarge      = "TOO_LARGE"         // no message has room for the order
 	ReasonInputGone     = "INPUT_GONE"        // its stdin, secrets or upload were not kept, as in a restored backup

@@ -55,6 +55,12 @@ func newDesk(t tb) *desk {
 // step takes one event, writes the records and returns the effects.
 func (d *desk) step(ev Event) []Effect {
 	d.t.Helper()
+	if ev.Up != nil {
+		var err error
+		if ev.Up.Records, err = d.records.ofReports(context.Background(), d.m, ev.Up); err != nil {
+			d.t.Fatalf("look up: %v", err)
+		}
+	}
 	d.last = slices.Clone(d.m.Step(d.now, &ev))
 	if d.look != nil {
 		d.look(&ev)

@@ -97,6 +97,9 @@ type UpEvent struct {
 	Opened bool
 	Closed bool
 	Up     Up
+	// Records are what the store has of jobs in Up that are not live, or live in another
+	// attempt.
+	Records map[job.ID]*job.Job
 }
 
 // Refusal says that an order cannot be sent, ever: the attempt was not started, and
@@ -128,6 +131,7 @@ type Effect struct {
 	New        bool     // with Put: also its request id and indexes
 	Hash       [32]byte // with New: of the request, to be kept with its id
 	Drop       bool     // with Put: it is terminal and leaves memory
+	Amend      bool     // with Put: it had ended before
 	Delete     *job.Job // remove its record
 	Keep       *Kept    // write the record of an input
 	Release    *job.ID  // remove the record of an input

@@ -26,6 +26,7 @@ type Machine struct {
 	queue    *queue
 	timers   deadlines
 	drains   map[job.WorkerID]time.Time // when jobs of a draining worker are stopped
+	strays   map[job.WorkerID]strays
 	mute     map[job.WorkerID]time.Time // when a worker without a session has been that for long; zero: it has
 	links    map[job.WorkerID]*link
 	account  account
@@ -44,6 +45,7 @@ type entry struct {
 	class    *class        // while queued
 	deadline time.Time     // of the queue, the retry, or a partition; zero without one
 	delayed  bool          // a retry waits for its backoff
+	strays   int           // attempts of it that were given up and still run
 	resent   bool          // the order of this attempt was made a second time
 	stop     job.StopOrder // while STOPPING
 	bytes    int64         // of its request, input not counted
@@ -64,7 +66,7 @@ type link struct {
 func NewMachine(term uint64, lease time.Duration) *Machine {
 	return &Machine{
 		term: term, workers: registry.New(lease), jobs: map[job.ID]*entry{}, placed: map[job.WorkerID]map[job.ID]*entry{}, requests: map[string]*entry{},
-		queue: newQueue(), links: map[job.WorkerID]*link{}, drains: map[job.WorkerID]time.Time{}, mute: map[job.WorkerID]time.Time{},
+		queue: newQueue(), links: map[job.WorkerID]*link{}, drains: map[job.WorkerID]time.Time{}, mute: map[job.WorkerID]time.Time{}, strays: map[job.WorkerID]strays{},
 		account: account{budget: Budget{}.orDefault(), of: map[string]int64{}},
 	}
 }
@@ -246,6 +248,9 @@ func (m *Machine) endDrains() {
 // queueDeadline ends the wait of a queued job: a delayed retry becomes
 // placeable, a job that waited too long is rejected.
 func (m *Machine) queueDeadline(e *entry) {
+	if e.delayed && e.strays > 0 {
+		return // until the last has ended
+	}
 	if e.delayed {
 		e.delayed = false
 		if m.enqueue(e); e.Reason != reasonRetry { // it joins others that wait
@@ -362,6 +367,7 @@ func (m *Machine) deregister(to uint64, id job.WorkerID) {
 func (m *Machine) unlink(id job.WorkerID) {
 	delete(m.links, id)
 	delete(m.mute, id)
+	m.sweepStrays(id, 0)
 	m.workers.SetCommanded(id, false)
 }
 

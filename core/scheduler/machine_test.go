@@ -188,8 +188,8 @@ func TestReportsOfAnotherAttemptOrWorkerAreHistory(t *testing.T) {
 		}
 		before := d.job(id)
 		first.Sequence = 1000
-		d.frame(w, Up{Reports: []job.Report{first}}) // an old attempt
-		d.wantKinds()
+		d.frame(w, Up{Reports: []job.Report{first}}) // an old attempt: it must not run any more
+		d.wantKinds("stop/1")
 		first.State = job.Failed
 		d.frame(w, Up{Reports: []job.Report{first}}) // its end is acknowledged, so that the worker may forget it
 		d.wantKinds("ack/1")

@@ -145,6 +145,25 @@ func (r records) job(ctx context.Context, id job.ID) (*job.Job, error) {
 	return decodeJob(v)
 }
 
+// ofReports reads what there is of the jobs of a frame that are not live.
+func (r records) ofReports(ctx context.Context, m *Machine, ev *UpEvent) (map[job.ID]*job.Job, error) {
+	var out map[job.ID]*job.Job
+	for _, id := range m.Ended(ev) {
+		j, err := r.job(ctx, id)
+		if errors.Is(err, store.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if out == nil {
+			out = map[job.ID]*job.Job{}
+		}
+		out[id] = j
+	}
+	return out, nil
+}
+
 func decodeJob(v []byte) (*job.Job, error) {
 	j := new(job.Job)
 	if err := json.Unmarshal(v, j); err != nil {

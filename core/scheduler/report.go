@@ -47,8 +47,8 @@ func (m *Machine) up(ev *UpEvent) {
 		if e := m.placed[ev.Worker][r.Job]; !l.complete && e != nil && e.Attempt == r.Attempt {
 			l.seen[r.Key] = true
 		}
-		m.report(ev.Worker, r)
-		if r.State.Terminal() {
+		known := m.report(ev, l, r)
+		if r.State.Terminal() && known {
 			acks = append(acks, r.Key)
 		}
 	}
@@ -58,6 +58,10 @@ func (m *Machine) up(ev *UpEvent) {
 		m.reached(ev.Worker)
 		m.reconcile(ev.Worker, l)
 		l.seen = nil
+		m.sweepStrays(ev.Worker, l.number)
+	}
+	if l.complete {
+		m.stopStrays(ev.Worker, l.number)
 	}
 	if len(acks) > 0 {
 		// The ack leaves after the commit of this round: the worker may then forget.
@@ -72,19 +76,26 @@ func (m *Machine) changed(id job.WorkerID) {
 	}
 }
 
-// report applies what a worker says of an attempt.
-func (m *Machine) report(from job.WorkerID, r *job.Report) {
+// report applies what a worker says of an attempt. known is false for one of which
+// there is no record: the worker is to keep what it knows.
+func (m *Machine) report(ev *UpEvent, l *link, r *job.Report) (known bool) {
 	e := m.jobs[r.Job]
-	if e == nil || e.Attempt != r.Attempt || e.Worker != from || !e.State.Live() {
-		return // history: an attempt that was settled before
+	if e == nil || e.Attempt != r.Attempt || e.Worker != ev.Worker || !e.State.Live() {
+		return m.settled(ev, l, r)
 	}
 	if r.Sequence <= e.Result.Sequence {
-		return
+		return true
 	}
 	if !r.State.Known() {
 		m.foreign(e, r.State)
-		return
+		return true
 	}
+	m.apply(e, r)
+	return true
+}
+
+// apply takes over a newer report of the present attempt.
+func (m *Machine) apply(e *entry, r *job.Report) {
 	next := r.State
 	switch {
 	case e.State == job.Stopping && next == job.Rejected:

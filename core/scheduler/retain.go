@@ -115,7 +115,7 @@ func (r *retainer) changed(effects []Effect) {
 	n := int64(0)
 	for i := range effects {
 		switch e := &effects[i]; {
-		case e.Put != nil && e.Drop:
+		case e.Put != nil && e.Drop && !e.Amend:
 			n++
 		case e.Delete != nil:
 			n--

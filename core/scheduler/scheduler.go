@@ -235,7 +235,9 @@ func (s *Scheduler) turn(ctx context.Context, round []Event) error {
 	)
 	for i := range round {
 		ev := &round[i]
-		if err := s.lookUp(ctx, ev); err != nil {
+		if err := s.lookUp(ctx, ev); err != nil && ev.Up != nil {
+			return fmt.Errorf("take a worker's reports: %w", err) // none of them may be passed over
+		} else if err != nil {
 			s.answer(Result{To: ev.Reply, Err: errs.E(opSubmit, errs.Internal, "STORE", err)})
 			continue
 		}
@@ -273,6 +275,11 @@ func commitError(err error) error {
 func (s *Scheduler) lookUp(ctx context.Context, ev *Event) error {
 	if ev.Submit != nil {
 		return s.lookUpOne(ctx, ev.Submit)
+	}
+	if ev.Up != nil {
+		var err error
+		ev.Up.Records, err = s.records.ofReports(ctx, s.machine, ev.Up)
+		return err
 	}
 	for i := range ev.Submits {
 		if err := s.lookUpOne(ctx, &ev.Submits[i]); err != nil {

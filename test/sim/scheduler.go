@@ -207,6 +207,14 @@ func (s *schedulerNode) round() {
 				ev.Submit.Earlier = &a
 			}
 		}
+		if ev.Up != nil {
+			ev.Up.Records = map[job.ID]*job.Job{}
+			for _, id := range s.m.Ended(ev.Up) {
+				if j, ok := s.disk.jobs[id]; ok {
+					ev.Up.Records[id] = &j
+				}
+			}
+		}
 		effects = append(effects, s.m.Step(s.instant(), ev)...)
 	}
 	if s.doomed(BeforeCommit) {

@@ -1,0 +1,147 @@
+package scheduler
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/droverhq/drover/core/job"
+)
+
+// A stray is an attempt that runs although the scheduler has given it up: its worker was
+// removed by an operator, or taken for dead, and is back. It takes a slot, it may write
+// to what the next attempt writes to (P5), and nobody else will ever stop it.
+
+// mostStrays bounds those of one worker that are kept in mind.
+const mostStrays = 4096
+
+// strays are those of one worker: the session in which each was told last, and the one
+// in which its stop was ordered.
+type strays map[job.Key]*stray
+
+type stray struct{ told, ordered uint64 }
+
+// Ended lists the jobs of a frame whose records Step is to be given with it.
+func (m *Machine) Ended(ev *UpEvent) (ids []job.ID) {
+	for i := range ev.Up.Reports {
+		r := &ev.Up.Reports[i]
+		if e := m.jobs[r.Job]; e == nil {
+			ids = append(ids, r.Job)
+		}
+	}
+	return ids
+}
+
+// settled takes the report of an attempt that is not live here. It returns false when
+// there is no record of it at all: this scheduler's records may be older than the job.
+func (m *Machine) settled(ev *UpEvent, l *link, r *job.Report) (known bool) {
+	record := ev.Records[r.Job]
+	if e := m.jobs[r.Job]; e != nil {
+		record = &e.Job
+	}
+	if record == nil || r.Attempt > record.Attempt {
+		return false
+	}
+	switch {
+	case !r.State.Terminal():
+		m.strayed(ev.Worker, l, r.Key)
+	case m.strays[ev.Worker][r.Key] != nil:
+		m.endStray(ev.Worker, r.Key)
+		m.amend(record, r)
+	default:
+		m.amend(record, r)
+	}
+	return true
+}
+
+// strayed notes that an attempt runs that must not.
+func (m *Machine) strayed(w job.WorkerID, l *link, key job.Key) {
+	if s := m.strays[w][key]; s != nil {
+		s.told = l.number
+		return
+	}
+	if _, ok := m.workers.Get(w); !ok || len(m.strays[w]) >= mostStrays {
+		return
+	}
+	if m.strays[w] == nil {
+		m.strays[w] = strays{}
+	}
+	m.strays[w][key] = &stray{told: l.number}
+	m.workers.Occupy(w, 1)
+	if e := m.jobs[key.Job]; e != nil {
+		m.hold(e)
+	}
+}
+
+// stopStrays orders the stop of those that were not stopped in this session.
+func (m *Machine) stopStrays(w job.WorkerID, session uint64) {
+	for _, key := range inKeyOrder(m.strays[w]) {
+		if s := m.strays[w][key]; s.ordered != session {
+			s.ordered = session
+			m.counter++
+			m.send(w, Down{Stops: []job.StopOrder{{
+				Key: key, Fence: job.Fence{Term: m.term, Counter: m.counter}, Reason: job.ReasonGivenUp,
+			}}})
+		}
+	}
+}
+
+// sweepStrays forgets those that a worker has not told of in its newest session: they
+// have ended.
+func (m *Machine) sweepStrays(w job.WorkerID, session uint64) {
+	for _, key := range inKeyOrder(m.strays[w]) {
+		if m.strays[w][key].told != session {
+			m.endStray(w, key)
+		}
+	}
+}
+
+// endStray gives back what a stray took.
+func (m *Machine) endStray(w job.WorkerID, key job.Key) {
+	if delete(m.strays[w], key); len(m.strays[w]) == 0 {
+		delete(m.strays, w)
+	}
+	m.workers.Occupy(w, -1)
+	m.dirty = true
+	if e := m.jobs[key.Job]; e != nil {
+		m.letGo(e)
+	}
+}
+
+// hold keeps a job from its next attempt while one that was given up still runs (P5).
+func (m *Machine) hold(e *entry) {
+	e.strays++
+	if e.State != job.Queued || e.delayed {
+		return
+	}
+	m.queue.remove(e)
+	e.delayed, e.deadline = true, m.now
+	e.Reason, e.Message = reasonRetry, fmt.Sprintf("an attempt that was taken for lost still runs and is being stopped; attempt %d is made after it", e.Attempt+1)
+	m.put(e)
+}
+
+// letGo lets it go on once the last of them has ended.
+func (m *Machine) letGo(e *entry) {
+	if e.strays--; e.strays == 0 && e.State == job.Queued && e.delayed && !m.now.Before(e.deadline) {
+		m.queueDeadline(e)
+	}
+}
+
+// amend adds to the record of an attempt that was given up how it was stopped.
+func (m *Machine) amend(j *job.Job, r *job.Report) {
+	if r.StopProof == nil || !j.State.Terminal() || j.Attempt != r.Attempt || j.Result.StopProof != nil {
+		return
+	}
+	more := *j
+	more.Result.StopProof = r.StopProof
+	m.effect(Effect{Put: &more, Drop: true, Amend: true})
+}
+
+func inKeyOrder(s strays) []job.Key {
+	keys := make([]job.Key, 0, len(s))
+	for k := range s {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, func(a, b job.Key) int { return cmp.Or(slices.Compare(a.Job[:], b.Job[:]), cmp.Compare(a.Attempt, b.Attempt)) })
+	return keys
+}
