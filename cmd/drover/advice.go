@@ -66,6 +66,8 @@ func advice(reason, id, worker string) string {
 		return fmt.Sprintf("upgrade drover on the worker %s, or choose another worker", worker)
 	case job.ReasonOldScheduler:
 		return "upgrade the scheduler; the worker tells it again then, and nothing is lost"
+	case job.ReasonGivenUp:
+		return "the job went on although it had been taken for lost, and was stopped when its worker was back"
 	case job.ReasonPartition:
 		return fmt.Sprintf("it was to stop when its worker is cut off; drover rerun %s, or --retries 1 --retry-on lost next time", id)
 	case job.ReasonReboot, job.ReasonNoProcess:

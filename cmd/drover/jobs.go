@@ -127,7 +127,7 @@ func (o *jobsOptions) run(ctx context.Context, e *env) error {
 			return err
 		}
 		if o.watch {
-			return watchJobs(ctx, e, c, p, q, jobs)
+			return watchJobs(ctx, e, c, p, q, o.limit, jobs)
 		}
 		if err := render.List(p, render.JobHeader(p.Format), render.Jobs(jobs)); err != nil {
 			return err

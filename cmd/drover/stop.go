@@ -191,8 +191,10 @@ func stopped(j *droverv1.Job) string {
 			line += ", exit " + v.Result()
 		}
 		return line
-	case v.StopProof == nil:
+	case v.StopProof == nil && (len(v.Attempts) == 0 || v.WorkerName != ""):
 		return fmt.Sprintf("stopped %s before it ran", id)
+	case v.StopProof == nil:
+		return fmt.Sprintf("stopped %s, which waited for its next attempt after attempt %d", id, v.Attempt)
 	default:
 		return fmt.Sprintf("stopped %s on %s: %s", id, term.Line(v.WorkerName), v.StopProof)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/render"
 	"github.com/droverhq/drover/cmd/drover/internal/term"
 	"github.com/droverhq/drover/core/errs"
+	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
 func newWait(e *env) *cobra.Command {
@@ -37,19 +38,20 @@ func (e *env) wait(ctx context.Context, o *output, timeout *duration, ids []stri
 	if err != nil {
 		return err
 	}
+	limited := ctx
 	if timeout.given {
 		late := errs.E("wait", errs.Timeout, "WAIT_TIMEOUT", fmt.Errorf("not ended after %v: %s", timeout, strings.Join(ids, ", ")))
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout.value, problem.WithCode(late, problem.TimedOut))
+		limited, cancel = context.WithTimeoutCause(ctx, timeout.value, problem.WithCode(late, problem.TimedOut))
 		defer cancel()
 	}
 	return e.withClient(func(c *client.Client) error {
 		var jobs []render.Job
 		var failure error
 		for _, id := range ids {
-			j, err := e.getJob(ctx, c, id, true)
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
+			j, err := e.outcome(ctx, limited, c, id)
+			if limited.Err() != nil && err != nil {
+				return context.Cause(limited)
 			}
 			if err != nil {
 				return err
@@ -72,6 +74,16 @@ func (e *env) wait(ctx context.Context, o *output, timeout *duration, ids []stri
 		}
 		return errors.Join(err, failure)
 	})
+}
+
+// outcome waits for the end of a job. One that has ended is told, however little time
+// there was to wait.
+func (e *env) outcome(ctx, limited context.Context, c *client.Client, id string) (*droverv1.Job, error) {
+	j, err := e.getJob(ctx, c, id, false)
+	if err != nil || terminal(j.GetState()) {
+		return j, err
+	}
+	return e.getJob(limited, c, id, true)
 }
 
 // ended is the end of a job in one line.

@@ -20,6 +20,7 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/problem"
 	"github.com/droverhq/drover/cmd/drover/internal/render"
 	"github.com/droverhq/drover/cmd/drover/internal/term"
+	"github.com/droverhq/drover/core/errs"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -70,7 +71,9 @@ func (b *board[R]) show(now time.Time, m proto.Message, row R) error {
 }
 
 // watchJobs shows the jobs that a query selects, and those that leave it.
-func watchJobs(ctx context.Context, e *env, c *client.Client, p *render.Printer, q *droverv1.ListJobsRequest, jobs []*droverv1.Job) error {
+func watchJobs(
+	ctx context.Context, e *env, c *client.Client, p *render.Printer, q *droverv1.ListJobsRequest, limit int, jobs []*droverv1.Job,
+) error {
 	if err := watchUsage("jobs", p.Format); err != nil {
 		return err
 	}
@@ -85,13 +88,20 @@ func watchJobs(ctx context.Context, e *env, c *client.Client, p *render.Printer,
 	}
 	again := func() error {
 		q.PageToken = ""
-		missed, _, err := listJobs(ctx, c, q, 0)
+		missed, _, err := listJobs(ctx, c, q, limit)
+		if err != nil {
+			return err
+		}
+		// What was shown as live and is not selected any more has changed, too.
+		if missed, err = e.withLeft(ctx, c, b.seen, missed); err != nil {
+			return err
+		}
 		for _, j := range slices.Backward(missed) {
 			if err := b.show(e.now(), j, render.NewJob(j)); err != nil {
 				return err
 			}
 		}
-		return err
+		return nil
 	}
 	return e.watch(ctx, c, again, func(ev *droverv1.WatchEventsResponse) error {
 		j := ev.GetJob()
@@ -102,12 +112,35 @@ func watchJobs(ctx context.Context, e *env, c *client.Client, p *render.Printer,
 	})
 }
 
+// withLeft adds to a new list the jobs that were shown as live and are not in it, as
+// they are now.
+func (e *env) withLeft(ctx context.Context, c *client.Client, seen map[string]proto.Message, list []*droverv1.Job) ([]*droverv1.Job, error) {
+	listed := map[string]bool{}
+	for _, j := range list {
+		listed[j.GetJobId()] = true
+	}
+	for id, m := range seen {
+		if j, ok := m.(*droverv1.Job); !ok || terminal(j.GetState()) || listed[id] {
+			continue
+		}
+		j, err := e.getJob(ctx, c, id, false)
+		switch {
+		case errs.KindOf(err) == errs.NotFound:
+			continue // its record was removed
+		case err != nil:
+			return nil, err
+		}
+		list = append(list, j)
+	}
+	return list, nil
+}
+
 // selects tells whether a query would list a job.
 func selects(q *droverv1.ListJobsRequest, j *droverv1.Job) bool {
 	if len(q.GetStates()) > 0 && !slices.Contains(q.GetStates(), j.GetState()) {
 		return false
 	}
-	if w := q.GetWorkerId(); w != "" && w != j.GetWorkerId() && w != j.GetWorkerName() {
+	if w, id := q.GetWorkerId(), j.GetWorkerId(); w != j.GetWorkerName() && !strings.HasPrefix(id, w) && !strings.HasSuffix(id, w) {
 		return false
 	}
 	if q.GetSince() != nil && j.GetSubmitTime().AsTime().Before(q.GetSince().AsTime()) {
@@ -126,39 +159,39 @@ func hasLabels(have, want map[string]string) bool {
 }
 
 // watch hands events to f until ctx ends. After a break, or when the scheduler
-// has dropped events, again lists what there is.
-func (e *env) watch(ctx context.Context, c *client.Client, again func() error, f func(*droverv1.WatchEventsResponse) error) error {
+// has dropped events, list tells what there is.
+func (e *env) watch(ctx context.Context, c *client.Client, list func() error, f func(*droverv1.WatchEventsResponse) error) error {
 	ctx, stop := whileRead(ctx, e.stdout)
 	defer stop()
 	for lost := time.Now(); ; {
-		came, err := watchOnce(ctx, c, again, f)
+		came, err := watchOnce(ctx, c, list, f)
 		if came {
 			lost = time.Now()
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if !follow.Transient(err) && !errors.Is(err, io.EOF) || time.Since(lost) > e.patience {
+		var failed *listError
+		again := follow.Transient(err) || errors.Is(err, io.EOF) || errors.As(err, &failed)
+		if !again || time.Since(lost) > e.patience {
 			return c.Explain("watch", err)
 		}
 		fmt.Fprintf(e.stderr, "drover: %s; trying again\n", term.Line(strings.TrimSpace(fmt.Sprint(c.Explain("watch", err)))))
-		first := 100 * time.Millisecond
+		wait := 100 * time.Millisecond
 		if later, ok := problem.ComeAgain(err); ok {
-			first = later/2 + rand.N(later) // not together with the others
+			wait = later/2 + rand.N(later) // not together with the others
 		}
-		for wait := first; ; wait = min(wait*2, 2*time.Second) {
-			if err := pause(ctx, wait); err != nil {
-				return err
-			}
-			if err = again(); err == nil {
-				break
-			}
-			if time.Since(lost) > e.patience {
-				return err
-			}
+		if err := pause(ctx, wait); err != nil {
+			return err
 		}
 	}
 }
+
+// listError is that of a list that was to tell what was missed.
+type listError struct{ error }
+
+// Unwrap returns it.
+func (e *listError) Unwrap() error { return e.error }
 
 func watchOnce(ctx context.Context, c *client.Client, again func() error, f func(*droverv1.WatchEventsResponse) error) (came bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -168,6 +201,15 @@ func watchOnce(ctx context.Context, c *client.Client, again func() error, f func
 	if err != nil {
 		return false, err
 	}
+	// What changes from here on is told. What changed before, and is no part of the
+	// snapshot because it has ended, is in a list that is made now.
+	if _, err := stream.Header(); err != nil {
+		return false, err
+	}
+	if err := again(); err != nil {
+		return false, &listError{err}
+	}
+	came = true
 	for {
 		ev, err := stream.Recv()
 		if err != nil {
@@ -176,7 +218,7 @@ func watchOnce(ctx context.Context, c *client.Client, again func() error, f func
 		came = true
 		if ev.GetLagged() != nil {
 			if err := again(); err != nil {
-				return came, err
+				return came, &listError{err}
 			}
 			continue
 		}

@@ -69,6 +69,19 @@ func explain(j *droverv1.Job) explanation {
 		Stderr: []string{}, Hint: hintFor(j),
 	}
 	x.add(v.SubmitTime, "asked for by %s: %s", orNobody(v.RequestedBy), v.What())
+	for _, a := range v.Attempts {
+		if a.Attempt == v.Attempt && v.WorkerName != "" {
+			continue // told below
+		}
+		end := strings.ToLower(a.State)
+		if r := (render.Job{ExitCode: a.ExitCode, Signal: a.Signal}).Result(); r != "" {
+			end += " " + r
+		}
+		if a.Reason != "" {
+			end += " because of " + a.Reason
+		}
+		x.add(a.EndTime, "attempt %d on the worker %s: %s%s", a.Attempt, a.WorkerName, end, retriesLeft(v))
+	}
 	if v.WorkerName != "" {
 		x.add(nil, "attempt %d went to the worker %s%s", v.Attempt, v.WorkerName, retriesLeft(v))
 	}

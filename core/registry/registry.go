@@ -361,7 +361,7 @@ func (r *Registry) Get(id job.WorkerID) (Worker, bool) {
 	return Worker{}, false
 }
 
-// Find returns a worker by id or name.
+// Find returns a worker by its name, its id, or the beginning or end of its id.
 func (r *Registry) Find(ref string) (Worker, error) {
 	if e := r.byName[ref]; e != nil {
 		return e.Worker, nil
@@ -371,7 +371,39 @@ func (r *Registry) Find(ref string) (Worker, error) {
 			return e.Worker, nil
 		}
 	}
-	return Worker{}, unknown("find worker", ref)
+	var found *entry
+	for id, e := range r.byID {
+		if !Abbreviates(ref, id) {
+			continue
+		}
+		if found != nil {
+			return Worker{}, Unclear(ref, 2)
+		}
+		found = e
+	}
+	if found == nil {
+		return Worker{}, Unclear(ref, 0)
+	}
+	return found.Worker, nil
+}
+
+// Unclear is the error of a reference that stands for no worker, or for several.
+func Unclear(ref string, workers int) error {
+	if workers == 0 {
+		return unknown("find worker", ref)
+	}
+	return errs.E("find worker", errs.NotFound, "WORKER_UNKNOWN", fmt.Errorf("%q stands for several workers", ref)).
+		WithHint("give more digits, or the name")
+}
+
+// fewestDigits is how many of an id a short reference has at the least.
+const fewestDigits = 4
+
+// Abbreviates tells whether a reference is the beginning or the end of an id, as lists
+// show it.
+func Abbreviates(ref string, id job.WorkerID) bool {
+	whole := id.String()
+	return len(ref) >= fewestDigits && (strings.HasPrefix(whole, ref) || strings.HasSuffix(whole, ref))
 }
 
 // All returns the workers by name.

@@ -206,7 +206,10 @@ func (s *SchedulerServer) ListScripts(ctx context.Context, r *droverv1.ListScrip
 // WatchEvents implements the service.
 func (s *SchedulerServer) WatchEvents(r *droverv1.WatchEventsRequest, stream grpc.ServerStreamingServer[droverv1.WatchEventsResponse]) error {
 	ctx := stream.Context()
-	return s.scheduler.Watch(ctx, caller(ctx), r.GetJobId(), r.GetSnapshot(), func(c scheduler.Change) error {
+	return s.scheduler.Watch(ctx, caller(ctx), r.GetJobId(), r.GetSnapshot(), func() {
+		// Who lists what there is after this has missed nothing.
+		_ = stream.SendHeader(nil) // a stream that has ended shows when something is sent
+	}, func(c scheduler.Change) error {
 		ev := &droverv1.WatchEventsResponse{Time: timestamppb.Now()}
 		switch {
 		case c.Job != nil:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -114,7 +115,7 @@ func (s *Scheduler) Locate(ctx context.Context, by Caller, ref string, number ui
 func (s *Scheduler) AwaitStart(ctx context.Context, id job.ID) (job.Job, error) {
 	var found job.Job
 	stop := errors.New("found")
-	err := s.watch(ctx, "read output", id, true, func(c Change) error {
+	err := s.watch(ctx, "read output", id, true, func() {}, func(c Change) error {
 		if c.Job != nil && c.Job.State > job.Dispatched {
 			found = *c.Job
 			return stop
@@ -129,12 +130,13 @@ func (s *Scheduler) AwaitStart(ctx context.Context, id job.ID) (job.Job, error) 
 
 // watch yields the changes of a job, or of all, until ctx ends; with a snapshot
 // the present state comes first, also that of a terminal job.
-func (s *Scheduler) watch(ctx context.Context, op string, id job.ID, snapshot bool, yield func(Change) error) error {
+func (s *Scheduler) watch(ctx context.Context, op string, id job.ID, snapshot bool, begun func(), yield func(Change) error) error {
 	w, jobs, workers := s.hub.subscribe(id)
 	if w == nil {
 		return overloaded(op, "too many watch already")
 	}
 	defer s.hub.unsubscribe(w)
+	begun()
 	if !snapshot {
 		return w.follow(ctx, yield)
 	}
@@ -292,8 +294,11 @@ func (s *Scheduler) Worker(_ context.Context, ref string) (registry.Worker, erro
 			return w, nil
 		}
 	}
-	return registry.Worker{}, errs.E("find worker", errs.NotFound, "WORKER_UNKNOWN", fmt.Errorf("there is no worker %q", ref)).
-		WithHint(`"drover workers" lists them`)
+	all := slices.DeleteFunc(s.hub.allWorkers(), func(w registry.Worker) bool { return !registry.Abbreviates(ref, w.ID) })
+	if len(all) == 1 {
+		return all[0], nil
+	}
+	return registry.Worker{}, registry.Unclear(ref, len(all))
 }
 
 // Drain stops or resumes placing jobs on a worker; ref takes the place of d.ID.
@@ -323,9 +328,9 @@ func (s *Scheduler) RemoveWorker(ctx context.Context, by Caller, ref string) err
 	return nil
 }
 
-// Watch calls yield with every change until ctx ends or yield returns an
-// error. A submitter sees its own jobs only.
-func (s *Scheduler) Watch(ctx context.Context, by Caller, ref string, snapshot bool, yield func(Change) error) error {
+// Watch calls yield with every change after begun was called, until ctx ends or yield
+// returns an error. A submitter sees its own jobs only.
+func (s *Scheduler) Watch(ctx context.Context, by Caller, ref string, snapshot bool, begun func(), yield func(Change) error) error {
 	var id job.ID
 	if ref != "" {
 		j, err := s.find(ctx, "watch job", by, ref)
@@ -334,7 +339,7 @@ func (s *Scheduler) Watch(ctx context.Context, by Caller, ref string, snapshot b
 		}
 		id = j.ID
 	}
-	return s.watch(ctx, "watch job", id, snapshot, func(c Change) error {
+	return s.watch(ctx, "watch job", id, snapshot, begun, func(c Change) error {
 		if by.Role == roleSubmitter && (c.Job == nil || !by.owns(c.Job)) && c.Missed == 0 {
 			return nil
 		}

@@ -42,6 +42,9 @@ func (m *Machine) accept(s *Submit) (job.Job, error) {
 	if spec.Command == "" {
 		spec.Command = defaultCommand(spec.Path)
 	}
+	if w, err := m.workers.Find(spec.Worker); err == nil && w.Name != spec.Worker {
+		spec.Worker = w.ID.String() // whatever other workers come meanwhile
+	}
 	if len(spec.Upload) > 0 {
 		spec.UploadSHA256 = job.SHA256(spec.Upload)
 	}

@@ -33,7 +33,7 @@ type JobQuery struct {
 	PageSize  int
 	PageToken string
 	States    []job.State
-	Worker    string // id or name
+	Worker    string // id, its beginning or end, or name
 	Labels    map[string]string
 	Since     time.Time
 }
@@ -44,6 +44,13 @@ func (s *Scheduler) Jobs(ctx context.Context, by Caller, q JobQuery, take func(*
 	const op = "list jobs"
 	if err := q.check(op); err != nil {
 		return "", err
+	}
+	var unknown error // the worker is; jobs may have been there before it was removed
+	if q.Worker != "" {
+		w, err := s.Worker(ctx, q.Worker)
+		if unknown = err; err == nil {
+			q.Worker = w.Name
+		}
 	}
 	leave, err := s.turnToList(ctx, op)
 	if err != nil {
@@ -93,6 +100,9 @@ func (s *Scheduler) Jobs(ctx context.Context, by Caller, q JobQuery, take func(*
 			taken++
 		}
 		last = id
+	}
+	if unknown != nil && taken == 0 && q.PageToken == "" {
+		return "", fmt.Errorf("%s: worker_id: %w", op, unknown)
 	}
 	return "", nil
 }

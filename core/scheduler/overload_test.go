@@ -49,7 +49,7 @@ func TestP16ListsAndWatchersAreBounded(t *testing.T) {
 			all = append(all, one)
 		}
 		watch := func() error {
-			return w.s.watch(w.ctx, "watch", job.ID{1}, true, func(Change) error { return nil })
+			return w.s.watch(w.ctx, "watch", job.ID{1}, true, func() {}, func(Change) error { return nil })
 		}
 		if err := watch(); errs.KindOf(err) != errs.Exhausted {
 			t.Errorf("a watcher more: %v", err)

@@ -26,7 +26,7 @@ func TestAJobFromSubmitToEnd(t *testing.T) {
 		watching := errors.New("ended")
 		var watch sync.WaitGroup
 		watch.Go(func() {
-			err := w.s.Watch(w.ctx, admin(), "", false, func(c Change) error {
+			err := w.s.Watch(w.ctx, admin(), "", false, func() {}, func(c Change) error {
 				if c.Job == nil {
 					return nil
 				}

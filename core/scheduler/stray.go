@@ -142,6 +142,8 @@ func inKeyOrder(s strays) []job.Key {
 	for k := range s {
 		keys = append(keys, k)
 	}
-	slices.SortFunc(keys, func(a, b job.Key) int { return cmp.Or(slices.Compare(a.Job[:], b.Job[:]), cmp.Compare(a.Attempt, b.Attempt)) })
+	slices.SortFunc(keys, func(a, b job.Key) int {
+		return cmp.Or(slices.Compare(a.Job[:], b.Job[:]), cmp.Compare(a.Attempt, b.Attempt))
+	})
 	return keys
 }

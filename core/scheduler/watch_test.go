@@ -19,7 +19,7 @@ import (
 func first(ctx context.Context, s *Scheduler, by Caller, ref string, snapshot bool) (Change, error) {
 	var found Change
 	done := errors.New("done")
-	err := s.Watch(ctx, by, ref, snapshot, func(c Change) error {
+	err := s.Watch(ctx, by, ref, snapshot, func() {}, func(c Change) error {
 		found = c
 		return done
 	})
@@ -180,7 +180,7 @@ func TestWhatAWatcherIsShown(t *testing.T) {
 			ctx, cancel := context.WithTimeout(w.ctx, time.Second)
 			defer cancel()
 			jobs = map[job.ID]bool{}
-			err := w.s.Watch(ctx, by, "", true, func(c Change) error {
+			err := w.s.Watch(ctx, by, "", true, func() {}, func(c Change) error {
 				if c.Job != nil {
 					jobs[c.Job.ID] = true
 				}

@@ -413,7 +413,7 @@ func (w *world) wait(id job.ID, states ...job.State) job.Job {
 	w.t.Helper()
 	var found job.Job
 	done := errors.New("done")
-	err := w.s.Watch(w.ctx, admin(), id.String(), true, func(c Change) error {
+	err := w.s.Watch(w.ctx, admin(), id.String(), true, func() {}, func(c Change) error {
 		if c.Job != nil && slices.Contains(states, c.Job.State) {
 			found = *c.Job
 			return done

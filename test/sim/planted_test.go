@@ -41,7 +41,7 @@ var planted = []struct {
 	{"invent a failure", "worker/run.go", "r.State, r.Reason, r.Message = job.Lost, a.lostReason", "r.State, r.Reason, r.Message = job.Failed, a.lostReason"},
 	{"sequences fall back with a restart", "worker/restore.go", "m.epoch = st.Epoch + 1", "m.epoch = 1"},
 	{"keep the slot of an ended attempt", "worker/attempt.go", "a.slot = false\n\t\tm.used--", "a.slot = false"},
-	{"believe reports of earlier attempts", "scheduler/report.go", "e == nil || e.Attempt != r.Attempt || e.Worker != from", "e == nil || e.Worker != from"},
+	{"believe reports of earlier attempts", "scheduler/report.go", "e == nil || e.Attempt != r.Attempt || e.Worker != ev.Worker", "e == nil || e.Worker != ev.Worker"},
 	{"send an order again after a reboot", "scheduler/report.go", " && l.hello.BootID == e.BootID:", ":"},
 	{"forget who runs what after a restart", "scheduler/machine.go", "m.workers.Occupy(j.Worker, 1)\n", "j.Worker = job.WorkerID{}\n"},
 	{
