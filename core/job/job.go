@@ -278,6 +278,7 @@ const (
 	ReasonReboot        = "REBOOT"
 	ReasonNoProcess     = "NO_PROCESS"
 	ReasonFenced        = "FENCED"
+	ReasonOldRecords    = "OLD_RECORDS" // the scheduler's records do not know what a worker was told
 	ReasonTombstone     = "STOPPED_BEFORE_START"
 	ReasonGivenUp       = "GIVEN_UP"          // the scheduler had settled the attempt before it ended
 	ReasonPartition     = "PARTITION"         // the worker had no contact with its scheduler for a lease

@@ -154,6 +154,10 @@ func appendRecord(b []byte, r *Record) []byte {
 		if r.Lease != nil {
 			e.msg(8, r.Lease.encode)
 		}
+		if r.Life != (job.Life{}) {
+			e.b = protowire.AppendTag(e.b, 9, protowire.BytesType)
+			e.b = protowire.AppendBytes(e.b, job.EncodeLives([]job.Life{r.Life}))
+		}
 	case KindAcked, KindForgotten:
 	}
 	return e.b
@@ -186,6 +190,8 @@ func parseRecord(b []byte) (Record, error) {
 			r.Epoch = d.v
 		case 8:
 			body = d.b
+		case 9:
+			r.Life, err = decodeLife(d.b)
 		}
 		return err
 	})
@@ -219,4 +225,12 @@ func parseRecord(b []byte) (Record, error) {
 		return r, fmt.Errorf("body of kind %d: %w", r.Kind, err)
 	}
 	return r, nil
+}
+
+func decodeLife(b []byte) (job.Life, error) {
+	lives, err := job.DecodeLives(b)
+	if err != nil || len(lives) != 1 {
+		return job.Life{}, fmt.Errorf("life of a scheduler: %d bytes", len(b))
+	}
+	return lives[0], nil
 }

@@ -106,6 +106,7 @@ func TestSmallRecordsComeBackAsTheyWere(t *testing.T) {
 	for _, want := range []Record{
 		{Kind: KindFence, Fence: job.Fence{Term: 3, Counter: 4}, Floor: job.Fence{Term: 2, Counter: 9}, Epoch: 2},
 		{Kind: KindFence, Fence: job.Fence{Term: 3}, Lease: &Lease{BootID: "b", Until: time.Hour, Over: true, Lapses: 4}},
+		{Kind: KindFence, Fence: job.Fence{Term: 3}, Life: job.Life{Term: 3, Mark: job.Mark{1, 2}}},
 		{Kind: KindStarted, Key: key(1), Started: &Started{PID: 5, StartTicks: 1 << 60, Wall: time.Unix(5, 6).UTC(), Boot: time.Hour}},
 		{Kind: KindStop, Key: key(1), Fence: job.Fence{Term: 1, Counter: 1}, Stop: &Stop{Reason: "USER", Grace: 0}},
 		{Kind: KindExited, Key: key(1), Exit: &Exit{Code: -1, Evidence: job.PidFD}},

@@ -19,6 +19,7 @@ type index struct {
 	epoch        uint64
 	fenceAt      ref
 	lease        *Lease
+	life         job.Life
 	attempts     map[job.Key]*entry
 }
 
@@ -38,6 +39,9 @@ func (x *index) add(r *Record, at ref) (dead int64) {
 		dead, x.fenceAt = x.fenceAt.n, at
 		if r.Lease != nil {
 			x.lease = r.Lease
+		}
+		if r.Life != (job.Life{}) {
+			x.life = r.Life
 		}
 		return dead
 	case KindForgotten:
@@ -83,6 +87,7 @@ type State struct {
 	Floor    job.Fence // highest fence of a forgotten attempt
 	Epoch    uint64    // how often the worker has begun
 	Lease    *Lease    // nil: it never mattered
+	Life     job.Life  // of the scheduler that commanded last; zero: not known
 	Attempts []Attempt // in the order in which they were first recorded
 }
 
@@ -130,6 +135,9 @@ func (f *fold) add(r *Record) {
 	if r.Kind == KindFence {
 		if r.Lease != nil {
 			f.st.Lease = r.Lease
+		}
+		if r.Life != (job.Life{}) {
+			f.st.Life = r.Life
 		}
 		return
 	}

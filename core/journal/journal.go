@@ -308,7 +308,7 @@ func (j *Journal) rewrite() error {
 func (j *Journal) copyLive(f file) (index, int64, error) {
 	out := append([]byte(nil), magic...)
 	live := newIndex()
-	head := Record{Kind: KindFence, Fence: j.index.fence, Floor: j.index.floor, Epoch: j.index.epoch, Lease: j.index.lease}
+	head := Record{Kind: KindFence, Fence: j.index.fence, Floor: j.index.floor, Epoch: j.index.epoch, Lease: j.index.lease, Life: j.index.life}
 	mark := len(out)
 	out = appendFrame(out, &head)
 	live.add(&head, ref{off: int64(mark), n: int64(len(out) - mark)})

@@ -34,6 +34,7 @@ type Record struct {
 	Exit    *Exit     // KindExited
 	Done    *Done     // KindDone
 	Lease   *Lease    // KindFence: nil is unchanged
+	Life    job.Life  // KindFence: of the scheduler that commands; zero is unchanged
 }
 
 // Lease is what a worker remembers of its lease over a restart (P4 c).

@@ -116,6 +116,8 @@ func Explain(reason string, s *job.Spec) string {
 		}
 	}
 	switch reason {
+	case job.ReasonOldRecords:
+		return "the records of this scheduler are older than what a worker was told; nothing is started"
 	case job.ReasonConnecting:
 		return "the scheduler has no session yet with a worker that may fit"
 	case job.ReasonNoWorker:

@@ -321,6 +321,7 @@ func (r *Registry) SetRunners(id job.WorkerID, rs []job.RunnerInfo) {
 const (
 	LinkBreaks = "LINK_BREAKS"
 	NoSession  = "NO_SESSION"
+	OldRecords = job.ReasonOldRecords
 )
 
 // SetTrouble notes what is wrong between the scheduler and a worker, or with an empty

@@ -19,6 +19,7 @@ import (
 
 	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/core/auth"
+	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/registry"
 	"github.com/droverhq/drover/core/rpc"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
@@ -298,7 +299,7 @@ func TestP22_RevokedWorker_ItsSessionEnds(t *testing.T) {
 	together(t, server.Run, connections.Run)
 	link, err := workers.Connect(t.Context(), registry.Worker{
 		ID: uuid.New(), Name: "w", Address: server.Address(),
-	}, 1)
+	}, 1, job.History{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,7 +318,7 @@ func TestP22_RevokedWorker_ItsSessionEnds(t *testing.T) {
 	}
 	if _, err := workers.Connect(t.Context(), registry.Worker{
 		ID: uuid.New(), Name: "w", Address: server.Address(),
-	}, 1); err == nil || !strings.Contains(err.Error(), "was revoked") {
+	}, 1, job.History{}); err == nil || !strings.Contains(err.Error(), "was revoked") {
 		t.Errorf("the next session: %v", err)
 	}
 }

@@ -85,7 +85,7 @@ func (c *Connector) conn(id job.WorkerID, address, name string) (*grpc.ClientCon
 }
 
 // Connect implements scheduler.Connector.
-func (c *Connector) Connect(ctx context.Context, w registry.Worker, term uint64) (scheduler.Link, error) {
+func (c *Connector) Connect(ctx context.Context, w registry.Worker, term uint64, h job.History) (scheduler.Link, error) {
 	conn, err := c.conn(w.ID, w.Address, w.Name)
 	if err != nil {
 		return nil, err
@@ -96,7 +96,9 @@ func (c *Connector) Connect(ctx context.Context, w registry.Worker, term uint64)
 	ctx, cancel := context.WithCancel(ctx)
 	stream, err := droverv1.NewWorkerServiceClient(conn).Session(ctx)
 	if err == nil {
-		err = stream.Send(&droverv1.SessionRequest{Hello: &droverv1.SessionHello{Term: term, WorkerId: w.ID.String(), IndexParts: true}})
+		err = stream.Send(&droverv1.SessionRequest{Hello: &droverv1.SessionHello{
+			Term: term, WorkerId: w.ID.String(), IndexParts: true, Lives: job.EncodeLives(h.Lives), DecidedTerm: h.Decided,
+		}})
 	}
 	if err != nil {
 		cancel()
@@ -107,7 +109,7 @@ func (c *Connector) Connect(ctx context.Context, w registry.Worker, term uint64)
 		cancel()
 		return nil, errs.E("open session with "+w.Name, errs.Unavailable, "", errors.New("the connection has no certificate"))
 	}
-	return &link{stream: stream, cancel: cancel, peer: other}, nil
+	return &link{stream: stream, cancel: cancel, peer: other, term: term}, nil
 }
 
 // tlsState returns the state of TLS below a stream.
@@ -126,6 +128,7 @@ type link struct {
 	cancel context.CancelFunc
 	index  indexParts  // Recv's own
 	peer   *certs.Peer // used by Recv
+	term   uint64
 }
 
 // Send implements scheduler.Link.
@@ -208,6 +211,9 @@ func (l *link) Recv() (scheduler.Up, error) {
 	if err := l.peer.Check(time.Now()); err != nil {
 		return scheduler.Up{}, errs.E("read session", errs.Unauthenticated, "CERTIFICATE", err)
 	}
+	if b := f.GetHello().GetStrangeLife(); len(b) > 0 {
+		return scheduler.Up{}, refusedBy(b, l.term)
+	}
 	up, err := upFromProto(f)
 	if err == nil {
 		up.Scripts, err = l.index.add(f.GetScripts())
@@ -264,4 +270,14 @@ func keysFromProto(ps []*droverv1.ReportAck) ([]job.Key, error) {
 		out[i] = k
 	}
 	return out, nil
+}
+
+// refusedBy is the refusal of a worker that another life commands.
+func refusedBy(life []byte, term uint64) error {
+	const op = "open session"
+	lives, err := job.DecodeLives(life)
+	if err != nil || len(lives) != 1 {
+		return errs.Field(op, "strange_life", "SIZE", "%d bytes", len(life))
+	}
+	return errs.E(op, errs.Precondition, job.ReasonOldRecords, &job.StrangeLifeError{Last: lives[0], Term: term})
 }

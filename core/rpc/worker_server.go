@@ -179,12 +179,23 @@ func (s *WorkerServer) Session(stream grpc.BidiStreamingServer[droverv1.SessionR
 		defer close(down)
 		cancel(s.receive(ctx, stream, down))
 	}()
-	hello := worker.SessionHello{Term: first.GetHello().GetTerm(), WorkerID: id}
+	lives, err := job.DecodeLives(first.GetHello().GetLives())
+	if err != nil {
+		return errs.Field(op, "lives", "SIZE", "%w", err)
+	}
+	hello := worker.SessionHello{
+		Term: first.GetHello().GetTerm(), WorkerID: id, History: job.History{Lives: lives, Decided: first.GetHello().GetDecidedTerm()},
+	}
 	err = s.worker.Session(ctx, hello, down, func(u worker.Up) error {
 		return sendUp(&u, first.GetHello().GetIndexParts(), stream.Send)
 	})
 	if cause := context.Cause(ctx); errs.KindOf(cause) == errs.Invalid {
 		return cause
+	}
+	if strange := (*job.StrangeLifeError)(nil); errors.As(err, &strange) {
+		last := job.EncodeLives([]job.Life{strange.Last})
+		// The reason comes after it; whoever does not read this one reads that.
+		_ = stream.Send(&droverv1.SessionResponse{Hello: &droverv1.WorkerHello{StrangeLife: last}})
 	}
 	return err
 }

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"container/heap"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"math"
 	"path"
@@ -19,6 +20,10 @@ import (
 )
 
 const opSubmit = "start job"
+
+// hintOldRecords is the way back to work.
+const hintOldRecords = `stop this scheduler and put the newer records in use; if they are lost, let these be in force: ` +
+	`"drover scheduler restore --help", --term`
 
 // submit answers one request for a job.
 func (m *Machine) submit(to uint64, s *Submit) {
@@ -38,6 +43,9 @@ func (m *Machine) submits(to uint64, all []Submit) {
 
 // accept accepts a job (P1): place it at once if a worker fits, else queue it.
 func (m *Machine) accept(s *Submit) (job.Job, error) {
+	if m.old != "" {
+		return job.Job{}, errs.E(opSubmit, errs.Precondition, job.ReasonOldRecords, errors.New(m.old)).WithHint("%s", hintOldRecords)
+	}
 	spec := s.Spec
 	if spec.Command == "" {
 		spec.Command = defaultCommand(spec.Path)
@@ -195,6 +203,12 @@ func (m *Machine) wait(c *class, e *entry, reason string) {
 
 // placeQueued places what fits now, in the order of the queue over all classes.
 func (m *Machine) placeQueued() {
+	if m.old != "" {
+		for _, c := range m.queue.classes {
+			m.wait(c, c.jobs[0], job.ReasonOldRecords)
+		}
+		return
+	}
 	h := make(heads, 0, len(m.queue.classes))
 	for _, c := range m.queue.classes {
 		h = append(h, c)

@@ -25,6 +25,7 @@ type Event struct {
 	Up         *UpEvent
 	Refused    *Refusal
 	Unsent     *Unsent
+	Old        *OldRecords
 	Trouble    *Trouble
 	Tick       bool
 
@@ -142,6 +143,7 @@ type Effect struct {
 	Hang       *job.WorkerID    // end the link to this worker
 	Result     *Result
 	Refused    *Refusal // for the log: a job that ends because its order cannot be sent
+	Old        string   // for the log: why nothing is started
 	Unexpected string   // for the log: a report that the state machine refuses or does not know
 }
 

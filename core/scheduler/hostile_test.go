@@ -103,7 +103,7 @@ func TestP21_FramesThatWait_AreBoundedInBytesPerLink(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				inbox := make(chan Event, 100)
-				l := newLinks(nil, 1, slog.New(slog.DiscardHandler), func(_ context.Context, ev Event) { inbox <- ev }, nil)
+				l := newLinks(nil, 1, history{}, slog.New(slog.DiscardHandler), func(_ context.Context, ev Event) { inbox <- ev }, nil)
 				b := &babble{up: up, said: make(chan struct{}, 100)}
 				b.closed, b.close = context.WithCancel(t.Context())
 				ctx, cancel := context.WithCancel(t.Context())

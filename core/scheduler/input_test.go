@@ -210,7 +210,9 @@ func TestP16_Budget_OneCaller_LeavesRoomForOthers(t *testing.T) {
 type connectFunc func() Link
 
 // Connect implements Connector.
-func (f connectFunc) Connect(context.Context, registry.Worker, uint64) (Link, error) { return f(), nil }
+func (f connectFunc) Connect(context.Context, registry.Worker, uint64, job.History) (Link, error) {
+	return f(), nil
+}
 
 // badConnector makes links that break as soon as the worker has said hello.
 type badConnector struct{ good chan struct{} }
@@ -249,7 +251,7 @@ func TestALinkThatBreaksAgainAndAgainIsACondition(t *testing.T) {
 		book := &logbook{}
 		from := &badConnector{good: make(chan struct{})}
 		troubles := make(chan string, 100)
-		l := newLinks(connectFunc(func() Link { return &badLink{from: from, closed: make(chan struct{})} }), 1, slog.New(slog.NewTextHandler(book, nil)), func(_ context.Context, ev Event) {
+		l := newLinks(connectFunc(func() Link { return &badLink{from: from, closed: make(chan struct{})} }), 1, history{}, slog.New(slog.NewTextHandler(book, nil)), func(_ context.Context, ev Event) {
 			if ev.Trouble != nil {
 				troubles <- ev.Trouble.Message
 			}

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -20,7 +21,7 @@ import (
 // Connector opens links to workers; core/rpc implements it over the Session
 // stream.
 type Connector interface {
-	Connect(ctx context.Context, w registry.Worker, term uint64) (Link, error)
+	Connect(ctx context.Context, w registry.Worker, term uint64, h job.History) (Link, error)
 }
 
 // Link carries frames to and from one worker. Send and Recv are called by one
@@ -37,6 +38,7 @@ type Link interface {
 type links struct {
 	connector Connector
 	term      uint64
+	history   history
 	log       *slog.Logger
 	deliver   func(context.Context, Event)
 	input     func(context.Context, job.ID) (job.Input, error)
@@ -56,8 +58,8 @@ type connection struct {
 	out    *outbox
 }
 
-func newLinks(c Connector, term uint64, log *slog.Logger, deliver func(context.Context, Event), input func(context.Context, job.ID) (job.Input, error)) *links {
-	return &links{connector: c, term: term, log: log, deliver: deliver, input: input, byID: map[job.WorkerID]*connection{}}
+func newLinks(c Connector, term uint64, h history, log *slog.Logger, deliver func(context.Context, Event), input func(context.Context, job.ID) (job.Input, error)) *links {
+	return &links{connector: c, term: term, history: h, log: log, deliver: deliver, input: input, byID: map[job.WorkerID]*connection{}}
 }
 
 // dial makes sure that a link to the worker's present process is kept.
@@ -145,7 +147,7 @@ const (
 func (l *links) keep(ctx context.Context, c *connection) {
 	backoff, trouble, row := minBackoff, "", breaks{}
 	for ctx.Err() == nil {
-		link, err := l.connector.Connect(ctx, c.worker, l.term)
+		link, err := l.connector.Connect(ctx, c.worker, l.term, l.history.History)
 		if err == nil {
 			var talked bool
 			opened := time.Now()
@@ -162,6 +164,7 @@ func (l *links) keep(ctx context.Context, c *connection) {
 		if reason := errs.ReasonOf(err); err != nil && ctx.Err() == nil && trouble != "in "+reason {
 			trouble = "in " + reason
 			l.complain(c, err, reason)
+			l.doubt(ctx, c, err)
 		}
 		select {
 		case <-ctx.Done():
@@ -203,8 +206,17 @@ func (l *links) recover(ctx context.Context, id job.WorkerID) {
 	}
 }
 
+// doubt tells that a worker knows more than these records. Its word alone does not count:
+// it must name a life that was made with their secret (P21).
+func (l *links) doubt(ctx context.Context, c *connection, err error) {
+	var strange *job.StrangeLifeError
+	if errors.As(err, &strange) && strange.Last.Genuine(l.history.secret) && !l.history.Holds(strange.Last) {
+		l.deliver(ctx, Event{Old: &OldRecords{c.worker.ID, strange.Last}})
+	}
+}
+
 func (l *links) complain(c *connection, err error, reason string) {
-	if reason == job.ReasonFenced { // P3
+	if reason == job.ReasonFenced || reason == job.ReasonOldRecords { // P3
 		l.log.Error("this scheduler's records are older than what the worker has been told; it must not command it. "+
 			"If they were restored from a backup and shall be in force: drover scheduler restore --term",
 			"worker", c.worker.Name, "term", l.term, "error", err)

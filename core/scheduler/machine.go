@@ -30,6 +30,7 @@ type Machine struct {
 	mute     map[job.WorkerID]time.Time // when a worker without a session has been that for long; zero: it has
 	links    map[job.WorkerID]*link
 	account  account
+	old      string    // why nothing is started any more; "": nothing is wrong
 	began    time.Time // before it, nothing is known of contacts with workers
 	first    time.Time // of the first step, for wall
 	now      time.Time
@@ -135,6 +136,8 @@ func (m *Machine) Step(now time.Time, ev *Event) []Effect {
 		m.up(ev.Up)
 	case ev.Refused != nil:
 		m.refused(ev.Refused)
+	case ev.Old != nil:
+		m.oldRecords(ev.Old)
 	case ev.Unsent != nil:
 		m.unsent(ev.Unsent)
 	case ev.Trouble != nil:

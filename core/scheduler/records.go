@@ -25,6 +25,8 @@ import (
 //	s<hex of id, reversed>  finds jobs by the end of their id
 //	w<id>            record of every worker, JSON
 //	m/term           the term of the newest scheduler life, see store.TermKey
+//	m/lives          all lives, m/secret what they are marked with, m/decided the
+//	                 term that an operator has set, see history.go
 const (
 	prefixJob     = 'j'
 	prefixLive    = 'l'
@@ -67,6 +69,7 @@ func SetTerm(ctx context.Context, st store.Store, term uint64) error {
 	}
 	var b store.Batch
 	b.Put(store.TermKey(), store.EncodeTerm(term-1))
+	b.Put([]byte(decidedKey), store.EncodeTerm(term))
 	if err := st.Apply(ctx, &b); err != nil {
 		return fmt.Errorf("set the term: %w", err)
 	}

@@ -159,7 +159,9 @@ func (m *Machine) reconcile(id job.WorkerID, l *link) {
 		case e.State == job.Dispatched && e.Result.Sequence == 0 && l.hello.BootID == e.BootID:
 			// Never confirmed: the same order again is harmless (P2), for the worker
 			// remembers what it was told. After a reboot it may not.
-			e.resent = true
+			if e.resent = true; m.old != "" {
+				continue
+			}
 			m.send(id, Down{Starts: []job.StartOrder{m.order(e)}})
 		default:
 			m.lose(e, l)

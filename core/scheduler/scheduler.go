@@ -108,7 +108,11 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 	}
 	s.machine = NewMachine(s.term, c.Lease)
 	s.machine.SetBudget(c.Budget)
-	s.links = newLinks(c.Connector, s.term, c.Log, s.deliver, s.records.input)
+	history, err := s.records.begin(ctx, term)
+	if err != nil {
+		return nil, errs.E(op, errs.Internal, "STORE", err)
+	}
+	s.links = newLinks(c.Connector, s.term, history, c.Log, s.deliver, s.records.input)
 	s.retain = &retainer{s: s, rules: c.Retention, begun: c.Now()}
 	if err := s.load(ctx); err != nil {
 		return nil, errs.E(op, errs.Internal, "STORE", err)
@@ -321,6 +325,8 @@ func (s *Scheduler) act(effects []Effect) {
 			r := e.Refused
 			s.config.Log.Warn("order cannot be sent; its job is rejected", "job", r.Key.Job, "attempt", r.Key.Attempt, "worker_id", r.Worker,
 				"reason", r.Reason, "error", r.Message)
+		case e.Old != "":
+			s.config.Log.Error(e.Old, "hint", hintOldRecords)
 		case e.Unexpected != "":
 			s.config.Log.Warn("report refused by the state machine", "step", e.Unexpected)
 		}

@@ -123,6 +123,7 @@ type player struct {
 	starts   map[job.Key]int // how often a process was made (P2)
 	forgets  []job.Key
 	term     uint64
+	life     job.Life // that commanded it last
 	away     bool // nothing of it is heard, nothing reaches it
 	loses    bool // what it is told to start
 	link     *wire
@@ -227,17 +228,17 @@ func (p *player) heal() {
 }
 
 // Connect implements Connector.
-func (w *world) Connect(_ context.Context, to registry.Worker, term uint64) (Link, error) {
+func (w *world) Connect(_ context.Context, to registry.Worker, term uint64, h job.History) (Link, error) {
 	w.mu.Lock()
 	p := w.workers[to.Name]
 	w.mu.Unlock()
 	if p == nil {
 		return nil, errs.E("connect", errs.Unavailable, "NOBODY", errors.New("nobody listens"))
 	}
-	return p.open(term)
+	return p.open(term, h)
 }
 
-func (p *player) open(term uint64) (Link, error) {
+func (p *player) open(term uint64, h job.History) (Link, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
@@ -246,7 +247,10 @@ func (p *player) open(term uint64) (Link, error) {
 	case term < p.term:
 		return nil, errs.E("open session", errs.Precondition, job.ReasonFenced, errors.New("an old term"))
 	}
-	p.term = term
+	if !h.Holds(p.life) {
+		return nil, errs.E("open session", errs.Precondition, job.ReasonOldRecords, &job.StrangeLifeError{Last: p.life, Term: term})
+	}
+	p.term, p.life = term, h.Last()
 	if p.link != nil {
 		p.link.Close()
 	}

@@ -29,6 +29,14 @@ func Term(ctx context.Context, s Store) (uint64, error) {
 	return binary.BigEndian.Uint64(v), nil
 }
 
+// DecodeTerm reads what EncodeTerm wrote.
+func DecodeTerm(b []byte) (uint64, error) {
+	if len(b) != 8 {
+		return 0, fmt.Errorf("read a term: %d bytes instead of 8", len(b))
+	}
+	return binary.BigEndian.Uint64(b), nil
+}
+
 // RaiseTerm makes a term that is higher than any before, durably, and that no
 // other writer gets (P3).
 func RaiseTerm(ctx context.Context, s Store) (uint64, error) {

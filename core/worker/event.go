@@ -46,8 +46,9 @@ type Forgotten struct{ Keys []job.Key }
 
 // TermSeen says that a scheduler of this term opened a session.
 type TermSeen struct {
-	Term   uint64
-	Ticket Ticket
+	Term    uint64
+	History job.History // of its records
+	Ticket  Ticket
 }
 
 // Renewed says that a scheduler has renewed the lease.

@@ -28,6 +28,7 @@ type Machine struct {
 
 	epoch      uint64    // how many lives this worker had
 	fence      job.Fence // highest seen (P3)
+	life       job.Life  // of the scheduler that commanded last (P3)
 	lease      lease
 	floor      job.Fence // highest of a forgotten attempt: below it, "unknown" may mean "forgotten"
 	attempts   map[job.Key]*attempt
@@ -325,6 +326,17 @@ func (m *Machine) term(e TermSeen) {
 			fmt.Errorf("a scheduler of term %d has commanded this worker; this one has term %d", m.fence.Term, e.Term)).
 			WithHint("a scheduler restored from an old backup, or a second one, must not command workers"))
 		return
+	}
+	if !e.History.Holds(m.life) {
+		m.reply(e.Ticket, nil, errs.E("open session", errs.Precondition, job.ReasonOldRecords, &job.StrangeLifeError{Last: m.life, Term: e.Term}).
+			WithHint("its records are an older copy, or others: put the newer ones in use"))
+		return
+	}
+	if life := e.History.Last(); life != m.life && life != (job.Life{}) {
+		if m.life = life; e.Term > m.fence.Term {
+			m.fence = job.Fence{Term: e.Term}
+		}
+		m.record(journal.Record{Kind: journal.KindFence, Fence: m.fence, Floor: m.floor, Epoch: m.epoch, Life: m.life})
 	}
 	m.raise(e.Term)
 	m.reply(e.Ticket, nil, nil)

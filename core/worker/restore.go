@@ -13,7 +13,7 @@ import (
 func (m *Machine) Restore(now Instant, st *journal.State) []Effect {
 	m.now = now
 	m.out = nil
-	m.fence, m.floor = st.Fence, st.Floor
+	m.fence, m.floor, m.life = st.Fence, st.Floor, st.Life
 	// Sequences of this life of the worker lie above those of all before it.
 	m.epoch = st.Epoch + 1
 	m.restoreLease(st.Lease)

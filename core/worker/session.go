@@ -14,6 +14,7 @@ const reportsPerFrame = 512
 // SessionHello opens a session: who commands, and which worker is meant.
 type SessionHello struct {
 	Term     uint64
+	History  job.History // of the scheduler's records
 	WorkerID job.WorkerID
 }
 
@@ -90,7 +91,7 @@ func (w *Worker) greet(ctx context.Context, hello SessionHello) error {
 	if id, ok := w.identity.get(); !ok || id != hello.WorkerID {
 		return errs.E(op, errs.Precondition, "WRONG_WORKER", fmt.Errorf("this is worker %s, not %s", id, hello.WorkerID))
 	}
-	_, err := w.ask(ctx, op, func(t Ticket) Event { return TermSeen{Term: hello.Term, Ticket: t} })
+	_, err := w.ask(ctx, op, func(t Ticket) Event { return TermSeen{Term: hello.Term, History: hello.History, Ticket: t} })
 	return err
 }
 

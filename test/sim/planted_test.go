@@ -30,6 +30,7 @@ var planted = []struct {
 		"drop the tombstone", "worker/stop.go",
 		"m.reply(e.Ticket, a.report, nil)\n}\n\nfunc (m *Machine) tombstone", "m.reply(e.Ticket, a.report, nil)\n\tdelete(m.attempts, a.key)\n}\n\nfunc (m *Machine) tombstone",
 	},
+	{"trust a newer term, whatever its history", "worker/machine.go", "if !e.History.Holds(m.life) {", "if false {"},
 	{"skip the fence check", "worker/machine.go", "if e.Term < m.fence.Term {", "if false {"},
 	{
 		"signal before the stop is on disk", "worker/stop.go",

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -18,6 +19,7 @@ import (
 // batch; here that is one call of commit.
 type disk struct {
 	term     uint64
+	history  job.History
 	jobs     map[job.ID]job.Job
 	live     map[job.ID]bool
 	workers  map[job.WorkerID]registry.Worker
@@ -64,6 +66,8 @@ func (s *schedulerNode) start() {
 	s.life++
 	s.up, s.frozen, s.doom, s.busy = true, false, AtOnce, false
 	s.disk.term++
+	s.disk.history.Lives = slices.Clone(s.disk.history.Lives)
+	s.disk.history.Add(job.Life{Term: s.disk.term, Mark: job.Mark{byte(s.life), byte(s.life >> 8), 1}})
 	s.m = scheduler.NewMachine(s.disk.term, lease)
 	s.inbox, s.asked, s.links = nil, map[uint64]func(scheduler.Result){}, map[job.WorkerID]*keeper{}
 	for _, id := range sortedIDs(s.disk.workers) {
@@ -119,6 +123,10 @@ func (s *schedulerNode) rollback(f Fault) {
 			s.kill()
 			now := s.disk
 			s.real, s.disk = &now, old
+			for range s.w.rng.IntN(5) { // its term may be that of the true one, or above
+				s.start()
+				s.kill()
+			}
 			s.start()
 			s.w.after(5*time.Second, s.rollForward)
 		})
@@ -156,7 +164,7 @@ func (s *schedulerNode) records() *disk {
 }
 
 func (d *disk) copy() disk {
-	return disk{d.term, maps.Clone(d.jobs), maps.Clone(d.live), maps.Clone(d.workers), maps.Clone(d.requests)}
+	return disk{d.term, d.history, maps.Clone(d.jobs), maps.Clone(d.live), maps.Clone(d.workers), maps.Clone(d.requests)}
 }
 
 // deliver puts an event into the inbox; a round takes all that are there.
@@ -353,12 +361,15 @@ func (k *keeper) connect() {
 		return
 	}
 	p := h.worker
-	p.greet(s.disk.term, func(err error) {
+	p.greet(s.disk.term, s.disk.history, func(err error) {
 		if k.gone || !s.up || s.life != k.life {
 			return
 		}
 		if err != nil {
 			s.w.log("%s refuses the session: %v", h.name, err)
+			if strange := (*job.StrangeLifeError)(nil); errors.As(err, &strange) {
+				s.deliver(scheduler.Event{Old: &scheduler.OldRecords{Worker: k.worker.ID, Last: strange.Last}})
+			}
 			k.again()
 			return
 		}

@@ -326,7 +326,7 @@ func (wp *workerProc) publish(e worker.Publish) {
 }
 
 // greet answers whether this worker takes a session of that term.
-func (wp *workerProc) greet(term uint64, answer func(error)) {
+func (wp *workerProc) greet(term uint64, h job.History, answer func(error)) {
 	wp.ticket++
 	wp.tickets[wp.ticket] = func(err error) {
 		wp.h.w.soon(func() {
@@ -335,7 +335,7 @@ func (wp *workerProc) greet(term uint64, answer func(error)) {
 			}
 		})
 	}
-	wp.post(worker.TermSeen{Term: term, Ticket: wp.ticket})
+	wp.post(worker.TermSeen{Term: term, History: h, Ticket: wp.ticket})
 }
 
 // attach begins a session; it ends the one before.

@@ -954,7 +954,12 @@ type SessionHello struct {
 	// The worker that the scheduler means; another refuses.
 	WorkerId string `protobuf:"bytes,2,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	// The scheduler takes an index of scripts in several parts.
-	IndexParts    bool `protobuf:"varint,3,opt,name=index_parts,json=indexParts,proto3" json:"index_parts,omitempty"`
+	IndexParts bool `protobuf:"varint,3,opt,name=index_parts,json=indexParts,proto3" json:"index_parts,omitempty"`
+	// The lives of schedulers that its records hold, oldest first, this one last: 24 bytes
+	// each, 8 of the term (big-endian) and 16 of the mark. The newest 1,024.
+	Lives []byte `protobuf:"bytes,4,opt,name=lives,proto3" json:"lives,omitempty"`
+	// What workers were told in terms below this one is overruled, by an operator.
+	DecidedTerm   uint64 `protobuf:"varint,5,opt,name=decided_term,json=decidedTerm,proto3" json:"decided_term,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1008,6 +1013,20 @@ func (x *SessionHello) GetIndexParts() bool {
 		return x.IndexParts
 	}
 	return false
+}
+
+func (x *SessionHello) GetLives() []byte {
+	if x != nil {
+		return x.Lives
+	}
+	return nil
+}
+
+func (x *SessionHello) GetDecidedTerm() uint64 {
+	if x != nil {
+		return x.DecidedTerm
+	}
+	return 0
 }
 
 // ReportAck names one attempt.
@@ -1150,7 +1169,10 @@ type WorkerHello struct {
 	// No older report is missing after this frame.
 	Complete bool `protobuf:"varint,3,opt,name=complete,proto3" json:"complete,omitempty"`
 	// How often the worker's lease has run out, by its own count.
-	Lapses        uint64 `protobuf:"varint,4,opt,name=lapses,proto3" json:"lapses,omitempty"`
+	Lapses uint64 `protobuf:"varint,4,opt,name=lapses,proto3" json:"lapses,omitempty"`
+	// The session is refused: the life, as in SessionHello, that commanded the worker
+	// last, and that the scheduler's records do not hold. Nothing follows.
+	StrangeLife   []byte `protobuf:"bytes,5,opt,name=strange_life,json=strangeLife,proto3" json:"strange_life,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1211,6 +1233,13 @@ func (x *WorkerHello) GetLapses() uint64 {
 		return x.Lapses
 	}
 	return 0
+}
+
+func (x *WorkerHello) GetStrangeLife() []byte {
+	if x != nil {
+		return x.StrangeLife
+	}
+	return nil
 }
 
 // ScriptIndex is the whole list of a worker's scripts, or a part of it where the
@@ -1408,12 +1437,14 @@ const file_drover_v1_worker_proto_rawDesc = "" +
 	"\x05stops\x18\x03 \x03(\v2\x16.drover.v1.StopAttemptR\x05stops\x12(\n" +
 	"\x04acks\x18\x04 \x03(\v2\x14.drover.v1.ReportAckR\x04acks\x12.\n" +
 	"\aforgets\x18\x05 \x03(\v2\x14.drover.v1.ReportAckR\aforgets\x12 \n" +
-	"\vrevocations\x18\x06 \x01(\fR\vrevocations\"`\n" +
+	"\vrevocations\x18\x06 \x01(\fR\vrevocations\"\x99\x01\n" +
 	"\fSessionHello\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1b\n" +
 	"\tworker_id\x18\x02 \x01(\tR\bworkerId\x12\x1f\n" +
 	"\vindex_parts\x18\x03 \x01(\bR\n" +
-	"indexParts\"<\n" +
+	"indexParts\x12\x14\n" +
+	"\x05lives\x18\x04 \x01(\fR\x05lives\x12!\n" +
+	"\fdecided_term\x18\x05 \x01(\x04R\vdecidedTerm\"<\n" +
 	"\tReportAck\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\"\xd7\x01\n" +
@@ -1421,13 +1452,14 @@ const file_drover_v1_worker_proto_rawDesc = "" +
 	"\x05hello\x18\x01 \x01(\v2\x16.drover.v1.WorkerHelloR\x05hello\x122\n" +
 	"\areports\x18\x02 \x03(\v2\x18.drover.v1.AttemptReportR\areports\x120\n" +
 	"\ascripts\x18\x03 \x01(\v2\x16.drover.v1.ScriptIndexR\ascripts\x120\n" +
-	"\arunners\x18\x04 \x01(\v2\x16.drover.v1.RunnerIndexR\arunners\"{\n" +
+	"\arunners\x18\x04 \x01(\v2\x16.drover.v1.RunnerIndexR\arunners\"\x9e\x01\n" +
 	"\vWorkerHello\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12\x1f\n" +
 	"\vinstance_id\x18\x02 \x01(\tR\n" +
 	"instanceId\x12\x1a\n" +
 	"\bcomplete\x18\x03 \x01(\bR\bcomplete\x12\x16\n" +
-	"\x06lapses\x18\x04 \x01(\x04R\x06lapses\"\x82\x01\n" +
+	"\x06lapses\x18\x04 \x01(\x04R\x06lapses\x12!\n" +
+	"\fstrange_life\x18\x05 \x01(\fR\vstrangeLife\"\x82\x01\n" +
 	"\vScriptIndex\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
