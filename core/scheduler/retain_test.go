@@ -267,3 +267,21 @@ func TestALiveJobIsNotForgotten(t *testing.T) {
 		}
 	}
 }
+
+// TestRetentionCountsFromTheEnd: a job that nobody saw end counted from its submission,
+// and was gone at once.
+func TestRetentionCountsFromTheEnd(t *testing.T) {
+	desks(t, func(t *testing.T, d *desk) {
+		id := d.running(plain())
+		d.cut(d.job(id).Worker)
+		d.pass(24 * time.Hour)
+		w := d.job(id).Worker
+		d.ask(Event{Remove: &w})
+		d.want(id, job.Lost, job.ReasonWorkerGone)
+		rules := Retention{FailedFor: time.Hour}
+		j := d.job(id)
+		if rules.removes(&j, d.now.Add(time.Hour-time.Second), false) || !rules.removes(&j, d.now.Add(time.Hour), false) {
+			t.Errorf("it ended at %v, and the record says %v", d.now, j.Ended)
+		}
+	})
+}
