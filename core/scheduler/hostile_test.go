@@ -180,7 +180,7 @@ func TestP22_AListOfRevocationsThatAllWereTold_IsNotSentAgain(t *testing.T) {
 		for range cap(wire.let) {
 			wire.let <- nil
 		}
-		l := newLinks(nil, 1, slog.New(slog.DiscardHandler), nil, nil)
+		l := newLinks(nil, 1, history{}, slog.New(slog.DiscardHandler), nil, nil)
 		c := &connection{out: &outbox{}}
 		l.byID[job.WorkerID{1}] = c
 		c.out.open(&line{link: wire})

@@ -124,8 +124,8 @@ type player struct {
 	forgets  []job.Key
 	term     uint64
 	life     job.Life // that commanded it last
-	away     bool // nothing of it is heard, nothing reaches it
-	loses    bool // what it is told to start
+	away     bool     // nothing of it is heard, nothing reaches it
+	loses    bool     // what it is told to start
 	link     *wire
 }
 
