@@ -72,6 +72,8 @@ func advice(reason, id, worker string) string {
 		return fmt.Sprintf("it was to stop when its worker is cut off; drover rerun %s, or --retries 1 --retry-on lost next time", id)
 	case job.ReasonReboot, job.ReasonNoProcess:
 		return fmt.Sprintf("nobody saw how it ended; drover logs %s shows what it wrote, drover rerun %s runs it again", id, id)
+	case job.ReasonOldRecords:
+		return "the scheduler runs on an older copy of its records: put the newer ones in use (docs/operations.md, Backup)"
 	case job.ReasonFenced:
 		return "a newer scheduler commands this worker; stop the older one, and run the job there"
 	case job.ReasonTombstone:
