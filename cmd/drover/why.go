@@ -85,7 +85,7 @@ func explain(j *droverv1.Job) explanation {
 	if v.WorkerName != "" {
 		x.add(nil, "attempt %d went to the worker %s%s", v.Attempt, v.WorkerName, retriesLeft(v))
 	}
-	if v.StartTime != nil {
+	if v.StartTime != nil && v.WorkerName != "" {
 		ran := fmt.Sprintf("started by the runner %s %s", v.Runner, v.RunnerVersion)
 		if v.PID > 0 {
 			ran += fmt.Sprintf(" as process %d", v.PID)

@@ -168,7 +168,8 @@ func (q *JobQuery) matches(j *job.Job, by Caller) bool {
 	if len(q.States) > 0 && !slices.Contains(q.States, j.State) {
 		return false
 	}
-	if q.Worker != "" && q.Worker != j.WorkerName && q.Worker != j.Worker.String() {
+	on := func(a job.Attempt) bool { return q.Worker == a.WorkerName || q.Worker == a.Worker.String() }
+	if q.Worker != "" && !on(job.Attempt{Worker: j.Worker, WorkerName: j.WorkerName}) && !slices.ContainsFunc(j.Past, on) {
 		return false
 	}
 	for k, v := range q.Labels {
