@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/droverhq/drover/plugins/durable"
 	"github.com/droverhq/drover/plugins/failpoint"
 	"github.com/droverhq/drover/plugins/ownership"
 )
@@ -30,58 +31,24 @@ func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
 
 // writeFile replaces a file whole and durably.
 func writeFile(path string, data []byte, mode os.FileMode) error {
-	f, err := stageFile(path, data, mode)
+	f, err := durable.Stage(path, data, mode)
 	if err != nil {
 		return err
 	}
-	defer f.discard()
-	if err := f.commit(); err != nil {
+	defer f.Discard()
+	if err := commit(f); err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(path))
+	return durable.SyncFolder(filepath.Dir(path))
 }
 
-// staged is a file that is durable, and not in its place yet.
-type staged struct{ path, temporary string }
-
-// stageFile writes a file beside its place. The temporary name is unique, so that two
-// processes never write into one another's file.
-func stageFile(path string, data []byte, mode os.FileMode) (*staged, error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return nil, fmt.Errorf("write %s: %w", path, err)
-	}
-	s := &staged{path, f.Name()}
-	_, errWrite := f.Write(data)
-	if err := errors.Join(errWrite, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
-		s.discard()
-		return nil, fmt.Errorf("write %s: %w", path, err)
-	}
-	return s, nil
-}
-
-// commit puts the file into its place; syncFolder makes that durable.
-func (s *staged) commit() error {
+// commit puts a staged file into its place.
+func commit(f *durable.Staged) error {
 	failpoint.At(failpoint.CertsFileBefore)
-	if err := os.Rename(s.temporary, s.path); err != nil {
-		return fmt.Errorf("write %s: %w", s.path, err)
+	if err := f.Commit(); err != nil {
+		return err
 	}
 	failpoint.At(failpoint.CertsFileAfter)
-	return nil
-}
-
-// discard removes what was not put into its place.
-func (s *staged) discard() { _ = os.Remove(s.temporary) }
-
-// syncFolder makes renames and removals in a folder survive a power loss.
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
 	return nil
 }
 

@@ -19,6 +19,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/droverhq/drover/plugins/durable"
 )
 
 // IssueRequest says what certificate is wanted.
@@ -119,19 +121,19 @@ func (ca *CA) issue(r IssueRequest, may permit) (issuance, error) {
 	if err != nil {
 		return issuance{}, err
 	}
-	record, err := stageFile(ca.issuedFile(made.serial), encodeIssued(made.leaf.Raw, r.renews, r.TTL), 0o600)
+	record, err := durable.Stage(ca.issuedFile(made.serial), encodeIssued(made.leaf.Raw, r.renews, r.TTL), 0o600)
 	if err != nil {
 		return issuance{}, err
 	}
-	defer record.discard()
+	defer record.Discard()
 	if err := ca.enter(made, record, may); err != nil {
 		return issuance{}, err
 	}
-	return made, syncFolder(ca.file("issued"))
+	return made, durable.SyncFolder(ca.file("issued"))
 }
 
 // enter puts the copy of a certificate into its place, unless may forbids it.
-func (ca *CA) enter(made issuance, record *staged, may permit) error {
+func (ca *CA) enter(made issuance, record *durable.Staged, may permit) error {
 	unlock, err := lockFolder(ca.dir)
 	if err != nil {
 		return fmt.Errorf("issue a certificate: %w", err)
@@ -153,7 +155,7 @@ func (ca *CA) enter(made issuance, record *staged, may permit) error {
 	if err := may(l, made); err != nil {
 		return err
 	}
-	return record.commit()
+	return commit(record)
 }
 
 // signLeaf signs what was asked for; nobody knows of it yet.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/droverhq/drover/plugins/durable"
 	"github.com/droverhq/drover/plugins/failpoint"
 	"github.com/droverhq/drover/plugins/ownership"
 )
@@ -176,7 +177,7 @@ func relink(dir, target, name string) error {
 		return fmt.Errorf("put a link in place: %w", err)
 	}
 	failpoint.At(failpoint.CertsLinkAfter)
-	return syncFolder(dir)
+	return durable.SyncFolder(dir)
 }
 
 // sweepPairs removes the folders of earlier pairs: a key lives no longer than

@@ -17,6 +17,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/droverhq/drover/plugins/durable"
 )
 
 // ErrToken is any refusal of a join token; the text says which.
@@ -216,7 +218,7 @@ func (ca *CA) Redeem(ctx context.Context, token, name string, csr []byte, now ti
 		return useUp(path, rec, use{key, made.serial, made.leaf.NotAfter}, owed)
 	})
 	if err == nil {
-		return made.cert, made.bundle, syncFolder(filepath.Dir(path))
+		return made.cert, made.bundle, durable.SyncFolder(filepath.Dir(path))
 	}
 	// The same key may have been faster on another connection.
 	if rec, errToken := ca.checkToken(path, token, now); errToken == nil {
@@ -319,7 +321,7 @@ func (r *tokenRecord) owes(key string, l *ledger, now time.Time) bool {
 }
 
 // useUp takes one use from a token, unless it was taken before, for a certificate that
-// is about to be in its place; syncFolder makes that durable.
+// is about to be in its place; durable.SyncFolder makes that durable.
 func useUp(path string, rec tokenRecord, u use, taken bool) error {
 	used := append(slices.DeleteFunc(slices.Clone(rec.Used), func(o use) bool { return o.Key == u.Key }), u)
 	// First, so that no use goes without a trace.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/durable"
 )
 
 // ageClock counts the time that has surely passed, over restarts of the worker
@@ -98,11 +99,7 @@ func (a *ageClock) save() error {
 	now := a.uptime()
 	text := fmt.Sprintf("age %d uptime %d boot %s\n", a.base+now, now, word(a.boot))
 	a.mu.Unlock()
-	fresh := a.path + ".new"
-	if err := os.WriteFile(fresh, []byte(text), 0o600); err != nil {
-		return fmt.Errorf("note the age of output: %w", err)
-	}
-	if err := os.Rename(fresh, a.path); err != nil {
+	if err := durable.Write(a.path, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("note the age of output: %w", err)
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/durable"
 	"github.com/droverhq/drover/plugins/failpoint"
 )
 
@@ -72,12 +73,8 @@ func (x *identity) set(id job.WorkerID) error {
 	if err != nil {
 		return fmt.Errorf("encode worker identity: %w", err)
 	}
-	next := x.file + ".new"
-	if err := os.WriteFile(next, append(data, '\n'), 0o600); err != nil {
-		return fmt.Errorf("write worker identity: %w", err)
-	}
 	failpoint.At(failpoint.WorkerIdentityBefore)
-	if err := os.Rename(next, x.file); err != nil {
+	if err := durable.WriteTwice(x.file, append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write worker identity: %w", err)
 	}
 	failpoint.At(failpoint.WorkerIdentityAfter)

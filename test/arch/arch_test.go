@@ -22,6 +22,7 @@ var layers = map[string]int{
 	"plugins/ownership":          0,
 	"plugins/footprint":          1,
 	"plugins/foreign":            0,
+	"plugins/durable":            0,
 	"plugins/runner":             2,
 	"plugins/runnertest":         3,
 	"runners/process":            4,

@@ -12,6 +12,7 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/render"
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/yamlfile"
+	"github.com/droverhq/drover/plugins/durable"
 )
 
 // Target is how one cluster is reached.
@@ -65,16 +66,7 @@ func (c Contexts) Save(file string) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return fmt.Errorf("save contexts: %w", err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(file), ".config-*")
-	if err != nil {
-		return fmt.Errorf("save contexts: %w", err)
-	}
-	defer os.Remove(f.Name()) //nolint:errcheck // gone after the rename
-	_, errWrite := f.Write(data)
-	if err := errors.Join(errWrite, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("save contexts: %w", err)
-	}
-	if err := os.Rename(f.Name(), file); err != nil {
+	if err := durable.Write(file, data, 0o600); err != nil {
 		return fmt.Errorf("save contexts: %w", err)
 	}
 	return nil

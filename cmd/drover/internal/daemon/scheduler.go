@@ -20,6 +20,7 @@ import (
 	"github.com/droverhq/drover/core/scheduler"
 	"github.com/droverhq/drover/core/standby"
 	"github.com/droverhq/drover/core/store/redis"
+	"github.com/droverhq/drover/plugins/durable"
 	"github.com/droverhq/drover/plugins/footprint"
 	"github.com/droverhq/drover/plugins/ownership"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
@@ -187,7 +188,7 @@ func (d *schedulerDaemon) serving(may func() error) rpc.ServerConfig {
 
 // tellAddress writes where it listens.
 func (d *schedulerDaemon) tellAddress() error {
-	if err := writeWhole(filepath.Join(d.Data, addressFile), d.port.Address()+"\n"); err != nil {
+	if err := durable.Write(filepath.Join(d.Data, addressFile), []byte(d.port.Address()+"\n"), 0o600); err != nil {
 		return errs.E("tell the address", errs.Precondition, "DATA_FOLDER", err)
 	}
 	return nil
@@ -200,14 +201,6 @@ func resting(log *slog.Logger) lifecycle.Runner {
 		footprint.Keep(ctx, log)
 		return nil
 	})
-}
-
-// writeWhole replaces a file: a reader sees the old one, none, or the whole.
-func writeWhole(path, text string) error {
-	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
 }
 
 func dataFolder(dir string) error {

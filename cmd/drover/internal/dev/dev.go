@@ -18,6 +18,7 @@ import (
 	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/pluginhost"
+	"github.com/droverhq/drover/plugins/durable"
 )
 
 // DefaultAddress is where the scheduler listens when the port is free.
@@ -257,11 +258,7 @@ func writeJSON(path string, v any) error {
 
 // writeFile replaces a file whole: a reader sees the old or the new one.
 func writeFile(path string, data []byte) error {
-	next := path + ".new"
-	if err := os.WriteFile(next, data, 0o600); err != nil {
-		return fmt.Errorf("write cluster state: %w", err)
-	}
-	if err := os.Rename(next, path); err != nil {
+	if err := durable.Write(path, data, 0o600); err != nil {
 		return fmt.Errorf("write cluster state: %w", err)
 	}
 	return nil
