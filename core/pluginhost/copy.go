@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+
+	"github.com/droverhq/drover/plugins/durable"
 )
 
 // This file keeps a private copy of the program of each version of a plugin, so that
@@ -36,6 +38,11 @@ func (h *Host) binary(m Manifest) (*os.File, error) {
 	defer from.Close()
 	if found.SHA256 != m.SHA256 {
 		return nil, fmt.Errorf("version %s of %s lies in the plugin folder, and no copy of version %s is kept", found.Version, m.Name, m.Version)
+	}
+	if info, err := os.Lstat(kept); err == nil && info.IsDir() {
+		if err := os.RemoveAll(kept); err != nil {
+			return nil, fmt.Errorf("copy the plugin: %w", err)
+		}
 	}
 	if err := keep(kept, from, m.SHA256); err != nil {
 		return nil, fmt.Errorf("copy the plugin: %w", err)
@@ -83,14 +90,7 @@ func keep(path string, from *os.File, sum string) error {
 	if err := os.Rename(copied, path); err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(copied))
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fmt.Errorf("open the folder of the copy: %w", err)
-	}
-	if err := errors.Join(dir.Sync(), dir.Close()); err != nil {
-		return fmt.Errorf("put %s on disk: %w", path, err)
-	}
-	return nil
+	return durable.SyncFolder(filepath.Dir(path))
 }
 
 // command executes an open program by its descriptor, under the name of its file. The

@@ -51,6 +51,7 @@ func TestKeptCopyOfAPlugin_ThatIsNotWhatWasVerified_IsMadeAgain(t *testing.T) {
 		"replaced":  func(p string) error { return os.WriteFile(p, []byte("#!/bin/sh\necho another\n"), 0o500) },
 		"a link":    func(p string) error { return os.Symlink("/bin/true", p) },
 		"a pipe":    func(p string) error { return syscall.Mkfifo(p, 0o700) },
+		"a folder":  func(p string) error { return os.MkdirAll(filepath.Join(p, "in it"), 0o700) },
 		"not there": func(string) error { return nil },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -358,11 +358,13 @@ func (h *Host) Ack(ids ...string) {
 // takeOver attaches the plugins of an earlier worker that live. What dead ones
 // left is kept until Resume asks for it.
 func (h *Host) takeOver(ctx context.Context) error {
-	records, err := h.records()
+	records, lost, err := h.records()
 	if err != nil {
 		return err
 	}
-	h.sweep(records)
+	h.mu.Lock()
+	h.dead = append(h.dead, h.sweep(records, lost)...)
+	h.mu.Unlock()
 	for _, r := range records {
 		proc, err := h.reattach(ctx, r)
 		if err != nil {
@@ -413,8 +415,7 @@ func (h *Host) Resume(ctx context.Context, attempts []Attempt) error {
 	h.dead = nil
 	h.mu.Unlock()
 	for _, r := range dead {
-		k := r.Name + "@" + r.SHA256
-		byKey[k] = h.bury(r, byKey[k])
+		h.buryAmong(r, byKey)
 	}
 	for k, as := range byKey {
 		as = h.holdLeaving(k, as)
@@ -464,6 +465,27 @@ func (h *Host) heir(name, version, sum string, left []Attempt) *hosted {
 	return p
 }
 
+// buryAmong is bury among the attempts of its version, or of every one of its name when
+// its record is lost.
+func (h *Host) buryAmong(r record, byKey map[string][]Attempt) {
+	if r.SHA256 != "" {
+		k := r.Name + "@" + r.SHA256
+		byKey[k] = h.bury(r, byKey[k])
+		return
+	}
+	var all []Attempt
+	for k, as := range byKey {
+		if strings.HasPrefix(k, r.Name+"@") {
+			all = append(all, as...)
+			byKey[k] = nil
+		}
+	}
+	for _, a := range h.bury(r, all) {
+		k := a.Runner.Name + "@" + a.Runner.SHA256
+		byKey[k] = append(byKey[k], a)
+	}
+}
+
 // bury settles the attempts that a dead plugin process began to start, and
 // returns the others: another process has them, or none.
 func (h *Host) bury(r record, attempts []Attempt) (others []Attempt) {
@@ -472,8 +494,14 @@ func (h *Host) bury(r record, attempts []Attempt) (others []Attempt) {
 	if err != nil {
 		h.config.Log.Error("exit journal not read", "runner", r.Name, "error", err)
 	}
+	if r.PID != 0 { // else it never came to a journal
+		h.tellDamage(r.Dir, &left)
+	}
 	var mine []Attempt
 	for _, a := range attempts {
+		if left.Damaged && a.PID == 0 && r.PID != 0 && !mentions(left, a.ID) {
+			left.Started[a.ID] = &runnerv1.Started{Id: a.ID} // as far as can be known (P2)
+		}
 		if mentions(left, a.ID) {
 			mine = append(mine, a)
 		} else {

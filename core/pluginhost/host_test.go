@@ -82,7 +82,11 @@ func newWorld(t *testing.T, plugins ...string) *world {
 // newWorldWith also says how long a canary may take.
 func newWorldWith(t *testing.T, canary time.Duration, plugins ...string) *world {
 	t.Helper()
-	root := t.TempDir()
+	return newWorldAt(t, t.TempDir(), canary, plugins...)
+}
+
+func newWorldAt(t *testing.T, root string, canary time.Duration, plugins ...string) *world {
+	t.Helper()
 	w := &world{
 		t: t, dir: filepath.Join(root, "plugins"), state: filepath.Join(root, "state"), canary: canary, news: make(chan struct{}, 1),
 	}

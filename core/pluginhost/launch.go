@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -21,11 +20,15 @@ import (
 	"github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
 
+	"github.com/droverhq/drover/plugins/durable"
 	"github.com/droverhq/drover/plugins/failpoint"
 	"github.com/droverhq/drover/plugins/pidfd"
 	"github.com/droverhq/drover/plugins/runner"
 	runnerv1 "github.com/droverhq/drover/proto/drover/runner/v1"
 )
+
+// tempPrefix begins the names of folders of plugin processes in the temporary folder.
+const tempPrefix = "drover-"
 
 // Bounds of a plugin's start.
 const (
@@ -234,7 +237,7 @@ func (h *Host) runFolder(name string) (string, error) {
 	}
 	dir := filepath.Join(h.config.State, "run", name+"-"+hex.EncodeToString(random[:]))
 	if len(dir) > maxSocket {
-		dir = filepath.Join(os.TempDir(), "drover-"+name+"-"+hex.EncodeToString(random[:]))
+		dir = filepath.Join(os.TempDir(), tempPrefix+name+"-"+hex.EncodeToString(random[:]))
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return "", fmt.Errorf("make the plugin's folder: %w", err)
@@ -251,12 +254,8 @@ func (h *Host) save(r *record) error {
 	if err != nil {
 		return fmt.Errorf("encode the plugin record: %w", err)
 	}
-	path := h.recordFile(r)
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return fmt.Errorf("write the plugin record: %w", err)
-	}
 	failpoint.At(failpoint.WorkerRecordBefore)
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := durable.WriteTwice(h.recordFile(r), data, 0o600); err != nil {
 		return fmt.Errorf("write the plugin record: %w", err)
 	}
 	failpoint.At(failpoint.WorkerRecordAfter)
@@ -265,50 +264,104 @@ func (h *Host) save(r *record) error {
 
 // forget removes what a plugin process left on disk.
 func (h *Host) forget(r *record) {
-	_ = os.Remove(h.recordFile(r))
+	_ = durable.RemoveTwice(h.recordFile(r)) // one that is left is of a process that is gone
 	_ = os.RemoveAll(r.Dir)
 }
 
-// sweep ends plugin processes that an earlier worker had started when it was killed
-// before it could write them down, and removes what is left of such ones and of
-// those that it was forgetting: none of them has a job (P17).
-func (h *Host) sweep(records []record) {
+// sweep ends plugin processes of an earlier worker that have no record: it was killed
+// before it could write one, while it was forgetting, or the record is lost. What such a
+// process has left is settled by its exit journal, as that of one that died: a start in
+// there must not be taken for one that never reached a plugin (P2, P17).
+func (h *Host) sweep(records []record, lost []string) (left []record) {
 	dirs, err := filepath.Glob(filepath.Join(h.config.State, "run", "*"))
 	if err != nil {
-		return // unreachable: the pattern is good
+		return nil // unreachable: the pattern is good
+	}
+	for _, base := range lost {
+		// The other place of such folders.
+		if dir := filepath.Join(os.TempDir(), base); strings.HasPrefix(base, tempPrefix) && isFolder(dir) {
+			dirs = append(dirs, dir)
+		}
 	}
 	for _, dir := range dirs {
 		if slices.ContainsFunc(records, func(r record) bool { return r.Dir == dir }) {
 			continue
 		}
+		base := filepath.Base(dir)
+		if filepath.Dir(dir) == filepath.Clean(os.TempDir()) {
+			base = strings.TrimPrefix(base, tempPrefix)
+		}
+		r := record{Name: base[:max(0, strings.LastIndex(base, "-"))], BootID: h.config.BootID, Dir: dir}
 		if pid, ok := withMark(runner.DirVariable + "=" + dir); ok {
-			h.config.Log.Info("plugin without a record is ended", "pid", pid)
+			h.config.Log.Info("ending a plugin without a record", "pid", pid, "path", dir)
+			if st, err := pidfd.ReadStat(pid); err == nil {
+				r.PID, r.StartTicks = pid, st.Ticks
+			}
 			_ = syscall.Kill(-pid, syscall.SIGKILL)
 		}
-		_ = os.RemoveAll(dir)
+		left = append(left, r)
 	}
+	return left
 }
 
-// records reads what earlier workers left.
-func (h *Host) records() ([]record, error) {
-	files, err := filepath.Glob(filepath.Join(h.config.State, "plugins", "*.json"))
+func isFolder(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.IsDir()
+}
+
+// records reads what earlier workers left. One that is lost in both copies keeps nobody
+// from starting: what its process has left is found by sweep, by the name of the folder.
+func (h *Host) records() (out []record, lost []string, err error) {
+	folder := filepath.Join(h.config.State, "plugins")
+	entries, err := os.ReadDir(folder)
 	if err != nil {
-		return nil, fmt.Errorf("look for plugins of an earlier worker: %w", err)
+		return nil, nil, fmt.Errorf("look for plugins of an earlier worker: %w", err)
 	}
-	var out []record
-	for _, f := range files {
-		data, err := os.ReadFile(f)
-		if errors.Is(err, fs.ErrNotExist) {
+	seen := map[string]bool{}
+	for _, e := range entries {
+		base, rest, ok := strings.Cut(e.Name(), ".json")
+		if !ok || rest == damagedSuffix || seen[base] {
 			continue
 		}
-		if err != nil {
-			return nil, fmt.Errorf("read a plugin record: %w", err)
-		}
+		seen[base] = true
 		var r record
-		if err := json.Unmarshal(data, &r); err != nil {
-			return nil, fmt.Errorf("read %s: %w", f, err)
+		path := filepath.Join(folder, base+".json")
+		damage, err := durable.ReadTwice(path, func(data []byte) error { return r.parse(base, data) })
+		switch {
+		case err != nil:
+			h.config.Log.Error("a plugin record cannot be read; its process is ended, and its jobs are settled by its exit journal", "path", path, "err", err)
+			h.setAside(path)
+			lost = append(lost, base)
+			continue
+		case damage != nil:
+			h.config.Log.Warn("a plugin record was damaged and is written again from its second copy", "path", path, "err", damage)
 		}
 		out = append(out, r)
 	}
-	return out, nil
+	return out, lost, nil
+}
+
+// parse reads a record of the file of that name.
+func (r *record) parse(base string, data []byte) error {
+	var read record
+	if err := json.Unmarshal(data, &read); err != nil {
+		return fmt.Errorf("read a plugin record: %w", err)
+	}
+	if read.Name == "" || read.SHA256 == "" || filepath.Base(read.Dir) != base {
+		return errors.New("read a plugin record: it is of another process, or not whole")
+	}
+	*r = read
+	return nil
+}
+
+// damagedSuffix ends the name of what lay in the place of a record.
+const damagedSuffix = ".damaged"
+
+// setAside keeps a record that cannot be read for whoever wants to look at it.
+func (h *Host) setAside(path string) {
+	_ = os.RemoveAll(path + damagedSuffix)
+	if err := os.Rename(path, path+damagedSuffix); err != nil {
+		_ = os.RemoveAll(path)
+	}
+	_ = durable.RemoveTwice(path) // the second copy
 }

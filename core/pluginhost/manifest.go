@@ -21,6 +21,7 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/durable"
 	"github.com/droverhq/drover/plugins/runner"
 )
 
@@ -109,11 +110,12 @@ func Install(dir, file, wanted string) (Manifest, error) {
 	if err != nil {
 		return Manifest{}, errs.E(op, errs.Internal, "PLUGIN_FILE", err)
 	}
-	manifest := filepath.Join(dir, "."+d.Name+".json.new")
-	if err := os.WriteFile(manifest, append(data, '\n'), 0o644); err != nil {
+	manifest, err := durable.Stage(target+".json", append(data, '\n'), 0o644)
+	if err != nil {
 		return Manifest{}, errs.E(op, errs.Internal, "PLUGIN_FILE", err)
 	}
-	if err := errors.Join(os.Rename(copied, target), os.Rename(manifest, target+".json")); err != nil {
+	defer manifest.Discard()
+	if err := errors.Join(os.Rename(copied, target), manifest.Commit(), durable.SyncFolder(dir)); err != nil {
 		return Manifest{}, errs.E(op, errs.Internal, "PLUGIN_FILE", err)
 	}
 	return m, nil

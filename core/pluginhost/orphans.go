@@ -2,6 +2,7 @@ package pluginhost
 
 import (
 	"maps"
+	"path/filepath"
 	"slices"
 
 	"github.com/droverhq/drover/plugins/failpoint"
@@ -99,6 +100,7 @@ func (p *hosted) died(proc *process) {
 		h.config.Log.Error("exit journal not read", "runner", p.manifest.Name, "error", err)
 	}
 	if !orderly {
+		h.tellDamage(proc.Dir, &left)
 		h.config.Log.Warn("plugin died", "runner", p.manifest.Name, "pid", proc.PID)
 		p.set(stateStarting, "it died and is started again")
 	}
@@ -115,6 +117,7 @@ func (p *hosted) died(proc *process) {
 // settle goes through attempts of a dead process, and tells whether it had started
 // any, though the news of that may have died with it.
 func (p *hosted) settle(proc *process, left runner.Journal, ids []string) (begun bool) {
+	p.doubt(left, ids)
 	found, never := p.locate(proc, left, ids)
 	begun = len(found) > 0
 	p.withdraw(proc, left, never)
@@ -126,6 +129,34 @@ func (p *hosted) settle(proc *process, left runner.Journal, ids []string) (begun
 	}
 	p.closeGraves(nil)
 	return begun
+}
+
+// doubt takes starts that a process was given, and of which its journal says nothing
+// because it is damaged, for starts whose fork was about to happen: they may have been
+// more than that, and must not be given to another process (P2).
+func (p *hosted) doubt(left runner.Journal, ids []string) {
+	if !left.Damaged {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, id := range ids {
+		g := p.attempts[id]
+		if g == nil || g.pid != 0 || g.begun != nil || g.ended != nil || mentions(left, id) {
+			continue
+		}
+		if g.start != nil && slices.Contains(p.pending.GetStarts(), g.start) {
+			continue // it was not sent
+		}
+		left.Started[id] = &runnerv1.Started{Id: id}
+	}
+}
+
+// tellDamage says that an exit journal is not whole.
+func (h *Host) tellDamage(dir string, left *runner.Journal) {
+	if left.Damaged {
+		h.config.Log.Error("exit journal is damaged; jobs that it may have named are not started again", "path", filepath.Join(dir, runner.JournalName))
+	}
 }
 
 // withdraw makes starts whose fork never happened ones that never reached the

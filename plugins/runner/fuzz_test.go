@@ -29,7 +29,7 @@ func FuzzJournal(f *testing.F) {
 		if err := os.WriteFile(path, append(bytes.Clone(rec), tail...), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		records, whole, err := readJournal(path)
+		records, whole, _, err := readJournal(path)
 		if len(records) == 0 || !proto.Equal(records[0], written) || whole < int64(len(rec)) || whole > int64(len(rec)+len(tail)) {
 			t.Fatalf("%d records, %d bytes, %v", len(records), whole, err)
 		}

@@ -53,6 +53,7 @@ func openJournal(path string, keeps bool) (*journal, error) {
 		return nil, fmt.Errorf("open the exit journal: %w", err)
 	}
 	j.file = f
+	_ = j.append(header()) // on a full disk the first record tries again
 	if keeps {
 		j.keeps = filepath.Join(filepath.Dir(path), keepsName)
 		if err := os.WriteFile(j.keeps, nil, 0o600); err != nil {
@@ -61,6 +62,9 @@ func openJournal(path string, keeps bool) (*journal, error) {
 	}
 	return j, nil
 }
+
+// header is the first record of a journal: one that is empty has lost what it had.
+func header() *runnerv1.SessionResponse { return &runnerv1.SessionResponse{Synced: true} }
 
 func frameRecord(m *runnerv1.SessionResponse) ([]byte, error) {
 	payload, err := proto.Marshal(m)
@@ -85,6 +89,9 @@ func (j *journal) append(m *runnerv1.SessionResponse) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if first, err := frameRecord(header()); err == nil && j.size == 0 && !proto.Equal(m, header()) {
+		rec = append(first, rec...)
+	}
 	if _, err := j.file.Write(rec); err != nil {
 		// What follows a torn record could not be read.
 		return fmt.Errorf("write the exit journal: %w", errors.Join(err, j.file.Truncate(j.size), j.takeBack()))
@@ -117,7 +124,7 @@ func (j *journal) rewrite(live []*runnerv1.SessionResponse) error {
 		return nil
 	}
 	var data []byte
-	for _, m := range live {
+	for _, m := range append([]*runnerv1.SessionResponse{header()}, live...) {
 		rec, err := frameRecord(m)
 		if err != nil {
 			return err
@@ -157,6 +164,9 @@ type Journal struct {
 	Exited  map[string]*runnerv1.Exited  // from_journal is set
 	// Keeps: the process has reaped nothing that is not in Exited (Info.Keeps).
 	Keeps bool
+	// Damaged: it is missing, or not what the process has written. What it does not
+	// name may have been started all the same.
+	Damaged bool
 }
 
 // withdrawn stands for the pid of a start that never came to a fork.
@@ -175,7 +185,7 @@ func Withdraw(dir string, ids []string) error {
 	}
 	// What it was killed in the middle of is cut off.
 	path := filepath.Join(dir, JournalName)
-	_, whole, err := readJournal(path)
+	_, whole, _, err := readJournal(path)
 	if err != nil {
 		return err
 	}
@@ -194,11 +204,10 @@ func Withdraw(dir string, ids []string) error {
 }
 
 // ReadJournal reads the exit journal in a plugin's folder. A torn tail, as a
-// kill in the middle of a write leaves it, is where the journal ends; a
-// missing file is an empty journal.
+// kill in the middle of a write leaves it, is where the journal ends.
 func ReadJournal(dir string) (Journal, error) {
 	out := Journal{Started: map[string]*runnerv1.Started{}, Exited: map[string]*runnerv1.Exited{}}
-	records, _, err := readJournal(filepath.Join(dir, JournalName))
+	records, _, damaged, err := readJournal(filepath.Join(dir, JournalName))
 	for _, m := range records {
 		for _, s := range m.GetStarted() {
 			out.Started[s.GetId()] = s
@@ -211,9 +220,8 @@ func ReadJournal(dir string) (Journal, error) {
 			out.Exited[e.GetId()] = e
 		}
 	}
-	if err == nil {
-		out.Keeps = Keeps(dir)
-	}
+	out.Damaged = damaged || err != nil
+	out.Keeps = !out.Damaged && Keeps(dir)
 	return out, err
 }
 
@@ -224,26 +232,29 @@ func Keeps(dir string) bool {
 }
 
 // readJournal reads the records that are whole, and how many bytes they are.
-func readJournal(path string) (records []*runnerv1.SessionResponse, whole int64, err error) {
+func readJournal(path string) (records []*runnerv1.SessionResponse, whole int64, damaged bool, err error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, 0, nil
+		return nil, 0, true, nil
 	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("read the exit journal: %w", err)
+		return nil, 0, true, fmt.Errorf("read the exit journal: %w", err)
 	}
 	for len(data) >= 8 {
 		n := int64(binary.LittleEndian.Uint32(data))
-		if int64(len(data)) < 8+n || crc32.Checksum(data[8:8+n], castagnoli) != binary.LittleEndian.Uint32(data[4:]) {
+		if n <= maxMessage && int64(len(data)) < 8+n {
 			break
+		}
+		if n > maxMessage || crc32.Checksum(data[8:8+n], castagnoli) != binary.LittleEndian.Uint32(data[4:]) {
+			return records, whole, true, nil
 		}
 		m := &runnerv1.SessionResponse{}
 		if err := proto.Unmarshal(data[8:8+n], m); err != nil {
-			return records, whole, fmt.Errorf("read the exit journal: %w", err)
+			return records, whole, true, fmt.Errorf("read the exit journal: %w", err)
 		}
 		records = append(records, m)
 		whole += 8 + n
 		data = data[8+n:]
 	}
-	return records, whole, nil
+	return records, whole, len(records) == 0, nil
 }

@@ -71,11 +71,55 @@ func TestTornJournal(t *testing.T) {
 	}
 }
 
-func TestAMissingJournalIsEmpty(t *testing.T) {
+// TestP2_JournalWithoutItsRecords_IsDamaged: a plugin process writes a first record
+// before it is given any job, so that what is gone is noticed.
+func TestP2_JournalWithoutItsRecords_IsDamaged(t *testing.T) {
 	t.Parallel()
-	j, err := ReadJournal(t.TempDir())
-	if err != nil || len(j.Started)+len(j.Exited) != 0 {
-		t.Errorf("%v, %v", j, err)
+	dir := t.TempDir()
+	path := filepath.Join(dir, JournalName)
+	j, err := openJournal(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := func() []byte {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	begun := whole()
+	if err := j.append(exitRecord("0", 0)); err != nil {
+		t.Fatal(err)
+	}
+	ended := whole()
+	if err := j.rewrite(nil); err != nil {
+		t.Fatal(err)
+	}
+	rewritten := whole()
+	if err := j.close(); err != nil {
+		t.Fatal(err)
+	}
+	spoiled := append(append([]byte(nil), begun...), "what is this, and what is this"...)
+	for name, c := range map[string]struct {
+		data    []byte
+		damaged bool
+	}{
+		"begun": {begun, false}, "an exit": {ended, false}, "rewritten": {rewritten, false}, "a torn record": {ended[:len(ended)-1], false},
+		"empty": {nil, true}, "half of the first record": {begun[:5], true}, "garbage": {spoiled, true}, "zeros": {make([]byte, 40), false},
+	} {
+		if err := os.WriteFile(path, c.data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := ReadJournal(dir); err != nil || got.Damaged != c.damaged || got.Keeps == c.damaged {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ReadJournal(dir); err != nil || !got.Damaged || len(got.Started)+len(got.Exited) != 0 {
+		t.Errorf("missing: %+v, %v", got, err)
 	}
 }
 
