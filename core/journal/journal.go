@@ -22,6 +22,7 @@ import (
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/lifecycle"
+	"github.com/droverhq/drover/plugins/durable"
 	"github.com/droverhq/drover/plugins/failpoint"
 )
 
@@ -43,7 +44,8 @@ const (
 
 // Config says where a journal lies. Only Path is needed.
 type Config struct {
-	Path    string       // the journal file; Path.lock and Path.new lie beside it
+	Path    string       // the journal file; Path.lock, Path.size and Path.new lie beside it
+	Boot    string       // identity of the host's boot; "": every boot is the same
 	Log     *slog.Logger // nil: slog.Default
 	Compact int64        // dead bytes before a rewrite is considered; 0: 32 MiB
 
@@ -68,10 +70,12 @@ type Journal struct {
 	compact int64
 	open    func(string) (file, error)
 	lock    *os.File
+	mark    *mark
 
 	mu       sync.Mutex // guards all below; held during the write, which is the point
 	f        file
 	size     int64 // bytes known good
+	synced   int64 // of these on the disk
 	reserved int64 // bytes the file system has promised
 	dead     int64 // bytes of frames that no live attempt needs
 	torn     bool  // a partial batch lies behind size
@@ -104,8 +108,15 @@ func Open(c Config) (*Journal, *State, error) {
 		return nil, nil, err
 	}
 	j.lock = lock
-	state, err := j.load()
+	mark, least, err := openMark(c.Path+".size", c.Boot)
 	if err != nil {
+		_ = letGo(lock)
+		return nil, nil, errs.E(op, errs.Precondition, ReasonWrite, err).WithHint("move it away; the journal beside it is not touched")
+	}
+	j.mark = mark
+	state, err := j.load(least)
+	if err != nil {
+		_ = mark.close()
 		_ = letGo(lock) // that of the journal is the error to tell
 		return nil, nil, err
 	}
@@ -185,6 +196,7 @@ func (j *Journal) Append(records ...Record) error {
 			return errs.E("append to journal", errs.Internal, ReasonWrite, fmt.Errorf("sync a raised term or epoch: %w", err))
 		}
 	}
+	j.noteLength()
 	if j.dead > j.compact && j.dead > failpoint.Sooner(j.size-j.dead, 0) {
 		// A rewrite that goes wrong leaves the old file in use and whole.
 		if err := j.rewrite(); err != nil {
@@ -202,7 +214,17 @@ func (j *Journal) sync() error {
 	}
 	err := j.f.Sync()
 	j.unsynced = err != nil
+	if err == nil {
+		j.synced = j.size
+	}
 	return err
+}
+
+// noteLength tells the mark. One that is behind notices less.
+func (j *Journal) noteLength() {
+	if err := j.mark.write(lengths{j.size, min(j.synced, j.size)}); err != nil {
+		j.log.Warn("the length of the journal is not noted; a loss of its end would not be noticed", "path", j.path, "err", err)
+	}
 }
 
 // write puts p at the end, or restores the end when only a part went in.
@@ -266,7 +288,7 @@ func (j *Journal) Size() (total, dead int64) {
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return errors.Join(j.f.Close(), letGo(j.lock))
+	return errors.Join(j.f.Close(), j.mark.close(), letGo(j.lock))
 }
 
 // rewrite copies the live frames into Path.new and renames it over Path.
@@ -286,12 +308,17 @@ func (j *Journal) rewrite() error {
 	}
 	if err == nil {
 		failpoint.At(failpoint.WorkerCompactBefore)
+		// From here on the journal may be either file.
+		least := min(size, j.synced)
+		err = j.mark.write(lengths{least, least})
+	}
+	if err == nil {
 		err = os.Rename(next, j.path)
 	}
 	if err != nil {
 		return errs.E(op, errs.Internal, ReasonWrite, errors.Join(err, f.Close(), os.Remove(next)))
 	}
-	if err := syncDir(filepath.Dir(j.path)); err != nil {
+	if err := durable.SyncFolder(filepath.Dir(j.path)); err != nil {
 		j.log.Warn("journal folder not synced", "path", j.path, "error", err)
 	}
 	if err := j.f.Close(); err != nil {
@@ -299,7 +326,8 @@ func (j *Journal) rewrite() error {
 	}
 	failpoint.At(failpoint.WorkerCompactAfter)
 	j.f, j.index, j.size, j.reserved, j.dead = f, live, size, size, 0
-	j.torn, j.unsynced = false, false
+	j.torn, j.unsynced, j.synced = false, false, size
+	j.noteLength()
 	return nil
 }
 
@@ -349,14 +377,6 @@ func (j *Journal) copyLive(f file) (index, int64, error) {
 		return live, 0, fmt.Errorf("write live records: %w", err)
 	}
 	return live, written + int64(len(out)), nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // crcTable is CRC-32C, which the processor computes.

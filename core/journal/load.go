@@ -7,15 +7,18 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/plugins/durable"
 )
 
 // resyncWindow bounds the search for a whole record after damage.
 const resyncWindow = 1 << 20
 
-// load reads the file, cuts a torn tail and builds index and state.
-func (j *Journal) load() (*State, error) {
+// load reads the file, cuts a torn tail and builds index and state. A file that is
+// shorter than it has been is refused.
+func (j *Journal) load(least lengths) (*State, error) {
 	const op = "read journal"
 	f, err := j.open(j.path)
 	if err != nil {
@@ -27,6 +30,9 @@ func (j *Journal) load() (*State, error) {
 		return nil, errs.E(op, errs.Internal, ReasonCorrupt, errors.Join(err, f.Close()))
 	}
 	state, good, err := j.replay(data)
+	if err == nil && good < least.size {
+		err = fmt.Errorf("it has %d bytes of whole records, and had %d: its end is lost", good, least.size)
+	}
 	if err == nil && good < int64(len(data)) {
 		j.log.Warn("journal tail was torn and is cut off", "path", j.path, "kept", good, "cut", int64(len(data))-good)
 		err = f.Truncate(good)
@@ -34,13 +40,15 @@ func (j *Journal) load() (*State, error) {
 	if err == nil && good == 0 {
 		_, err = f.Write([]byte(magic))
 		good = int64(len(magic))
+		err = errors.Join(err, durable.SyncFolder(filepath.Dir(j.path)))
 	}
 	if err != nil {
 		err = errors.Join(fmt.Errorf("%s: %w", j.path, err), f.Close())
 		return nil, errs.E(op, errs.Internal, ReasonCorrupt, err).
 			WithHint("attempts could be started twice without this file; restore it, or remove the worker and its data folder")
 	}
-	j.size, j.reserved = good, good
+	j.size, j.reserved, j.synced = good, good, least.synced
+	j.noteLength()
 	return state, nil
 }
 

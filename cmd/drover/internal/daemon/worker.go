@@ -176,7 +176,7 @@ func build(o WorkerOptions, log *slog.Logger) (*parts, error) {
 		return p, errs.Field("start the worker", "name", "WORKER_NAME", "it is %q, but the certificate is of %q", o.Name, name)
 	}
 	var state *journal.State
-	if p.journal, state, err = journal.Open(journal.Config{Path: filepath.Join(o.Data, "journal"), Log: log}); err != nil {
+	if p.journal, state, err = journal.Open(journal.Config{Path: filepath.Join(o.Data, "journal"), Boot: boot, Log: log}); err != nil {
 		return p, err
 	}
 	feed := worker.NewFeed()
