@@ -10,8 +10,10 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/plugins/durable"
 )
 
 // recovery rebuilds the memory of a store from its index files. A kill of the
@@ -51,9 +53,8 @@ func (s *Store) recover() error {
 		s: s, removed: map[job.Key]*segment{}, given: map[job.Key]gift{}, newest: map[*stream]*piece{}, ends: map[*stream][]extent{},
 	}
 	mark := filepath.Join(s.config.Dir, "boot")
-	if last, err := os.ReadFile(mark); err == nil {
-		r.crashed = string(last) != s.config.Boot
-	}
+	last, known := s.lastBoot(mark)
+	r.crashed = known && last != s.config.Boot
 	if err := r.orphans(); err != nil {
 		return err
 	}
@@ -62,6 +63,7 @@ func (s *Store) recover() error {
 		return err
 	}
 	slices.Sort(names)
+	r.crashed = r.crashed || !known && len(names) > 0 // nothing says that it has not
 	for _, name := range names {
 		if err := r.segment(strings.TrimSuffix(name, ".idx")); err != nil {
 			return err
@@ -88,10 +90,31 @@ func (s *Store) recover() error {
 	for _, seg := range s.segments {
 		s.unref(seg) // the reference that held it during recovery
 	}
-	if err := os.WriteFile(mark, []byte(s.config.Boot), 0o600); err != nil {
+	if known && last == s.config.Boot {
+		return nil
+	}
+	if err := durable.WriteTwice(mark, []byte(s.config.Boot), 0o600); err != nil {
 		s.config.Log.Warn("boot of the host not noted", "path", mark, "error", err)
 	}
 	return nil
+}
+
+// lastBoot returns the boot in which the store was open before.
+func (s *Store) lastBoot(mark string) (boot string, known bool) {
+	damage, err := durable.ReadTwice(mark, func(data []byte) error {
+		boot = string(data)
+		if boot == "" || !utf8.ValidString(boot) || boot != s.config.Boot && strings.HasPrefix(s.config.Boot, boot) {
+			return errors.New("it is not the id of a boot")
+		}
+		return nil
+	})
+	switch {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		s.config.Log.Warn("the boot of the host's last life cannot be read; what was written last counts as lost", "path", mark, "err", err)
+	case damage != nil:
+		s.config.Log.Warn("the file of the host's boot was damaged and is written again from its second copy", "path", mark, "err", damage)
+	}
+	return boot, err == nil
 }
 
 // orphans removes segments without an index: the worker was killed between

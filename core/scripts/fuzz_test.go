@@ -1,6 +1,7 @@
 package scripts
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,7 +24,8 @@ func FuzzIndex(f *testing.F) {
 		if err := os.WriteFile(filepath.Join(one, indexFile), text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		found, last, err := load(dir, "b")
+		l := &Library{boot: "b", cfg: Config{Log: slog.New(slog.DiscardHandler)}}
+		found, last, err := l.load(dir, "b")
 		if err != nil || last != 7 {
 			t.Fatalf("last %d, %v", last, err)
 		}

@@ -191,7 +191,7 @@ func (l *Library) open() error {
 		}
 	}
 	l.blobs = newBlobs(store, tmp)
-	found, last, err := load(l.dir, l.boot)
+	found, last, err := l.load(l.dir, l.boot)
 	if err != nil {
 		return err
 	}
@@ -199,10 +199,12 @@ func (l *Library) open() error {
 	for _, t := range found {
 		l.trees[t.Generation] = t
 		for _, file := range t.Files {
-			l.blobs.trust(file)
+			if file.Blob != "" {
+				l.blobs.trust(file)
+			}
 		}
 		for _, f := range l.folders {
-			if f.name == t.Folder && f.source == t.Source {
+			if !t.surveyed && f.name == t.Folder && f.source == t.Source {
 				f.current = t
 			}
 		}

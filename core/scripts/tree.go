@@ -1,9 +1,12 @@
 package scripts
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -11,6 +14,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/droverhq/drover/plugins/durable"
 )
 
 // tree is one generation of one folder: a folder of hard links to blobs, which
@@ -22,9 +27,10 @@ type tree struct {
 	Boot       string // id of the boot it was made in
 	Files      map[string]file
 
-	dir  string // of the generation; the links are in its folder named Folder
-	pins int
-	held bool // made by a former life, and not yet known to be needless
+	dir      string // of the generation; the links are in its folder named Folder
+	pins     int
+	surveyed bool // its index was lost: it is current for no folder
+	held     bool // made by a former life, and not yet known to be needless
 }
 
 // root is the folder that stands for the source.
@@ -87,7 +93,7 @@ func (t *tree) build(dir string, b *blobs, folders map[string]signature) error {
 	if err != nil {
 		return fmt.Errorf("describe generation: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(work, indexFile), text, 0o600); err != nil {
+	if err := durable.Write(filepath.Join(work, indexFile), text, 0o600); err != nil {
 		return fmt.Errorf("describe generation: %w", err)
 	}
 	t.dir = filepath.Join(dir, number)
@@ -148,9 +154,10 @@ func (t *tree) remove() error {
 }
 
 // load reads the generations that a former life left. What is of another boot is
-// removed: nothing that ran in it lives, and a power loss may have torn it. It
+// removed: nothing that ran in it lives, and a power loss may have torn it. One without
+// a readable index is kept for the attempts that run in it (P12). It
 // returns the highest number ever used, too.
-func load(dir, boot string) (found []*tree, last uint64, err error) {
+func (l *Library) load(dir, boot string) (found []*tree, last uint64, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, 0, fmt.Errorf("list generations: %w", err)
@@ -160,7 +167,12 @@ func load(dir, boot string) (found []*tree, last uint64, err error) {
 		number, err := strconv.ParseUint(e.Name(), 10, 64)
 		if err == nil {
 			last = max(last, number)
-			if t, err := read(path); err == nil && t.Boot == boot && t.Generation == number {
+			t, err := read(path)
+			if err != nil || t.Generation != number {
+				l.cfg.Log.Warn("the index of a generation cannot be read; it is kept for the jobs that run in it, and published anew", "path", filepath.Join(path, indexFile), "err", err)
+				t, err = l.survey(path, number)
+			}
+			if err == nil && t.Boot == boot {
 				t.dir, t.held = path, true
 				found = append(found, t)
 				continue
@@ -174,6 +186,57 @@ func load(dir, boot string) (found []*tree, last uint64, err error) {
 	}
 	slices.SortFunc(found, func(a, b *tree) int { return int(a.Generation) - int(b.Generation) })
 	return found, last, nil
+}
+
+// survey describes a generation by what lies there.
+func (l *Library) survey(dir string, number uint64) (*tree, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("look through a generation: %w", err)
+	}
+	t := &tree{Generation: number, Boot: l.boot, surveyed: true, Files: map[string]file{}}
+	for _, e := range entries {
+		if i := slices.IndexFunc(l.folders, func(f *folder) bool { return f.name == e.Name() }); i >= 0 {
+			t.Folder, t.Source = e.Name(), l.folders[i].source
+		}
+	}
+	if t.Folder == "" {
+		return nil, fmt.Errorf("look through a generation: %s holds no folder of scripts", dir)
+	}
+	base := filepath.Join(dir, t.Folder)
+	err = filepath.WalkDir(base, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		name, err := filepath.Rel(base, path)
+		if err != nil {
+			return err
+		}
+		t.Files[name], err = surveyFile(path)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look through a generation: %w", err)
+	}
+	return t, nil
+}
+
+func surveyFile(path string) (file, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return file{}, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return file{}, err
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return file{}, err
+	}
+	sig := signatureOf(info)
+	return file{Sig: signature{Size: sig.Size}, SHA256: hex.EncodeToString(sum.Sum(nil)), Ino: sig.Ino, Modified: sig.Modified}, nil
 }
 
 func read(dir string) (*tree, error) {

@@ -138,6 +138,42 @@ func TestGenerationsOutliveARestart(t *testing.T) {
 	}
 }
 
+// TestP12_IndexOfAGenerationIsDamaged_ItsJobsKeepTheirScripts: the generation was removed
+// under them.
+func TestP12_IndexOfAGenerationIsDamaged_ItsJobsKeepTheirScripts(t *testing.T) {
+	t.Parallel()
+	for name, damage := range map[string]func(path string) error{
+		"empty":   func(p string) error { return os.WriteFile(p, nil, 0o600) },
+		"half":    func(p string) error { return os.Truncate(p, 50) },
+		"garbage": func(p string) error { return os.WriteFile(p, []byte("\xa5\xa5"), 0o600) },
+		"missing": os.Remove,
+		"folder":  func(p string) error { return errors.Join(os.Remove(p), os.Mkdir(p, 0o700)) },
+	} {
+		dir := folderWith(t, "a.sh", "old", "b/c.sh", "sourced")
+		cfg := Config{Folders: []string{dir}, Dir: t.TempDir()}
+		before := open(t, cfg)
+		held := pin(t, before, "a.sh")
+		if err := damage(filepath.Join(held.Root, "..", indexFile)); err != nil {
+			t.Fatal(err)
+		}
+		l := open(t, cfg)
+		p, err := l.PinGeneration(held.Generation, held.Folder, held.Name)
+		if err != nil || p.Path != held.Path || p.SHA256 != held.SHA256 || p.Source != held.Source || content(t, p.Path) != "old" {
+			t.Fatalf("%s: got %+v, %v, want %+v", name, p, err, held)
+		}
+		l.Retain(nil)
+		l.collect()
+		if got := content(t, filepath.Join(held.Root, "b/c.sh")); got != "sourced" {
+			t.Errorf("%s: what it sources is %q", name, got)
+		}
+		p.Release()
+		l.collect()
+		if got := generations(t, l); !slices.Equal(got, []string{"2"}) {
+			t.Errorf("%s: on disk %v, want what was published anew", name, got)
+		}
+	}
+}
+
 func TestARestartWithoutAChangeReadsNothingAnew(t *testing.T) {
 	t.Parallel()
 	dir := folderWith(t, "a.sh", "a", "b/c.sh", "c")
@@ -181,6 +217,8 @@ func TestHalfAGenerationIsClearedAway(t *testing.T) {
 	write(t, cfg.Dir, "tmp/blob-1", "half")
 	write(t, cfg.Dir, "blobs/unused", "unused")
 	l := open(t, cfg)
+	l.Retain(nil) // no job runs in the one without an index
+	l.collect()
 	if got := generations(t, l); !slices.Equal(got, []string{"10"}) || blobCount(t, l) != 1 {
 		t.Errorf("on disk %v, %d blobs", got, blobCount(t, l))
 	}

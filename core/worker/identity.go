@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
+	"log/slog"
 	"path/filepath"
 	"sync"
 
@@ -34,20 +34,29 @@ type identityFile struct {
 
 // openIdentity reads the file; a missing one is a worker that was never
 // registered.
-func openIdentity(file, name string) (*identity, error) {
+func openIdentity(file, name string, log *slog.Logger) (*identity, error) {
 	const op = "read worker identity"
 	x := &identity{file: file, name: name}
-	data, err := os.ReadFile(file)
+	var f identityFile
+	damage, err := durable.ReadTwice(file, func(data []byte) error {
+		f = identityFile{}
+		if err := json.Unmarshal(data, &f); err != nil {
+			return fmt.Errorf("parse it: %w", err)
+		}
+		if f.WorkerID == uuid.Nil {
+			return errors.New("it has no worker_id")
+		}
+		return nil
+	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return x, nil
 	}
 	if err != nil {
-		return nil, errs.E(op, errs.Internal, "DATA_FOLDER", err)
+		return nil, errs.E(op, errs.Internal, "DATA_FOLDER", err).
+			WithHint("remove the worker with \"drover workers rm\" and start it with an empty --data folder, or restore the file: {\"worker_id\": ID, \"name\": NAME}")
 	}
-	var f identityFile
-	if err := json.Unmarshal(data, &f); err != nil {
-		return nil, errs.E(op, errs.Internal, "DATA_FOLDER", fmt.Errorf("%s: %w", file, err)).
-			WithHint("remove the file to register as a new worker")
+	if damage != nil {
+		log.Warn("the file of the worker's id was damaged and is written again from its second copy", "path", file, "err", damage)
 	}
 	if f.Name != name {
 		return nil, errs.E(op, errs.Precondition, "WORKER_RENAMED",

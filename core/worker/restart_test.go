@@ -359,7 +359,7 @@ func TestP2NothingHappensBeforeItIsOnDisk(t *testing.T) {
 func TestADataFolderBelongsToOneWorker(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "worker.json")
-	x, err := openIdentity(file, "w1")
+	x, err := openIdentity(file, "w1", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,17 +369,26 @@ func TestADataFolderBelongsToOneWorker(t *testing.T) {
 	if err := x.set(testWorkerID()); err != nil {
 		t.Fatal(err)
 	}
-	x, err = openIdentity(file, "w1")
+	x, err = openIdentity(file, "w1", slog.New(slog.DiscardHandler))
 	if id, ok := x.get(); err != nil || !ok || id != testWorkerID() {
 		t.Errorf("%v %v %v", id, ok, err)
 	}
-	if _, err := openIdentity(file, "w2"); errs.ReasonOf(err) != "WORKER_RENAMED" {
+	if _, err := openIdentity(file, "w2", slog.New(slog.DiscardHandler)); errs.ReasonOf(err) != "WORKER_RENAMED" {
 		t.Errorf("another name: %v", err)
 	}
 	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openIdentity(file, "w1"); err == nil {
+	x, err = openIdentity(file, "w1", slog.New(slog.DiscardHandler))
+	if id, ok := x.get(); err != nil || !ok || id != testWorkerID() {
+		t.Errorf("from the second copy: %v %v %v", id, ok, err)
+	}
+	for _, f := range []string{file, file + ".copy"} {
+		if err := os.WriteFile(f, []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := openIdentity(file, "w1", slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a broken file was accepted")
 	}
 }

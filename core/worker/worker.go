@@ -118,7 +118,7 @@ func New(c Config) (*Worker, error) {
 	if err != nil {
 		return nil, errs.E(op, errs.Internal, "DATA_FOLDER", err)
 	}
-	id, err := openIdentity(filepath.Join(c.Data, "worker.json"), c.Name)
+	id, err := openIdentity(filepath.Join(c.Data, "worker.json"), c.Name, c.Log)
 	if err != nil {
 		return nil, err
 	}
