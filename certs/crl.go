@@ -13,6 +13,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"github.com/droverhq/drover/plugins/durable"
 )
 
 const (
@@ -184,7 +186,11 @@ func (ca *CA) writeCRL(template *x509.RevocationList, a *authority) error {
 		return fmt.Errorf("%w: with %d certificates it would have %d bytes, at most %d: certificates leave it when they have been expired "+
 			"for as long as they were good (90 days at most); sooner helps only a new CA", ErrNotSigned, len(template.RevokedCertificateEntries), len(data), maxCRL)
 	}
-	// Replaced whole: a Source never reads half a list.
+	// Replaced whole: a Source never reads half a list. And twice: nothing else knows
+	// what is revoked (P22).
+	if err := writeFile(durable.Copy(ca.RevokedFile()), data, 0o644); err != nil {
+		return err
+	}
 	return writeFile(ca.RevokedFile(), data, 0o644)
 }
 
@@ -201,16 +207,16 @@ func (ca *CA) Crowded() string {
 
 // readCRL returns the signed list of the CA; nil: there is none yet.
 func (ca *CA) readCRL() (*signedList, error) {
-	data, err := os.ReadFile(ca.RevokedFile())
+	var l *signedList
+	_, err := durable.ReadTwice(ca.RevokedFile(), func(data []byte) (err error) {
+		l, err = parseCRL(data)
+		return err
+	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // nothing was revoked yet
 	}
 	if err != nil {
-		return nil, err
-	}
-	l, err := parseCRL(data)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", ca.RevokedFile(), err)
+		return nil, fmt.Errorf("read what is revoked: %w", err)
 	}
 	return l, nil
 }

@@ -109,9 +109,12 @@ func buildPair(dir string, l contents, old *material, t *trust, now time.Time) (
 	if same && old.trust == t {
 		return old.pair, nil
 	}
+	if _, err := parseCerts(l.crt.data); err != nil {
+		return nil, fmt.Errorf("read %s: %w", l.crt.path, err)
+	}
 	cert, err := tls.X509KeyPair(l.crt.data, l.key.data)
 	if err != nil {
-		return nil, fmt.Errorf("read the certificate in %s: %w", dir, err)
+		return nil, fmt.Errorf("use %s: %w", l.key.path, err)
 	}
 	id, err := Identify(cert.Leaf)
 	if err != nil {

@@ -225,7 +225,8 @@ func Open(c Config) (*Store, error) {
 		return nil, errs.E("open the output store", errs.Internal, "OUTPUT", err)
 	}
 	if s.age, err = openAge(filepath.Join(c.Dir, "age"), c.Boot, c.Uptime); err != nil {
-		return nil, errs.E("open the output store", errs.Internal, "OUTPUT", err)
+		return nil, errs.E("open the output store", errs.Internal, "OUTPUT", err).
+			WithHint("move away what lies there; ages then begin again, and output is kept for longer")
 	}
 	if err := s.recover(); err != nil {
 		return nil, errs.E("recover the output store", errs.Internal, "OUTPUT", errors.Join(err, s.Close()))

@@ -14,6 +14,8 @@ import (
 // ReasonPolicyFile is the reason of errors in a policy file.
 const ReasonPolicyFile = "POLICY_FILE"
 
+const policyHint = "correct or restore the file; a worker without one runs scripts with its runners, and nothing else"
+
 // Policy is what the owner of a host lets others do with it. It is read from a
 // file of the worker; no scheduler can widen it (P13). The zero value allows
 // scripts by runners, harmless environment variables, and nothing else.
@@ -51,7 +53,7 @@ func ReadPolicy(file string) (Policy, error) {
 	}
 	data, err := yamlfile.Read(file)
 	if err != nil {
-		return Policy{}, errs.E("read policy", errs.Invalid, ReasonPolicyFile, err)
+		return Policy{}, errs.E("read policy", errs.Invalid, ReasonPolicyFile, err).WithHint(policyHint)
 	}
 	return ParsePolicy(file, data)
 }
@@ -62,7 +64,7 @@ func ParsePolicy(name string, data []byte) (Policy, error) {
 	const op = "read policy"
 	var p Policy
 	if err := yamlfile.Decode(name, data, &p); err != nil {
-		return Policy{}, errs.E(op, errs.Invalid, ReasonPolicyFile, err)
+		return Policy{}, errs.E(op, errs.Invalid, ReasonPolicyFile, err).WithHint(policyHint)
 	}
 	if err := p.check(); err != nil {
 		return Policy{}, errs.E(op, errs.Invalid, ReasonPolicyFile, fmt.Errorf("%s: %w", name, err))

@@ -66,13 +66,13 @@ func SyncFolder(dir string) error {
 	return nil
 }
 
-// copySuffix names the second copy of a file that is kept twice.
-const copySuffix = ".copy"
+// Copy names the second copy of a file that is kept twice.
+func Copy(path string) string { return path + ".copy" }
 
 // WriteTwice is Write for a file that nothing else can replace: a second copy lies
 // beside it. What is killed in between leaves the old content in one of them.
 func WriteTwice(path string, data []byte, mode os.FileMode) error {
-	if err := Write(path+copySuffix, data, mode); err != nil {
+	if err := Write(Copy(path), data, mode); err != nil {
 		return err
 	}
 	return Write(path, data, mode)
@@ -90,15 +90,19 @@ func ReadTwice(path string, parse func([]byte) error) (damage, err error) {
 		}
 		first = fmt.Errorf("%s: %w", path, first)
 	}
-	data, second := readRegular(path + copySuffix)
+	data, second := readRegular(Copy(path))
 	if second == nil {
 		second = parse(data)
 	}
 	if second != nil {
 		if errors.Is(first, fs.ErrNotExist) && !errors.Is(second, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%s: %w", path+copySuffix, second)
+			return nil, fmt.Errorf("%s: %w", Copy(path), second)
 		}
 		return nil, first
+	}
+	mode := os.FileMode(0o600)
+	if info, err := os.Stat(Copy(path)); err == nil {
+		mode = info.Mode().Perm()
 	}
 	info, err := os.Lstat(path)
 	if err == nil && !info.Mode().IsRegular() {
@@ -108,7 +112,7 @@ func ReadTwice(path string, parse func([]byte) error) (damage, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return first, nil
 	}
-	if err := Write(path, data, 0o600); err != nil {
+	if err := Write(path, data, mode); err != nil {
 		return errors.Join(first, err), nil
 	}
 	return first, nil
@@ -117,7 +121,7 @@ func ReadTwice(path string, parse func([]byte) error) (damage, err error) {
 // RemoveTwice removes a file and its second copy.
 func RemoveTwice(path string) error {
 	var all error
-	for _, p := range []string{path, path + copySuffix} {
+	for _, p := range []string{path, Copy(path)} {
 		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			all = errors.Join(all, fmt.Errorf("remove %s: %w", p, err))
 		}

@@ -328,6 +328,9 @@ func (d *Daemon) Start() {
 // PID is the process's id.
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }
 
+// Args are the command line of the process.
+func (d *Daemon) Args() []string { return d.args }
+
 // Signal sends a signal.
 func (d *Daemon) Signal(s syscall.Signal) {
 	d.T.Helper()

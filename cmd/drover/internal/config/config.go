@@ -138,7 +138,7 @@ func (l *Loader) parse(fs *pflag.FlagSet, file string) (map[string]value, error)
 	}
 	data, err := l.Read(file)
 	if err != nil {
-		return nil, errs.E("read configuration", errs.Invalid, "CONFIG_UNREADABLE", err)
+		return nil, errs.E("read configuration", errs.Invalid, "CONFIG_UNREADABLE", err).WithHint("restore the file, or start without --config")
 	}
 	settings, err := yamlfile.Settings(file, data)
 	if err != nil {

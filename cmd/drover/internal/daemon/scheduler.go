@@ -189,7 +189,7 @@ func (d *schedulerDaemon) serving(may func() error) rpc.ServerConfig {
 // tellAddress writes where it listens.
 func (d *schedulerDaemon) tellAddress() error {
 	if err := durable.Write(filepath.Join(d.Data, addressFile), []byte(d.port.Address()+"\n"), 0o600); err != nil {
-		return errs.E("tell the address", errs.Precondition, "DATA_FOLDER", err)
+		return errs.E("tell the address", errs.Precondition, "DATA_FOLDER", err).WithHint("move away what lies there; the file is written at each start")
 	}
 	return nil
 }
@@ -225,14 +225,16 @@ func schedulerCerts(o SchedulerOptions, log *slog.Logger) (*certs.Source, *certs
 	if o.CA != "" {
 		var err error
 		if ca, err = certs.OpenCA(o.CA); err != nil {
-			return nil, nil, errs.E("open the CA", errs.Precondition, "CA", err).WithHint("make one with \"drover certs init\"")
+			return nil, nil, errs.E("open the CA", errs.Precondition, "CA", err).
+				WithHint("restore it from a backup of the CA; a cluster that has none yet makes one with \"drover certs init\"")
 		}
 		revoked = ca.RevokedFiles()
 		switch err := ca.SignRevoked(); {
 		case errors.Is(err, certs.ErrNotSigned): // what is revoked is known here all the same
 			log.Error("workers may not learn of all revoked certificates", "files", revoked, "error", err)
 		case err != nil:
-			return nil, nil, errs.E("open the CA", errs.Precondition, "CA", err)
+			return nil, nil, errs.E("open the CA", errs.Precondition, "CA", err).
+				WithHint("restore the file from a backup of the CA; without its copy in issued/ a certificate can be revoked by its serial only")
 		}
 	}
 	source, err := openCerts(o.Certs, certs.RoleScheduler, log, revoked...)
@@ -248,7 +250,8 @@ func openCerts(dir string, role certs.Role, log *slog.Logger, revoked ...string)
 			WithHint("make them with \"drover certs init\" and \"certs issue\", or join with \"drover certs join TOKEN\"; name the folder with --certs")
 	}
 	if err != nil {
-		return nil, errs.E(op, errs.Precondition, "CERTIFICATE", err)
+		return nil, errs.E(op, errs.Precondition, "CERTIFICATE", err).
+			WithHint("restore the file, or ask for a new pair with \"drover certs issue\" or \"certs join\"; a worker's crl.pem may be removed: the scheduler passes it on")
 	}
 	if got := source.ID().Role; got != role {
 		return nil, errs.E(op, errs.Precondition, "ROLE", fmt.Errorf("the certificate in %s is of a %s, not of a %s", dir, got, role))
