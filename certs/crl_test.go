@@ -217,3 +217,38 @@ func TestP22_CAIsRestored_ItsNextListIsTaken(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestP22_RevocationListDamaged_TheSecondCopyTakesItsPlace: without its file the CA
+// let everybody in again.
+func TestP22_RevocationListDamaged_TheSecondCopyTakesItsPlace(t *testing.T) {
+	t.Parallel()
+	for name, damage := range map[string]func(path string) error{
+		"empty": func(p string) error { return os.WriteFile(p, nil, 0o600) }, "missing": os.Remove,
+		"garbage": func(p string) error { return os.WriteFile(p, []byte("\xa5"), 0o600) },
+	} {
+		dir := t.TempDir()
+		ca, err := certs.Init(filepath.Join(dir, "ca"), "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := ca.IssuePair(filepath.Join(dir, "v"), certs.IssueRequest{Name: "v", Role: certs.RoleViewer}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ca.Revoke("v"); err != nil {
+			t.Fatal(err)
+		}
+		before, err := os.ReadFile(ca.RevokedFile())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := damage(ca.RevokedFile()); err != nil {
+			t.Fatal(err)
+		}
+		if err := ca.SignRevoked(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if after, err := os.ReadFile(ca.RevokedFile()); string(after) != string(before) || err != nil {
+			t.Errorf("%s: the list is %q, %v", name, after, err)
+		}
+	}
+}

@@ -134,7 +134,7 @@ func takeLock(path string) (*os.File, error) {
 	const op = "lock journal"
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, errs.E(op, errs.Internal, ReasonWrite, err)
+		return nil, errs.E(op, errs.Internal, ReasonWrite, err).WithHint("move away what lies there; the file holds nothing that is needed")
 	}
 	err = lifecycle.Inherit(unix.EAGAIN, func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	if err != nil {

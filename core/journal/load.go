@@ -16,13 +16,15 @@ import (
 // resyncWindow bounds the search for a whole record after damage.
 const resyncWindow = 1 << 20
 
+const lossHint = "attempts could be started twice without this file; restore it, or remove the worker and its data folder"
+
 // load reads the file, cuts a torn tail and builds index and state. A file that is
 // shorter than it has been is refused.
 func (j *Journal) load(least lengths) (*State, error) {
 	const op = "read journal"
 	f, err := j.open(j.path)
 	if err != nil {
-		return nil, errs.E(op, errs.Internal, ReasonWrite, err)
+		return nil, errs.E(op, errs.Internal, ReasonWrite, err).WithHint(lossHint)
 	}
 	j.f = f
 	data, err := os.ReadFile(j.path)
@@ -45,7 +47,7 @@ func (j *Journal) load(least lengths) (*State, error) {
 	if err != nil {
 		err = errors.Join(fmt.Errorf("%s: %w", j.path, err), f.Close())
 		return nil, errs.E(op, errs.Internal, ReasonCorrupt, err).
-			WithHint("attempts could be started twice without this file; restore it, or remove the worker and its data folder")
+			WithHint(lossHint)
 	}
 	j.size, j.reserved, j.synced = good, good, least.synced
 	j.noteLength()

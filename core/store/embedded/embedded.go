@@ -70,10 +70,14 @@ func open(dir string, log *slog.Logger, fs vfs.FS) (*Store, error) {
 		return nil, errs.E(opOpen, errs.Precondition, "STORE_LOCKED", fmt.Errorf("%s is used by another scheduler: %w", dir, err)).
 			WithHint("stop that one first, or choose another folder with --data")
 	}
+	if err := checkMarker(dir, fs); err != nil {
+		return nil, errs.E(opOpen, errs.Internal, "STORE", errors.Join(err, lock.Close())).
+			WithHint("restore the folder from a backup")
+	}
 	room, fs := watch(dir, fs, log)
 	db, err := pebble.Open(dir, options(lock, log, fs))
 	if err != nil {
-		return nil, errs.E(opOpen, errs.Internal, "STORE", errors.Join(fmt.Errorf("read %s: %w", dir, err), lock.Close())).
+		return nil, errs.E(opOpen, errs.Internal, "STORE", errors.Join(fmt.Errorf("read %s: %w", dir, nameMarker(dir, err)), lock.Close())).
 			WithHint("restore a backup, or begin anew in another folder with --data")
 	}
 	return &Store{db: db, lock: lock, room: room}, nil
