@@ -32,7 +32,7 @@ func damages() map[string]func(path string, data []byte) error {
 func abandoned(t *testing.T, spoil func(w *world)) (w *world, plugin, pid int) {
 	t.Helper()
 	// A short path: folders of plugin processes lie below it.
-	root, err := os.MkdirTemp("", "d")
+	root, err := os.MkdirTemp("", "d") //nolint:usetesting // that of the test is too long
 	if err != nil {
 		t.Fatal(err)
 	}
