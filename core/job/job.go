@@ -266,6 +266,7 @@ const (
 	ReasonNoUploads     = "NO_UPLOADS"
 	ReasonNoSlot        = "NO_SLOT"
 	ReasonDiskFull      = "DISK_FULL" // of the worker; also the type of its condition
+	ReasonQuota         = "QUOTA"     // of the worker's output; also the type of its condition
 	ReasonWorkerOffline = "WORKER_OFFLINE"
 	ReasonWorkerDrained = "WORKER_DRAINED"
 	ReasonWorkerGone    = "WORKER_GONE"

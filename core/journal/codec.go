@@ -149,6 +149,7 @@ func appendRecord(b []byte, r *Record) []byte {
 		e.msg(8, func(e *enc) {
 			encodeReport(e, &r.Done.Report)
 			e.bool(30, r.Done.Open)
+			e.bool(31, r.Done.Forget)
 		})
 	case KindFence:
 		if r.Lease != nil {

@@ -139,8 +139,12 @@ func (in *Intent) decode(d dec) error {
 }
 
 func (x *Done) decode(d dec) error {
-	if d.num == 30 {
+	switch d.num {
+	case 30:
 		x.Open = d.bool()
+		return nil
+	case 31:
+		x.Forget = d.bool()
 		return nil
 	}
 	return decodeReport(&x.Report, d)

@@ -96,8 +96,10 @@ type Exit struct {
 	Wall       time.Time
 }
 
-// Done is a final report. Open says that detached children still hold a stream.
+// Done is a final report. Open says that detached children still hold a stream, and
+// Forget that nothing of it is needed any more once they do not.
 type Done struct {
 	Report job.Report
 	Open   bool
+	Forget bool
 }

@@ -1,9 +1,13 @@
 package output
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
@@ -59,6 +63,9 @@ func (s *Store) Finish(ctx context.Context, key job.Key, alone bool) (stdout, st
 	}
 	s.part(a)
 	sums, err := s.seal(ctx, a)
+	if isNoSpace(err) {
+		err = errs.E("finish output", errs.Exhausted, job.ReasonDiskFull, err)
+	}
 	if used := s.finish(a, sums, err, alone); used != nil {
 		used.remove()
 	}
@@ -127,6 +134,7 @@ func (s *Store) rejoin(a *attempt) {
 func (s *Store) seal(ctx context.Context, a *attempt) (sums [2]job.Stream, err error) {
 	var left []*stream
 	s.mu.Lock()
+	discarded := a.discarded
 	for i, st := range a.streams {
 		sums[i] = job.Stream{Size: st.size, SHA256: st.sha256}
 		if !st.sealed {
@@ -135,6 +143,9 @@ func (s *Store) seal(ctx context.Context, a *attempt) (sums [2]job.Stream, err e
 	}
 	s.mu.Unlock()
 	for _, st := range left {
+		if discarded {
+			continue
+		}
 		if st.cut {
 			s.config.Log.Warn("the end of an output may be missing", "job", a.key.Job, "attempt", a.key.Attempt, "reason", Unread)
 			continue
@@ -185,24 +196,25 @@ func (s *Store) unlist(a *attempt) {
 	a.lane = nil
 }
 
-// Remove forgets the output of a finished attempt, or of one that was never
-// resumed after a restart.
+// Remove forgets the output of an attempt that is over, also where it could not be
+// sealed: its pipes go with it.
 func (s *Store) Remove(key job.Key) error {
 	s.mu.Lock()
 	a := s.attempts[key]
+	s.mu.Unlock()
 	if a == nil {
-		s.mu.Unlock()
 		return nil
 	}
-	if a.lane != nil {
-		s.mu.Unlock()
-		return errs.E("remove output", errs.Precondition, "OUTPUT_OPEN", fmt.Errorf("attempt %v is not finished", key))
-	}
-	s.mu.Unlock()
+	s.part(a)
 	err := s.writeRemoved(a)
 	s.mu.Lock()
+	used := a.lane
+	s.unlist(a)
 	s.drop(a)
 	s.mu.Unlock()
+	if used != nil {
+		used.remove()
+	}
 	if isNoSpace(err) {
 		err = s.writeRemoved(a) // now there may be room
 	}
@@ -215,11 +227,105 @@ func (s *Store) drop(a *attempt) {
 		return
 	}
 	delete(s.attempts, a.key)
+	defer s.wakeUp() // the mover may remove bytes
 	for _, st := range a.streams {
 		for _, e := range st.extents {
 			s.letGoOf(e)
 		}
 		st.extents = nil
+		if st.private != nil {
+			s.unref(st.private)
+			st.private = nil
+		}
 		st.notify()
 	}
+}
+
+// Discard gives back the bytes of an attempt that was removed while somebody still
+// holds a pipe of it. What comes after that is read and thrown away: it needs no room,
+// and its writer is not disturbed. Finish and Remove follow when nobody holds it.
+func (s *Store) Discard(key job.Key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.attempts[key]
+	if a == nil || a.discarded {
+		return
+	}
+	a.discarded = true
+	s.empty(a)
+	for _, st := range a.streams {
+		delete(s.blocked, st)
+		if st.private != nil && !st.moving {
+			s.unref(st.private)
+			st.private = nil
+		}
+		if !st.eof && st.fd >= 0 {
+			s.nudged = append(s.nudged, st)
+		}
+		st.notify()
+	}
+	s.wakeUp()
+}
+
+// discards tells whether what a stream brings is thrown away.
+func (s *Store) discards(st *stream) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return st.owner.discarded
+}
+
+// throwAway reads what is in a pipe.
+func (s *Store) throwAway(fd int) error {
+	if s.scratch == nil {
+		s.scratch = make([]byte, sumBytes)
+	}
+	_, err := unix.Read(fd, s.scratch)
+	if err != nil && !errors.Is(err, syscall.EAGAIN) && !errors.Is(err, syscall.EINTR) {
+		return fmt.Errorf("read a pipe: %w", err)
+	}
+	return nil
+}
+
+// Left tells why an attempt that is over is not drained. held: somebody has a pipe of
+// it. Otherwise only the mover is awaited; why is what it waits for, if it waits: room
+// on the disk.
+func (s *Store) Left(key job.Key) (held bool, why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.attempts[key]
+	if a == nil || a.lane == nil {
+		return false, ""
+	}
+	for _, st := range a.streams {
+		if st.eof {
+			continue
+		}
+		held = held || !hungUp(st.fd)
+		why = cmp.Or(why, s.blocked[st])
+	}
+	return held, why
+}
+
+// GiveUp throws away what nobody holds and no disk has room for. The end of such a
+// stream is declared to be missing (P8).
+func (s *Store) GiveUp(key job.Key) {
+	s.mu.Lock()
+	a := s.attempts[key]
+	s.mu.Unlock()
+	if a == nil {
+		return
+	}
+	s.part(a)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range a.streams {
+		if a.lane == nil || st.eof || !hungUp(st.fd) {
+			continue
+		}
+		if n, err := unix.IoctlGetInt(st.fd, unix.TIOCINQ); err != nil || n > 0 {
+			st.cut = true
+		}
+		s.end(st)
+	}
+	s.rejoin(a)
 }

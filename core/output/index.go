@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/plugins/failpoint"
 )
@@ -27,6 +29,8 @@ type segment struct {
 	path    string // without suffix
 	size    uint64 // bytes moved; written by the mover only
 	idxSize int64
+	moveEnd int64        // where the newest entry of a move ends; guarded by Store.idxMu
+	kept    int64        // bytes of the index that have room on a full disk; the same
 	dirty   bool         // moved to in this life of the worker; guarded by Store.mu
 	refs    int          // streams and current uses; guarded by Store.mu
 	marks   int          // those of refs that need the index only; guarded by Store.mu
@@ -138,6 +142,9 @@ func (s *Store) newSegment(private bool) (*segment, error) {
 		return nil, fmt.Errorf("make a segment: %w", err)
 	}
 	failpoint.At(failpoint.WorkerSegmentAfter)
+	if !private {
+		seg.keepRoom()
+	}
 	s.mu.Lock()
 	s.segments[seg.number] = seg
 	s.mu.Unlock()
@@ -217,7 +224,35 @@ func (s *Store) announce(seg *segment, entries ...entry) error {
 		return fmt.Errorf("write the output index: %w", err)
 	}
 	seg.idxSize += int64(len(b))
+	if entries[0].kind == kindMove {
+		seg.moveEnd = seg.idxSize
+	}
+	if seg.kept > 0 && seg.idxSize > seg.kept-indexRoom/2 {
+		seg.keepRoom()
+	}
 	return nil
+}
+
+// indexRoom is kept free for the index of the segment that ends and removals are
+// written to, in bytes: on a full disk they are what makes room.
+const indexRoom = 64 << 10
+
+// keepRoom takes room for further entries; a wish. Store.idxMu is held, or nobody else
+// has the segment.
+func (seg *segment) keepRoom() {
+	if err := unix.Fallocate(int(seg.index.Fd()), unix.FALLOC_FL_KEEP_SIZE, seg.idxSize, indexRoom); err == nil {
+		seg.kept = seg.idxSize + indexRoom
+	}
+}
+
+// retract takes the entry of a move back that was not made, if it is still the last.
+func (s *Store) retract(seg *segment) {
+	s.idxMu.Lock()
+	defer s.idxMu.Unlock()
+	if seg.moveEnd > 0 && seg.idxSize == seg.moveEnd {
+		seg.idxSize -= entrySize
+		seg.moveEnd = 0
+	}
 }
 
 // announceSize bounds the last move for a host that crashes later. Without it

@@ -157,13 +157,19 @@ func (s *Store) move(st *stream, hup bool) (more bool, err error) {
 			s.moved(st, hup)
 			return false, nil
 		}
-		if why := s.room(st); why != "" {
+		if s.discards(st) {
+			if err := s.throwAway(fd); err != nil {
+				return false, err
+			}
+			continue
+		}
+		if why := s.room(st, fd); why != "" {
 			s.block(st, why)
 			return false, nil
 		}
 		switch err := s.moveOnce(fd, st); {
 		case isNoSpace(err):
-			s.block(st, "DISK_FULL")
+			s.block(st, job.ReasonDiskFull)
 			return false, nil
 		case err != nil && !errors.Is(err, syscall.EAGAIN):
 			return false, err
@@ -190,8 +196,10 @@ func (s *Store) letGo(st *stream) {
 	}
 }
 
-// room tells why a stream must wait, if it must: a Keep stream at the quota.
-func (s *Store) room(st *stream) string {
+// room tells why a stream must wait, if it must: a Keep stream at the quota. What the
+// ended processes of an attempt have left in a pipe is no more than the pipe holds, and
+// nothing else would ever make room for it: it is taken above the quota.
+func (s *Store) room(st *stream, fd int) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// Looking for what to give back costs time: again only after a chunk more.
@@ -202,8 +210,8 @@ func (s *Store) room(st *stream) string {
 	if s.total <= s.quota {
 		s.tried = 0
 	}
-	if s.total > s.quota && st.owner.opts.Policy == job.Keep {
-		return "QUOTA"
+	if s.total > s.quota && st.owner.opts.Policy == job.Keep && !(st.owner.over && hungUp(fd)) {
+		return job.ReasonQuota
 	}
 	return ""
 }
@@ -230,12 +238,9 @@ func (s *Store) moveOnce(fd int, st *stream) error {
 		return err
 	}
 	failpoint.At(failpoint.WorkerMoveBefore)
-	at := int64(seg.size)
-	if err := s.config.fault("move"); err != nil {
-		return err
-	}
-	n, err := unix.Splice(fd, nil, int(seg.data.Fd()), &at, int(s.config.sizes.move), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+	n, err := s.splice(fd, seg)
 	if err != nil {
+		s.retract(seg) // tried every retryAfter, it would fill the disk with entries
 		return err
 	}
 	failpoint.At(failpoint.WorkerMoveAfter)
@@ -246,6 +251,9 @@ func (s *Store) moveOnce(fd int, st *stream) error {
 	st.add(extent{seg: seg, segOff: e.segOff, off: e.off, length: uint64(n), time: now})
 	st.owner.note(seg)
 	st.lastWrite = now
+	if st.owner.discarded { // meanwhile
+		st.letGo(s, func(e extent) bool { return e.length > 0 })
+	}
 	delete(s.blocked, st)
 	passed := st.owner.opts.Policy == job.Fail && st.size > st.owner.opts.Limit && !st.exceeded
 	st.exceeded = st.exceeded || passed
@@ -255,6 +263,15 @@ func (s *Store) moveOnce(fd int, st *stream) error {
 		s.config.Exceeded(st.owner.key, st.id)
 	}
 	return nil
+}
+
+// splice moves what is in a pipe, at most sizes.move, to the end of a segment.
+func (s *Store) splice(fd int, seg *segment) (int64, error) {
+	if err := s.config.fault("move"); err != nil {
+		return 0, err
+	}
+	at := int64(seg.size)
+	return unix.Splice(fd, nil, int(seg.data.Fd()), &at, int(s.config.sizes.move), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 }
 
 // add appends a range, joined to the one before where it continues it.

@@ -30,6 +30,9 @@ type Chunk struct {
 // that was, if anything; the gap has no length.
 const Unread = "UNREAD"
 
+// ReasonGone is the reason of the error that says that there is no output.
+const ReasonGone = "OUTPUT_GONE"
+
 // Gap declares bytes that cannot be had any more.
 type Gap struct {
 	To     uint64 // first offset after it
@@ -108,10 +111,26 @@ func (s *Store) find(key job.Key) (*attempt, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if a := s.attempts[key]; a != nil {
-		return a, nil
+		if !a.discarded {
+			return a, nil
+		}
 	}
-	return nil, errs.E("read output", errs.NotFound, "OUTPUT_GONE",
+	return nil, gone(key)
+}
+
+func gone(key job.Key) error {
+	return errs.E("read output", errs.NotFound, ReasonGone,
 		fmt.Errorf("there is no output of attempt %d of job %s", key.Attempt, key.Job))
+}
+
+// removed tells whether the job of an attempt was removed; Store.mu is held.
+func (s *Store) removed(a *attempt) bool { return a.discarded || s.attempts[a.key] != a }
+
+// gone tells whether what is read was removed before its end.
+func (r *Reader) gone() bool {
+	r.store.mu.Lock()
+	defer r.store.mu.Unlock()
+	return slices.ContainsFunc(r.cursors, func(c *cursor) bool { return !c.ended && r.store.removed(c.st.owner) })
 }
 
 // Next returns the next piece. When there is none yet it waits if follow is
@@ -125,6 +144,10 @@ func (r *Reader) Next(ctx context.Context, follow bool) (Chunk, error) {
 			return Chunk{}, err
 		}
 		c, found, wait := r.pick()
+		if found == nil && wait == nil && r.gone() {
+			// The job was removed: there is no more, and no end (P16).
+			return Chunk{}, gone(r.cursors[0].st.owner.key)
+		}
 		if found != nil {
 			return r.fetch(c, found)
 		}
@@ -162,7 +185,7 @@ func (r *Reader) pick() (*cursor, *found, []<-chan struct{}) {
 		waits []<-chan struct{}
 	)
 	for _, c := range r.cursors {
-		if c.ended {
+		if c.ended || s.removed(c.st.owner) {
 			continue
 		}
 		f := c.peek()

@@ -239,6 +239,7 @@ func (s *Store) spend(seg *segment) {
 // calls it. A kill in between costs nothing: the next life of the worker finds the
 // bytes and gives them back again.
 func (s *Store) giveBack() {
+	s.leaveShared()
 	s.mu.Lock()
 	given, spent := s.given, s.spent
 	s.given, s.spent = nil, nil
@@ -250,6 +251,18 @@ func (s *Store) giveBack() {
 	}
 	for _, seg := range spent {
 		s.removeBytes(seg)
+	}
+}
+
+// leaveShared lets go of the segment that small outputs go to, once nobody needs a byte
+// in it: its bytes count, and a quota may be less than a segment. Only the mover may:
+// nothing is on its way into it then.
+func (s *Store) leaveShared() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if seg := s.shared; seg != nil && seg.refs == seg.marks+1 && seg.size >= s.config.sizes.private {
+		s.shared = nil
+		s.unref(seg)
 	}
 }
 

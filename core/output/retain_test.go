@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/output"
 )
@@ -302,9 +303,8 @@ func TestP8AReadOverRetention(t *testing.T) {
 	}
 }
 
-// TestP8RemovedOutputIsDeclaredToItsReaders: who reads an attempt while it is
-// forgotten is told that there was more, and how much.
-func TestP8RemovedOutputIsDeclaredToItsReaders(t *testing.T) {
+// TestP16_RemovedOutput_ItsReadersAreEnded: with the reason, and not with an end.
+func TestP16_RemovedOutput_ItsReadersAreEnded(t *testing.T) {
 	t.Parallel()
 	w := open(t, output.Config{})
 	key := w.run("echo hello")
@@ -316,7 +316,9 @@ func TestP8RemovedOutputIsDeclaredToItsReaders(t *testing.T) {
 	if err := w.Remove(key); err != nil {
 		t.Fatal(err)
 	}
-	declared(t, r, 6, "RETENTION")
+	if c, err := r.Next(t.Context(), true); errs.ReasonOf(err) != output.ReasonGone {
+		t.Errorf("%+v, %v", c, err)
+	}
 }
 
 func TestRetentionThatIsNegativeIsRefusedByName(t *testing.T) {

@@ -96,6 +96,7 @@ type Store struct {
 	closed   bool
 	given    []*attempt // of which the index does not say yet that they were given back
 	spent    []*segment // whose bytes the mover is to remove
+	scratch  []byte     // of throwAway, by the mover alone
 
 	age *ageClock
 
@@ -110,12 +111,15 @@ type attempt struct {
 	drained  chan struct{}
 	over     bool // no process of it can open a pipe any more: a hung up one is at its end
 	finished bool
-	lane     *lane // nil when no process can write any more
-	acked    bool  // the scheduler knows the end (Settled)
-	failed   bool
-	ended    time.Duration // by Store.age; 0: an earlier version ended it
-	given    reason        // why its bytes were given back; 0: they were not
-	noted    []*segment    // shared ones that speak of it
+	// discarded: the job was removed while somebody holds a pipe of it. Its bytes are
+	// gone, and so is what still comes.
+	discarded bool
+	lane      *lane // nil when no process can write any more
+	acked     bool  // the scheduler knows the end (Settled)
+	failed    bool
+	ended     time.Duration // by Store.age; 0: an earlier version ended it
+	given     reason        // why its bytes were given back; 0: they were not
+	noted     []*segment    // shared ones that speak of it
 }
 
 // stream is one of its two streams.
@@ -479,13 +483,13 @@ func (s *Store) Conditions() []job.Condition {
 		now[why] = fmt.Sprintf("output of job %s waits for room", st.owner.key.Job)
 	}
 	if free >= 0 && free < least {
-		now["DISK_FULL"] = cmp.Or(now["DISK_FULL"], fmt.Sprintf("%d MiB are free in %s: nothing new is started", free>>20, s.config.Dir))
+		now[job.ReasonDiskFull] = cmp.Or(now[job.ReasonDiskFull], fmt.Sprintf("%d MiB are free in %s: nothing new is started", free>>20, s.config.Dir))
 	}
 	if free >= 0 && free < lowDisk {
 		now["DISK_LOW"] = fmt.Sprintf("%d MiB are free in %s", free>>20, s.config.Dir)
 	}
 	var out []job.Condition
-	for _, kind := range []string{"DISK_FULL", "DISK_LOW", "QUOTA"} {
+	for _, kind := range []string{job.ReasonDiskFull, "DISK_LOW", job.ReasonQuota} {
 		text, ok := now[kind]
 		if !ok {
 			delete(s.since, kind)

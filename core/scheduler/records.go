@@ -192,14 +192,20 @@ func (r records) accepted(ctx context.Context, key string) (*Accepted, error) {
 // putRound adds the record changes of a round to a batch. Of several records of
 // one job only the last is written: nobody has seen those before it yet.
 func putRound(b *store.Batch, effects []Effect) error {
-	last := make(map[job.ID]int, len(effects))
+	last, gone := make(map[job.ID]int, len(effects)), map[job.ID]bool{}
 	for i := range effects {
-		if p := effects[i].Put; p != nil {
-			last[p.ID] = i
+		switch e := &effects[i]; {
+		case e.Put != nil:
+			last[e.Put.ID] = i
+		case e.Delete != nil:
+			gone[e.Delete.ID] = true
 		}
 	}
 	for i := range effects {
 		e := &effects[i]
+		if e.Put != nil && e.Amend && gone[e.Put.ID] {
+			continue
+		}
 		if e.Put != nil && last[e.Put.ID] != i {
 			if e.New {
 				putIndexes(b, e)

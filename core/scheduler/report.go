@@ -118,7 +118,13 @@ func (m *Machine) apply(e *entry, r *job.Report) {
 		e.Reason, e.Message = r.Reason, r.Message
 	}
 	switch {
-	case next == e.State, e.State == job.Stopping && next.Live():
+	case next == e.State:
+		e.Message = r.Message // what it waits for, if it does
+		if next != job.Stopping {
+			e.Reason = r.Reason
+		}
+		m.put(e)
+	case e.State == job.Stopping && next.Live():
 		m.put(e)
 	case next == job.Dispatched: // accepted, not started yet
 		m.put(e)

@@ -42,14 +42,17 @@ func (m *Machine) settled(ev *UpEvent, l *link, r *job.Report) (known bool) {
 	if record == nil || r.Attempt > record.Attempt {
 		return false
 	}
+	if m.jobs[r.Job] == nil && record.State.Live() {
+		return false // it has ended in this round; the worker tells it again
+	}
 	switch {
 	case !r.State.Terminal():
 		m.strayed(ev.Worker, l, r.Key)
 	case m.strays[ev.Worker][r.Key] != nil:
 		m.endStray(ev.Worker, r.Key)
-		m.amend(record, r)
+		m.amend(ev.Worker, record, r)
 	default:
-		m.amend(record, r)
+		m.amend(ev.Worker, record, r)
 	}
 	return true
 }
@@ -127,13 +130,28 @@ func (m *Machine) letGo(e *entry) {
 	}
 }
 
-// amend adds to the record of an attempt that was given up how it was stopped.
-func (m *Machine) amend(j *job.Job, r *job.Report) {
-	if r.StopProof == nil || !j.State.Terminal() || j.Attempt != r.Attempt || j.Result.StopProof != nil {
+// amend adds to the record of an attempt that has ended what its worker tells later: of
+// one that was given up how it was stopped, and what could be sealed only when nobody
+// held a pipe any more (P8). What has a sum is final.
+func (m *Machine) amend(from job.WorkerID, j *job.Job, r *job.Report) {
+	if !j.State.Terminal() || j.Attempt != r.Attempt {
 		return
 	}
-	more := *j
-	more.Result.StopProof = r.StopProof
+	more, changed := *j, false
+	if r.StopProof != nil && j.Result.StopProof == nil {
+		more.Result.StopProof, changed = r.StopProof, true
+	}
+	if j.Worker == from && j.State == r.State && r.Sequence > j.Result.Sequence {
+		more.Result.Sequence, changed = r.Sequence, true
+		for _, s := range []struct{ of, now *job.Stream }{{&more.Result.Stdout, &r.Stdout}, {&more.Result.Stderr, &r.Stderr}} {
+			if s.of.SHA256 == "" && s.now.Size >= s.of.Size {
+				*s.of = *s.now
+			}
+		}
+	}
+	if !changed {
+		return
+	}
 	m.effect(Effect{Put: &more, Drop: true, Amend: true})
 }
 

@@ -35,6 +35,9 @@ type attempt struct {
 	open   bool // done, but detached children live
 	forget bool // and it is to be forgotten at their end
 
+	room string // why its output waits for room; "": it does not
+	seen bool   // its exit is of an earlier life of the worker
+
 	tombstone  bool // only a stop was ever seen (P2)
 	stopFirst  bool // the stop was durable before the exit was seen
 	unkillable bool

@@ -44,6 +44,7 @@ type board struct {
 type posted struct {
 	report *job.Report
 	acked  bool // or not to be sent for another reason
+	flight int  // final reports that this collection has sent and that are not acknowledged
 }
 
 func newBoard() *board {
@@ -146,6 +147,7 @@ func (b *board) begin() (session uint64, ripe <-chan time.Time) {
 	b.ripe = time.NewTimer(youngLeast)
 	b.armed = true
 	for key, p := range b.reports {
+		p.flight = 0
 		if !p.acked {
 			b.dirty[key] = struct{}{}
 		}
@@ -195,10 +197,31 @@ func (b *board) collect(session uint64, n int) (reports []job.Report, more bool)
 		}
 		delete(b.dirty, key)
 		if p := b.reports[key]; p != nil {
+			if p.report.State.Terminal() {
+				p.flight++
+			}
 			reports = append(reports, *p.report)
 		}
 	}
 	return reports, false
+}
+
+// landed returns those of the acknowledged attempts whose newest report it is that was
+// acknowledged: one may have been amended meanwhile.
+func (b *board) landed(keys []job.Key) []job.Key {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var landed []job.Key
+	for _, key := range keys {
+		p := b.reports[key]
+		if p != nil && p.flight > 0 {
+			p.flight--
+		}
+		if _, again := b.dirty[key]; !again && (p == nil || p.flight == 0) {
+			landed = append(landed, key)
+		}
+	}
+	return landed
 }
 
 // find returns the report of an attempt; attempt 0 is the newest.

@@ -78,6 +78,9 @@ type Finish struct {
 	NoWriter bool // there is no process, and will be none
 	Whole    bool // nothing was lost with the pipes, see LaneKeeper
 	OOM      bool
+	// GiveUp: it was stopped. What no room is found for is declared as missing, after
+	// a while.
+	GiveUp bool
 }
 
 // Watch waits for the end of detached processes; answered by Emptied.
@@ -94,6 +97,10 @@ type AckExit struct{ Key job.Key }
 
 // Cleanup gives back what Prepare took.
 type Cleanup struct{ Key job.Key }
+
+// Discard gives back the output of an attempt that is to be forgotten, as far as the
+// processes that still hold it allow.
+type Discard struct{ Key job.Key }
 
 // RemoveOutput deletes the output of a forgotten attempt.
 type RemoveOutput struct{ Key job.Key }
@@ -120,5 +127,6 @@ func (Watch) effect()        {}
 func (ProbeIdle) effect()    {}
 func (AckExit) effect()      {}
 func (Cleanup) effect()      {}
+func (Discard) effect()      {}
 func (RemoveOutput) effect() {}
 func (Reply) effect()        {}

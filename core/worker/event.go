@@ -112,6 +112,12 @@ type Finished struct {
 	Err            error
 }
 
+// Blocked says that output of an attempt whose processes are gone waits for room.
+type Blocked struct {
+	Key job.Key
+	Why string // job.ReasonQuota or job.ReasonDiskFull
+}
+
 // Emptied says that the last detached process of a finished attempt is gone.
 type Emptied struct {
 	Key            job.Key
@@ -160,6 +166,7 @@ func (ProcessGone) event()    {}
 func (ProcessUnknown) event() {}
 func (Settled) event()        {}
 func (Finished) event()       {}
+func (Blocked) event()        {}
 func (Emptied) event()        {}
 func (GroupStopped) event()   {}
 func (Quiet) event()          {}

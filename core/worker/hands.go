@@ -21,7 +21,9 @@ const (
 	pollLongest   = 200 * time.Millisecond // the same, after a while
 	watchLongest  = 5 * time.Second        // the same, for detached children
 	sealPatience  = 10 * time.Second       // for the writers of a group that is empty
+	leftEvery     = 500 * time.Millisecond // between two looks why an output is not drained
 	logSlowSealed = "output still has a writer although no process is left"
+	logGivenUp    = "the end of a stopped job's output is dropped for want of room"
 )
 
 // hands carries out what takes time. Its methods return at once; results come
@@ -181,13 +183,13 @@ func (h *hands) settle(ctx context.Context, e Settle) {
 			f := h.sealed(ctx, x, e.OOM, x.alone)
 			h.tell(ctx, Settled{Key: e.Key, Finished: &f})
 		case e.Detach:
-			f := Finished{Key: e.Key, Open: true}
-			if drained {
+			f := Finished{Key: e.Key}
+			if drained || h.rest(ctx, x) {
 				f = h.sealed(ctx, x, e.OOM, false)
-				f.Open = true
 			} else {
 				f.Stdout.Size, f.Stderr.Size, _ = h.output.Sizes(e.Key)
 			}
+			f.Open = true
 			h.tell(ctx, Settled{Key: e.Key, Finished: &f})
 		default:
 			h.tell(ctx, Settled{Key: e.Key, Left: true})
@@ -213,7 +215,49 @@ func (h *hands) settleNow(ctx context.Context, e Settle) (Finished, bool) {
 	if empty, err := x.group.Empty(e.StopRequest); err != nil || !empty {
 		return Finished{}, false
 	}
-	return h.sealed(ctx, x, e.OOM, x.alone), true
+	f := h.seal(ctx, x, e.OOM, x.alone)
+	return f, errs.ReasonOf(f.Err) != job.ReasonDiskFull // else it waits for room, elsewhere
+}
+
+// rest waits for output that nobody holds and that waits for room. It returns false when
+// somebody holds a pipe.
+func (h *hands) rest(ctx context.Context, x *holding) (drained bool) {
+	if held, _ := h.output.Left(x.key); held {
+		return false
+	}
+	return h.drained(ctx, x, 0, false)
+}
+
+// drained waits until all output of an attempt whose processes are gone is in segments.
+// What waits for room is told, and awaited for as long as it takes, or given up after
+// sealPatience. It returns false at the end of ctx, or when somebody outside of the
+// attempt has held a pipe for longer than patience.
+func (h *hands) drained(ctx context.Context, x *holding, patience time.Duration, giveUp bool) bool {
+	done := h.output.Drained(x.key)
+	look := time.NewTicker(leftEvery)
+	defer look.Stop()
+	for foreign, full := time.Duration(0), time.Duration(0); ; {
+		select {
+		case <-done:
+			return true
+		case <-ctx.Done():
+			return false
+		case <-look.C:
+		}
+		held, why := h.output.Left(x.key)
+		switch {
+		case held:
+			if foreign += leftEvery; foreign >= patience {
+				return false
+			}
+		case why != "":
+			h.tell(ctx, Blocked{Key: x.key, Why: why})
+			if full += leftEvery; giveUp && full >= sealPatience {
+				h.log.Warn(logGivenUp, "job", x.key.Job, "attempt", x.key.Attempt, "reason", why)
+				h.output.GiveUp(x.key)
+			}
+		}
+	}
 }
 
 // await waits until nobody writes and no process is left, or until the time is
@@ -250,9 +294,23 @@ func (h *hands) await(ctx context.Context, x *holding, whom StopRequest, until <
 	}
 }
 
-// sealed finishes the output and looks at the group's kills. alone tells that the
-// group was found empty and was all there is of the attempt.
+// sealed is seal as soon as the disk has room for it.
 func (h *hands) sealed(ctx context.Context, x *holding, oom, alone bool) Finished {
+	for {
+		f := h.seal(ctx, x, oom, alone)
+		if errs.ReasonOf(f.Err) != job.ReasonDiskFull {
+			return f
+		}
+		h.tell(ctx, Blocked{Key: x.key, Why: job.ReasonDiskFull})
+		if sleep(ctx, leftEvery); ctx.Err() != nil {
+			return f
+		}
+	}
+}
+
+// seal finishes the output and looks at the group's kills. alone tells that the
+// group was found empty and was all there is of the attempt.
+func (h *hands) seal(ctx context.Context, x *holding, oom, alone bool) Finished {
 	f := Finished{Key: x.key}
 	f.Stdout, f.Stderr, f.Err = h.output.Finish(ctx, x.key, alone)
 	if f.Err != nil {
@@ -286,7 +344,8 @@ func (h *hands) stopGroup(ctx context.Context, e StopGroup) {
 
 // finish seals the output of an attempt without processes.
 func (h *hands) finish(ctx context.Context, e Finish) {
-	h.do(ctx, e.Key, false, func(ctx context.Context, x *holding) {
+	// A stop overtakes a Finish that waits for room.
+	h.do(ctx, e.Key, e.GiveUp, func(ctx context.Context, x *holding) {
 		h.noWriter(x)
 		if e.Whole {
 			h.output.Whole(e.Key)
@@ -294,15 +353,12 @@ func (h *hands) finish(ctx context.Context, e Finish) {
 		if e.NoWriter {
 			h.output.NoWriter(e.Key)
 		}
-		patience := time.NewTimer(sealPatience)
-		defer patience.Stop()
-		select {
-		case <-h.output.Drained(e.Key):
-		case <-ctx.Done():
-			return
-		case <-patience.C:
+		if !h.drained(ctx, x, sealPatience, e.GiveUp) {
+			if ctx.Err() != nil {
+				return
+			}
 			// P8: END only when nobody holds the stream. Somebody outside of the
-			// attempt does; the report must not wait for it.
+			// attempt does; the report must not wait for it, and is amended later.
 			h.log.Warn(logSlowSealed, "job", e.Key.Job, "attempt", e.Key.Attempt)
 			f := Finished{Key: e.Key, Open: true}
 			f.Stdout.Size, f.Stderr.Size, _ = h.output.Sizes(e.Key)

@@ -246,6 +246,8 @@ func (w *Worker) act(ctx context.Context, e Effect) {
 		w.hands.probeIdle(e)
 	case Cleanup:
 		w.hands.cleanup(ctx, e)
+	case Discard:
+		w.hands.output.Discard(e.Key)
 	case RemoveOutput:
 		w.hands.removeOutput(e)
 	}

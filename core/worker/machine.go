@@ -120,6 +120,8 @@ func (m *Machine) news(ev Event) {
 		m.with(e.Key, func(a *attempt) { m.settled(a, e) })
 	case Finished:
 		m.with(e.Key, func(a *attempt) { m.finished(a, e) })
+	case Blocked:
+		m.with(e.Key, func(a *attempt) { m.blocked(a, e) })
 	case Emptied:
 		m.emptied(e)
 	case GroupStopped:
@@ -397,10 +399,14 @@ func (m *Machine) forgotten(e Forgotten) {
 }
 
 // forget drops a terminal attempt, or, while detached children live, makes sure
-// that it is dropped at their end.
+// that it is dropped at their end. Its bytes go at once.
 func (m *Machine) forget(a *attempt) {
 	if a.open {
-		a.forget = true
+		if !a.forget {
+			a.forget = true
+			m.record(journal.Record{Kind: journal.KindDone, Key: a.key, Done: &journal.Done{Report: *a.report, Open: true, Forget: true}})
+			m.emit(Discard{Key: a.key})
+		}
 		return
 	}
 	key := a.key

@@ -58,6 +58,7 @@ func TestStepsOfOneAttempt(t *testing.T) {
 	empty := Settled{Key: k, Finished: &finished}
 	earlier := order(1)
 	earlier.BootID = "a"
+	full := Blocked{Key: k, Why: job.ReasonQuota}
 	for _, c := range []struct {
 		name   string
 		events []Event
@@ -115,12 +116,24 @@ func TestStepsOfOneAttempt(t *testing.T) {
 		{
 			"forget while detached children live",
 			[]Event{ask, prepared, running, exitOf(1, 0, ""), Settled{Key: k, Finished: &Finished{Key: k, Open: true}}, Forgotten{Keys: []job.Key{k}}},
-			nil,
+			[]string{"done!", "Discard"},
 		},
 		{
 			"forgotten at their end",
 			[]Event{ask, prepared, running, exitOf(1, 0, ""), Settled{Key: k, Finished: &Finished{Key: k, Open: true}}, Forgotten{Keys: []job.Key{k}}, Emptied{Key: k}},
 			[]string{"done!", "SUCCEEDED", "Cleanup", "forgotten!", "Unpublish", "RemoveOutput"},
+		},
+		{"no room (P8)", []Event{ask, prepared, running, exitOf(1, 0, ""), Settled{Key: k, Left: true}, stopped, full}, []string{"RUNNING"}},
+		{"still no room", []Event{ask, prepared, running, exitOf(1, 0, ""), Settled{Key: k, Left: true}, stopped, full, full}, nil},
+		{
+			"no room, and a stop",
+			[]Event{ask, prepared, running, exitOf(1, 0, ""), Settled{Key: k, Left: true}, stopped, full, stop},
+			[]string{"stop!", "STOPPING", "Finish", "reply", "STOPPING"},
+		},
+		{
+			"no room, a stop, and what is left is given up",
+			[]Event{ask, prepared, running, exitOf(1, 0, ""), Settled{Key: k, Left: true}, stopped, full, stop, finished},
+			[]string{"done!", "AckExit", "SUCCEEDED", "Cleanup"},
 		},
 		{"tombstone (P2)", []Event{stop}, []string{"fence!", "stop!", "STOPPED", "reply"}},
 		{"start of a tombstone", []Event{stop, ask}, []string{"reply", "STOPPED"}},

@@ -40,6 +40,16 @@ type LaneKeeper interface {
 	Finish(ctx context.Context, key job.Key, alone bool) (stdout, stderr job.Stream, err error)
 }
 
+// Backlog is output of an attempt without processes that is in no segment yet.
+type Backlog interface {
+	// Left: held, somebody has a pipe of it; else why the rest waits for room, if it does.
+	Left(job.Key) (held bool, why string)
+	// GiveUp throws the rest away that nobody holds, and declares it (P8).
+	GiveUp(job.Key)
+	// Discard gives all bytes back although somebody holds a pipe, and keeps no more.
+	Discard(job.Key)
+}
+
 // Meter tells how much an attempt has written, and when last.
 type Meter interface {
 	Sizes(job.Key) (stdout, stderr uint64, ok bool)
@@ -59,6 +69,7 @@ type Archive interface {
 // Output is the whole of core/output that a worker uses.
 type Output interface {
 	LaneKeeper
+	Backlog
 	Meter
 	Archive
 }

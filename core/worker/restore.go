@@ -64,6 +64,9 @@ func (m *Machine) restoreDone(a *attempt, j *journal.Attempt) {
 		if j.Started != nil {
 			a.pid, a.startTicks = j.Started.PID, j.Started.StartTicks
 		}
+		if a.forget = j.Done.Forget; a.forget {
+			m.emit(Discard{Key: a.key})
+		}
 		m.emit(Watch{Key: a.key, StopRequest: a.whom(0)})
 	}
 }
@@ -96,7 +99,7 @@ func (m *Machine) restoreLive(a *attempt, j *journal.Attempt) {
 
 // resume goes on where the records end.
 func (m *Machine) resume(a *attempt, j *journal.Attempt) {
-	a.exit = j.Exit
+	a.exit, a.seen = j.Exit, j.Exit != nil
 	switch {
 	case j.Intent.BootID != m.boot:
 		// P4 (b): no process outlives its host's boot. An exit that was seen

@@ -277,16 +277,33 @@ func (m *Machine) settled(a *attempt, e Settled) {
 }
 
 // whole tells whether no byte can have been lost when a worker died: there never was a
-// process, or its plugin lived until its end and held the pipes.
+// process, or its plugin lived until its end and held the pipes. An end that an earlier
+// life of the worker has seen proves neither: what waited for room then is lost if the
+// plugin died with it.
 func (a *attempt) whole() bool {
-	return a.noProcess && !a.rebooted || a.exit != nil && a.exit.Evidence == job.Wait
+	return a.noProcess && !a.rebooted || a.exit != nil && a.exit.Evidence == job.Wait && !a.seen
+}
+
+// blocked tells that the output of an attempt waits for room. It stays what it is until
+// then: a final report would have too small a size and no sum (P8).
+func (m *Machine) blocked(a *attempt, e Blocked) {
+	if a.phase != phaseSettling && a.phase != phaseFinishing || a.room == e.Why {
+		return
+	}
+	a.room = e.Why
+	m.report(a, func(r *job.Report) {
+		if !a.stopping() {
+			r.Reason = e.Why
+		}
+		r.Message = "its processes have ended, and the last of its output waits for room on the worker (" + e.Why + ")"
+	})
 }
 
 // finish seals the output.
 func (m *Machine) finish(a *attempt) {
 	a.phase = phaseFinishing
 	m.unschedule(a)
-	m.emit(Finish{Key: a.key, NoWriter: a.noProcess, Whole: a.whole(), OOM: a.maybeOOM()})
+	m.emit(Finish{Key: a.key, NoWriter: a.noProcess, Whole: a.whole(), OOM: a.maybeOOM(), GiveUp: a.stopping()})
 }
 
 // finished turns all that is known into the final report.

@@ -126,6 +126,7 @@ func (w *Worker) receive(ctx context.Context, term uint64, down <-chan Down, can
 				cancel(nil)
 				return
 			}
+			f.Acks = w.board.landed(f.Acks)
 			w.inbox.put(f.events(term)...)
 			if _, err := w.ask(ctx, "take frame", func(t Ticket) Event { return Sync{Ticket: t} }); err != nil {
 				return

@@ -86,7 +86,7 @@ func (m *Machine) end(a *attempt, reason string, grace time.Duration) {
 		}
 		return
 	}
-	if a.phase == phaseFinishing {
+	if a.phase == phaseFinishing && a.room == "" {
 		// No process is left and the result is known: there is nothing to stop.
 		return
 	}
@@ -103,10 +103,12 @@ func (m *Machine) end(a *attempt, reason string, grace time.Duration) {
 		m.neverStarted(a)
 	case phaseRunning, phaseSettling:
 		m.stopGroup(a)
+	case phaseFinishing:
+		m.finish(a) // which gives up what waits for room
 	case phasePreparing, phaseLaunching:
 		// What is on its way arrives first: a process that appears after the
 		// cgroup was found empty would escape.
-	case phaseStopping, phaseFinishing, phaseDone:
+	case phaseStopping, phaseDone:
 		// Already on its way out.
 	}
 }

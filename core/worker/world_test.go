@@ -54,8 +54,9 @@ type world struct {
 	changed  chan struct{}
 	mercy    bool
 	finish   error
-	shut     error // groups cannot be reopened
-	unpinned error // generations cannot be pinned again
+	full     string // there is no room: output of processes that are gone stays in the pipes
+	shut     error  // groups cannot be reopened
+	unpinned error  // generations cannot be pinned again
 }
 
 type proc struct {
@@ -77,15 +78,17 @@ type proc struct {
 }
 
 type fakeIO struct {
-	drained  chan struct{}
-	closed   bool
-	cut      bool // its process began after the end was told
-	finished bool
-	size     uint64
-	last     time.Time
-	resumed  bool
-	acked    bool // Settled: what was told last
-	failed   bool
+	drained   chan struct{}
+	closed    bool
+	cut       bool // its process began after the end was told
+	given     bool // GiveUp
+	discarded bool // Discard
+	finished  bool
+	size      uint64
+	last      time.Time
+	resumed   bool
+	acked     bool // Settled: what was told last
+	failed    bool
 }
 
 func newWorld() *world {
@@ -258,7 +261,7 @@ func (p *proc) tell() {
 
 // settle closes the output when nobody holds it. Callers hold the lock.
 func (p *proc) settle() {
-	if o := p.w.outputs[keyOf(p.id)]; o != nil && !p.main && (!p.kid || p.kidMute) && !o.closed {
+	if o := p.w.outputs[keyOf(p.id)]; o != nil && p.w.full == "" && !p.main && (!p.kid || p.kidMute) && !o.closed {
 		o.closed = true
 		close(o.drained)
 	}
@@ -367,11 +370,51 @@ func (o worldOutput) Resume(k job.Key, _ Lanes, opts OutputOptions) error {
 
 func (o worldOutput) Whole(job.Key) {}
 
+func (o worldOutput) Left(k job.Key) (held bool, why string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	x, p := o.outputs[k], o.procs[attemptID(k)]
+	if x == nil || x.closed {
+		return false, ""
+	}
+	return o.full == "" || p != nil && p.kid && !p.kidMute, o.full
+}
+
+// room lets all output go into segments that has waited for that.
+func (w *world) room() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.full = ""
+	for _, p := range w.procs {
+		p.settle()
+	}
+}
+
+func (o worldOutput) GiveUp(k job.Key) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if x := o.outputs[k]; x != nil && !x.closed {
+		x.closed, x.given = true, true
+		close(x.drained)
+	}
+}
+
+func (o worldOutput) Discard(k job.Key) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if x := o.outputs[k]; x != nil {
+		x.discarded = true
+	}
+}
+
 func (o worldOutput) NoWriter(k job.Key) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if p := o.procs[attemptID(k)]; p != nil && (p.main || p.kid && !p.kidMute) {
 		return // somebody holds them
+	}
+	if o.full != "" {
+		return
 	}
 	if x := o.outputs[k]; x != nil && !x.closed {
 		x.closed = true

@@ -266,6 +266,12 @@ func (c *checker) converged() {
 			c.w.fail("%s is still %s (%s %s), unreachable since %v", j.RequestID, j.State, j.Reason, j.Message, j.UnreachableSince)
 		}
 	}
+	for _, id := range sortedIDs(c.w.sched.records().jobs) {
+		// P8: whatever held its output, the record has the sum in the end.
+		if j := c.w.sched.records().jobs[id]; (j.State == job.Succeeded || j.State == job.Failed) && j.Result.ExitCode != nil && j.Result.Stdout != sealed {
+			c.w.fail("P8: %s ended without the sum of its output", c.label(job.Key{Job: id, Attempt: j.Attempt}))
+		}
+	}
 	for i := range c.w.plan.Jobs {
 		found := false
 		for _, j := range c.w.sched.records().jobs {

@@ -64,6 +64,7 @@ var planted = []struct {
 	{"give up without waiting for the worker", "scheduler/partition.go", "job.PartitionWait(w.Lease, e.Spec.Grace)", "w.Lease"},
 	{"do not wait for the grace of a worker that is cut off", "scheduler/partition.go", "job.PartitionWait(w.Lease, e.Spec.Grace)", "job.PartitionWait(w.Lease, 0)"},
 	{"run on without a lease", "worker/lease.go", "m.recordLease()\n\tm.stopUnleased()\n", "m.recordLease()\n"},
+	{"drop the sum of an output that was held", "scheduler/stray.go", "*s.of = *s.now", "_ = s"},
 	{"use an attempt number twice", "scheduler/attempt.go", "e.Attempt++\n", "e.Attempt = max(e.Attempt, 1)\n"},
 }
 

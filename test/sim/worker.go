@@ -31,6 +31,7 @@ type workerProc struct {
 	flush   bool
 	posts   map[job.Key]*post
 	dirty   map[job.Key]bool
+	flight  map[job.Key]int
 	once    []job.Report
 
 	tickets map[worker.Ticket]func(error)
@@ -63,7 +64,7 @@ func (h *host) startWorker() {
 	wp := &workerProc{
 		h: h, instance: fmt.Sprintf("%s-%d", h.name, h.lives), id: h.id,
 		m:     worker.NewMachine(worker.MachineConfig{BootID: h.bootID(), Slots: h.w.plan.Slots}),
-		posts: map[job.Key]*post{}, dirty: map[job.Key]bool{}, tickets: map[worker.Ticket]func(error){},
+		posts: map[job.Key]*post{}, dirty: map[job.Key]bool{}, flight: map[job.Key]int{}, tickets: map[worker.Ticket]func(error){},
 		stops: map[job.Key]int{}, given: map[job.Key]*given{},
 	}
 	h.worker, h.awake = wp, h.w.now
@@ -225,7 +226,7 @@ func (wp *workerProc) act(effect worker.Effect) {
 	case worker.Finish:
 		wp.later(quick, func() {
 			w.check.nothingLives(wp.h, e.Key, "its output is sealed")
-			wp.post(worker.Finished{Key: e.Key})
+			wp.post(worker.Finished{Key: e.Key, Stdout: sealed})
 		})
 	case worker.Watch:
 		wp.watch(e.Key)
@@ -243,6 +244,9 @@ func (wp *workerProc) prepared(key job.Key, spec job.Spec) worker.Prepared {
 	}}
 }
 
+// sealed is an output that nobody holds any more.
+var sealed = job.Stream{Size: 1, SHA256: "sealed"}
+
 // settleMain waits for the children for as long as they may linger.
 func (wp *workerProc) settleMain(e worker.Settle) {
 	w := wp.h.w
@@ -253,7 +257,7 @@ func (wp *workerProc) settleMain(e worker.Settle) {
 		switch {
 		case wp.stops[e.Key] > 0: // a stop took over
 		case proc == nil || !proc.alive():
-			wp.post(worker.Settled{Key: e.Key, Finished: &worker.Finished{Key: e.Key}})
+			wp.post(worker.Settled{Key: e.Key, Finished: &worker.Finished{Key: e.Key, Stdout: sealed}})
 		case w.now < end:
 			wp.later(50*time.Millisecond, look)
 		case e.Detach:
@@ -311,7 +315,7 @@ func (wp *workerProc) watch(key job.Key) {
 			wp.later(100*time.Millisecond, look)
 			return
 		}
-		wp.post(worker.Emptied{Key: key})
+		wp.post(worker.Emptied{Key: key, Stdout: sealed})
 	}
 	wp.later(0, look)
 }
@@ -349,6 +353,7 @@ func (wp *workerProc) attach(c *conn) {
 	}
 	wp.h.late = nil
 	clear(wp.dirty)
+	clear(wp.flight)
 	for key, post := range wp.posts {
 		if !post.acked {
 			wp.dirty[key] = true
@@ -383,6 +388,9 @@ func (wp *workerProc) send() {
 			}
 			delete(wp.dirty, key)
 			if post := wp.posts[key]; post != nil {
+				if post.report.State.Terminal() {
+					wp.flight[key]++
+				}
 				up.Reports = append(up.Reports, post.report)
 			}
 		}
@@ -409,6 +417,17 @@ func (wp *workerProc) receive(d scheduler.Down) {
 	}
 }
 
+// landed is board.landed.
+func (wp *workerProc) landed(keys []job.Key) (landed []job.Key) {
+	for _, key := range keys {
+		wp.flight[key] = max(0, wp.flight[key]-1)
+		if !wp.dirty[key] && wp.flight[key] == 0 {
+			landed = append(landed, key)
+		}
+	}
+	return landed
+}
+
 func (wp *workerProc) take(d scheduler.Down, term uint64) {
 	for _, o := range d.Starts {
 		wp.post(worker.StartAsked{Order: o, Session: term})
@@ -417,7 +436,7 @@ func (wp *workerProc) take(d scheduler.Down, term uint64) {
 		wp.post(worker.StopAsked{Order: o, Session: term})
 	}
 	if len(d.Acks) > 0 {
-		wp.post(worker.Acked{Keys: d.Acks})
+		wp.post(worker.Acked{Keys: wp.landed(d.Acks)})
 	}
 	if len(d.Forgets) > 0 {
 		wp.post(worker.Forgotten{Keys: d.Forgets})
