@@ -45,6 +45,7 @@ type Reader struct {
 	store   *Store
 	cursors []*cursor
 	memory  func(int) []byte
+	most    uint64 // bytes of a piece
 	buf     []byte // what memory gave last, if it is the reader's own
 	small   bool   // the last piece was: there may soon be more
 	timer   *time.Timer
@@ -80,7 +81,7 @@ func (s *Store) ReadBoth(key job.Key, from [2]uint64) (*Reader, error) {
 }
 
 func newReader(s *Store, cursors ...*cursor) *Reader {
-	r := &Reader{store: s, cursors: cursors}
+	r := &Reader{store: s, cursors: cursors, most: chunkBytes}
 	r.memory = r.own
 	r.count(1)
 	return r
@@ -106,6 +107,15 @@ func (r *Reader) own(n int) []byte {
 // Into lets the reader ask for the memory of each piece that has data, with its
 // size in bytes. The reader does not touch it again after Next has returned it.
 func (r *Reader) Into(memory func(bytes int) []byte) { r.memory = memory }
+
+// Limit bounds the pieces that follow, in bytes.
+func (r *Reader) Limit(n int) { r.most = min(uint64(n), chunkBytes) }
+
+// Gone tells whether there is no output of an attempt any more.
+func (s *Store) Gone(key job.Key) bool {
+	_, err := s.find(key)
+	return err != nil
+}
 
 func (s *Store) find(key job.Key) (*attempt, error) {
 	s.mu.Lock()
@@ -288,7 +298,7 @@ func (r *Reader) fetch(c *cursor, f *found) (Chunk, error) {
 	}
 	defer f.ext.seg.release()
 	skip := c.off - f.ext.off
-	n := min(f.ext.length-skip, chunkBytes)
+	n := min(f.ext.length-skip, r.most)
 	data := r.memory(int(n))
 	if _, err := f.ext.seg.data.ReadAt(data, int64(f.ext.segOff+skip)); err != nil {
 		if errors.Is(err, io.EOF) {
@@ -299,7 +309,7 @@ func (r *Reader) fetch(c *cursor, f *found) (Chunk, error) {
 	}
 	out.Data = data
 	c.off += n
-	r.small = n < gathered
+	r.small = n < min(gathered, r.most)
 	return out, nil
 }
 

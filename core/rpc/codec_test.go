@@ -2,12 +2,14 @@ package rpc
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -140,7 +142,7 @@ func TestOutputComesIntoTheMemoryOfTheMessageBefore(t *testing.T) {
 func TestLoansAreWhatWasAskedFor(t *testing.T) {
 	t.Parallel()
 	var pool loans
-	for _, n := range []int{1, 1024, 1025, shortLoan, shortLoan + 1, frameLoan, frameLoan + 1, smallLoan, smallLoan + 1, largeLoan, largeLoan + 1} {
+	for _, n := range []int{1, 1024, 1025, 1 << smallestLoan, 1<<smallestLoan + 1, 40 << 10, 1 << largestLoan, 1<<largestLoan + 1} {
 		l := loan{from: &pool}
 		b := l.take(n)
 		for i := range b {
@@ -233,14 +235,17 @@ func TestFramesAreNotUsedAgainBeforeTheyAreSent(t *testing.T) {
 		if err := s.RecvMsg(&q); err != nil {
 			return err
 		}
-		from, err := upstream.NewStream(s.Context(), &grpc.StreamDesc{ServerStreams: true}, "/any/stream")
-		if err == nil {
-			err = errors.Join(from.SendMsg(&q), from.CloseSend())
+		r := &relay{
+			req: &droverv1.WorkerServiceStreamOutputRequest{Attempt: q.GetAttempt()}, to: s, flow: newFlow(new(windows)), stall: time.Minute,
+			open: func(ctx context.Context, q *droverv1.WorkerServiceStreamOutputRequest) (grpc.ClientStream, error) {
+				from, err := upstream.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/any/stream")
+				if err == nil {
+					err = errors.Join(from.SendMsg(q), from.CloseSend())
+				}
+				return from, err
+			},
 		}
-		if err != nil {
-			return err
-		}
-		return pass(from, s)
+		return r.run(s.Context())
 	}, experimental.BufferPool(pool))
 	client := follow(t, middle, grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(64<<10))
 	var wait sync.WaitGroup

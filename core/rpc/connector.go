@@ -76,7 +76,8 @@ func (c *Connector) conn(id job.WorkerID, address, name string) (*grpc.ClientCon
 		_ = w.conn.Close()
 		delete(c.byID, id)
 	}
-	conn, err := c.handshakes.Dial(address, c.source.ClientConfig(certs.RoleWorker, name), grpc.WithWriteBufferSize(orderBuffer))
+	conn, err := c.handshakes.Dial(address, c.source.ClientConfig(certs.RoleWorker, name), grpc.WithWriteBufferSize(orderBuffer),
+		grpc.WithInitialWindowSize(requestWindow))
 	if err != nil {
 		return nil, err
 	}

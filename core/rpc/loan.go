@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"math/bits"
 	"sync"
 
 	"google.golang.org/grpc/mem"
@@ -9,17 +10,14 @@ import (
 // loans lends memory for output that is on its way, and for the frames that
 // connections read. It may be used concurrently.
 type loans struct {
-	short, frame, small, large sync.Pool // of *[]byte
+	pools [largestLoan - smallestLoan + 1]sync.Pool // of *[]byte, each of twice the size of the one before
 }
 
-// Sizes of what is lent. A frame of HTTP/2 has 16 KiB at the most. Nearly all
-// pieces of a stream that is followed are small; of one that is read from the disk
-// they are as large as they get.
+// Sizes of what is lent, as powers of two: 4 to 512 KiB. A frame of HTTP/2 has 16 KiB at
+// the most; pieces of output grow with what their reader takes.
 const (
-	shortLoan = 4 << 10
-	frameLoan = 16 << 10
-	smallLoan = 32 << 10
-	largeLoan = 512 << 10
+	smallestLoan = 12
+	largestLoan  = 19
 )
 
 var _ mem.BufferPool = (*loans)(nil)
@@ -27,21 +25,14 @@ var _ mem.BufferPool = (*loans)(nil)
 // Get implements mem.BufferPool. The memory is not cleared, as that of gRPC's own
 // pools is: who asks for it writes all of it.
 func (l *loans) Get(n int) *[]byte {
-	pool, size := &l.short, shortLoan
-	switch {
-	case n > largeLoan:
+	power := max(smallestLoan, bits.Len(uint(max(n, 1)-1)))
+	if power > largestLoan {
 		b := make([]byte, n)
 		return &b
-	case n > smallLoan:
-		pool, size = &l.large, largeLoan
-	case n > frameLoan:
-		pool, size = &l.small, smallLoan
-	case n > shortLoan:
-		pool, size = &l.frame, frameLoan
 	}
-	b, ok := pool.Get().(*[]byte)
+	b, ok := l.pools[power-smallestLoan].Get().(*[]byte)
 	if !ok {
-		fresh := make([]byte, size)
+		fresh := make([]byte, 1<<power)
 		b = &fresh
 	}
 	*b = (*b)[:n]
@@ -50,15 +41,9 @@ func (l *loans) Get(n int) *[]byte {
 
 // Put implements mem.BufferPool.
 func (l *loans) Put(b *[]byte) {
-	switch cap(*b) {
-	case shortLoan:
-		l.short.Put(b)
-	case frameLoan:
-		l.frame.Put(b)
-	case smallLoan:
-		l.small.Put(b)
-	case largeLoan:
-		l.large.Put(b)
+	power := bits.Len(uint(cap(*b))) - 1
+	if power >= smallestLoan && power <= largestLoan && cap(*b) == 1<<power {
+		l.pools[power-smallestLoan].Put(b)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"io"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -14,6 +13,7 @@ import (
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/output"
+	"github.com/droverhq/drover/core/registry"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
 
@@ -47,8 +47,15 @@ func (s *SchedulerServer) StreamOutput(r *droverv1.StreamOutputRequest, stream g
 		JobId: j.ID.String(), Attempt: a.Number, Stream: r.GetStream(), StdoutOffset: r.GetStdoutOffset(),
 		StderrOffset: r.GetStderrOffset(), Follow: r.GetFollow(), TailBytes: r.TailBytes, Since: r.GetSince(),
 	}
-	err = s.workers.forward(ctx, w.ID, w.Address, w.Name, req, stream)
-	if status.Code(err) != codes.NotFound {
+	flow := newFlow(&s.windows)
+	defer flow.close()
+	err = s.workers.forward(ctx, &w, &relay{req: req, to: stream, flow: flow, stall: stallAfter, gone: func() error {
+		if _, _, _, err := s.scheduler.Locate(ctx, caller(ctx), j.ID.String(), a.Number); errs.KindOf(err) == errs.NotFound {
+			return errGone()
+		}
+		return nil
+	}})
+	if status.Code(err) != codes.NotFound || flow.began() {
 		return outputError(err)
 	}
 	// The worker has no output of it: it never came to be, or it is gone.
@@ -123,40 +130,20 @@ func sendEnds(a *job.Attempt, r *droverv1.StreamOutputRequest, stream grpc.Serve
 
 // forward opens the worker's stream and passes frames on. Request and response
 // of the two services have the same wire form for what is passed on.
-func (c *Connector) forward(ctx context.Context, id job.WorkerID, address, name string, req *droverv1.WorkerServiceStreamOutputRequest, to grpc.ServerStream) error {
-	conn, err := c.conn(id, address, name)
+func (c *Connector) forward(ctx context.Context, w *registry.Worker, r *relay) error {
+	conn, err := c.conn(w.ID, w.Address, w.Name)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	from, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, droverv1.WorkerService_StreamOutput_FullMethodName)
-	if err != nil {
-		return err
-	}
-	if err := from.SendMsg(req); err != nil {
-		return err
-	}
-	if err := from.CloseSend(); err != nil {
-		return err
-	}
-	return pass(from, to)
-}
-
-// pass sends on what comes until there is no more.
-func pass(from grpc.ClientStream, to grpc.ServerStream) error {
-	for {
-		var f frame
-		if err := from.RecvMsg(&f); err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
-		}
-		err := to.SendMsg(&f)
-		f.release()
+	r.open = func(ctx context.Context, req *droverv1.WorkerServiceStreamOutputRequest) (grpc.ClientStream, error) {
+		from, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, droverv1.WorkerService_StreamOutput_FullMethodName)
 		if err != nil {
-			return err
+			return nil, err
 		}
+		if err := from.SendMsg(req); err != nil {
+			return nil, err
+		}
+		return from, from.CloseSend()
 	}
+	return r.run(ctx)
 }

@@ -20,6 +20,7 @@ type SchedulerServer struct {
 	droverv1.UnimplementedSchedulerServiceServer
 	scheduler *scheduler.Scheduler
 	workers   *Connector
+	windows   windows
 }
 
 // NewSchedulerServer returns the service. workers forwards reads of output.

@@ -21,11 +21,12 @@ import (
 // WorkerServer serves drover.v1.WorkerService for one worker.
 type WorkerServer struct {
 	droverv1.UnimplementedWorkerServiceServer
-	worker *worker.Worker
-	output *output.Store
-	source *certs.Source
-	log    *slog.Logger
-	loans  loans // for output that is on its way
+	worker  *worker.Worker
+	output  *output.Store
+	source  *certs.Source
+	log     *slog.Logger
+	loans   loans // for output that is on its way
+	windows windows
 }
 
 // NewWorkerServer returns the service. source takes the lists of revoked certificates
@@ -98,7 +99,25 @@ func (s *WorkerServer) StreamOutput(r *droverv1.WorkerServiceStreamOutputRequest
 	since := timeOf(r.GetSince())
 	memory := loan{from: &s.loans}
 	reader.Into(memory.take)
+	flow := newFlow(&s.windows)
+	defer flow.close()
+	gone := func() error {
+		if s.output.Gone(key) {
+			return errGone()
+		}
+		return nil
+	}
 	for {
+		n := flow.piece()
+		if n == 0 {
+			if n, err = flow.stand(ctx, gone); err != nil {
+				return err
+			}
+		}
+		if most := int(r.GetPieceBytes()); most > 0 {
+			n = min(n, max(most, headBytes))
+		}
+		reader.Limit(n)
 		c, err := reader.Next(ctx, r.GetFollow())
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -111,19 +130,20 @@ func (s *WorkerServer) StreamOutput(r *droverv1.WorkerServiceStreamOutputRequest
 			data.Free()
 			continue
 		}
-		if err := sendChunk(stream, &c, data); err != nil {
+		if err := sendChunk(stream, &c, data, flow); err != nil {
 			return err
 		}
 	}
 }
 
 // sendChunk sends a piece of output; data is its memory.
-func sendChunk(stream grpc.ServerStream, c *output.Chunk, data mem.Buffer) error {
+func sendChunk(stream grpc.ServerStream, c *output.Chunk, data mem.Buffer, to *flow) error {
 	f, err := chunkFrame(c, data)
 	if err != nil {
 		return err
 	}
 	defer f.release()
+	to.load(f)
 	return stream.SendMsg(f)
 }
 

@@ -715,7 +715,9 @@ type WorkerServiceStreamOutputRequest struct {
 	// Begin this many bytes before the end of each stream.
 	TailBytes *uint64 `protobuf:"varint,7,opt,name=tail_bytes,json=tailBytes,proto3,oneof" json:"tail_bytes,omitempty"`
 	// Leave out what was written before.
-	Since         *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=since,proto3" json:"since,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=since,proto3" json:"since,omitempty"`
+	// Bytes of output that a piece has at the most; 0 is as the worker likes.
+	PieceBytes    uint32 `protobuf:"varint,9,opt,name=piece_bytes,json=pieceBytes,proto3" json:"piece_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -804,6 +806,13 @@ func (x *WorkerServiceStreamOutputRequest) GetSince() *timestamppb.Timestamp {
 		return x.Since
 	}
 	return nil
+}
+
+func (x *WorkerServiceStreamOutputRequest) GetPieceBytes() uint32 {
+	if x != nil {
+		return x.PieceBytes
+	}
+	return 0
 }
 
 // WorkerServiceStreamOutputResponse is one piece. It has the same wire form as
@@ -1417,7 +1426,7 @@ const file_drover_v1_worker_proto_rawDesc = "" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\"O\n" +
 	"\x1bWorkerServiceGetJobResponse\x120\n" +
-	"\x06report\x18\x01 \x01(\v2\x18.drover.v1.AttemptReportR\x06report\"\xc5\x02\n" +
+	"\x06report\x18\x01 \x01(\v2\x18.drover.v1.AttemptReportR\x06report\"\xe6\x02\n" +
 	" WorkerServiceStreamOutputRequest\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12)\n" +
@@ -1427,7 +1436,9 @@ const file_drover_v1_worker_proto_rawDesc = "" +
 	"\x06follow\x18\x06 \x01(\bR\x06follow\x12\"\n" +
 	"\n" +
 	"tail_bytes\x18\a \x01(\x04H\x00R\ttailBytes\x88\x01\x01\x120\n" +
-	"\x05since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05sinceB\r\n" +
+	"\x05since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1f\n" +
+	"\vpiece_bytes\x18\t \x01(\rR\n" +
+	"pieceBytesB\r\n" +
 	"\v_tail_bytes\"Q\n" +
 	"!WorkerServiceStreamOutputResponse\x12,\n" +
 	"\x05chunk\x18\x01 \x01(\v2\x16.drover.v1.OutputChunkR\x05chunk\"\x9a\x02\n" +
