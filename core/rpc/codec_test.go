@@ -236,7 +236,7 @@ func TestFramesAreNotUsedAgainBeforeTheyAreSent(t *testing.T) {
 			return err
 		}
 		r := &relay{
-			req: &droverv1.WorkerServiceStreamOutputRequest{Attempt: q.GetAttempt()}, to: s, flow: newFlow(new(windows)), stall: time.Minute,
+			req: &droverv1.WorkerServiceStreamOutputRequest{Attempt: q.GetAttempt()}, to: s, flow: newFlow(new(windows)), stall: time.Minute, blind: true,
 			open: func(ctx context.Context, q *droverv1.WorkerServiceStreamOutputRequest) (grpc.ClientStream, error) {
 				from, err := upstream.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/any/stream")
 				if err == nil {

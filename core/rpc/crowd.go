@@ -60,8 +60,7 @@ func (c *crowd) left(who certs.ID) {
 }
 
 // crowds are the kinds of calls that stay open. A read of output whose reader
-// stands still holds up to the window of its stream and two chunks, less than
-// 3 MiB; the others some ten KiB.
+// stands still holds what flow lets it; the others some ten KiB.
 type crowds struct {
 	readers, watchers, waiters, followers, stoppers, listers, backups, healths *crowd
 }

@@ -22,10 +22,10 @@ import (
 // much may be on its way grows only with what the reader has taken (P16).
 const (
 	leastWindow = 8 << 10
-	mostWindow  = 1 << 20  // enough for a reader far away, and for pieces of the largest size
-	windowPart  = 16       // of what was taken, so much may be on its way
+	mostWindow  = 1 << 20 // enough for a reader far away, and for pieces of the largest size
+	windowPart  = 4       // of what was taken, so much may be on its way
 	windowsMost = 8 << 20 // of all readers of a server, beyond leastWindow of each
-	pieceCost   = 512      // of a message beside its bytes, in bytes
+	pieceCost   = 512     // of a message beside its bytes, in bytes
 
 	// stallAfter is when the stream to the worker is closed of a reader that takes
 	// nothing. It is opened again at the same byte, which costs a call.

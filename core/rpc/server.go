@@ -32,7 +32,7 @@ const (
 	window     = 4 << 20 // of a connection
 	// requestWindow is what a caller may send of a request that is not being read yet.
 	requestWindow = 64 << 10
-	// What a reader that stands still makes us hold: the other side sends no more.
+	// What a client that does not read its stream holds: the other side sends no more.
 	streamWindow = 1 << 20
 	stopGrace    = 2 * time.Second
 	// A connection whose other side is silent, though nothing was reset, is given

@@ -69,7 +69,7 @@ const Unread = "UNREAD"
 // String says what is missing for people.
 func (m Missing) String() string {
 	if m.Reason == Unread {
-		return fmt.Sprintf("%s: what follows byte %d may be missing: %s (worker and plugin were killed together)", Name(m.Stream), m.To, m.Reason)
+		return fmt.Sprintf("%s: what follows byte %d may be missing: %s (worker and plugin were killed together, or there was no room for it when the job was stopped)", Name(m.Stream), m.To, m.Reason)
 	}
 	text := fmt.Sprintf("%s: bytes %d to %d are missing: %s", Name(m.Stream), m.From, m.To, m.Reason)
 	switch m.Reason {
@@ -228,6 +228,8 @@ func (r *reader) once(ctx context.Context) error {
 		if err := r.take(response.GetChunk()); err != nil {
 			return err
 		}
+		// A sink may stand still for hours, and is then to go on where it was.
+		r.progress = time.Now()
 	}
 	return nil
 }
