@@ -210,7 +210,7 @@ func (s *Store) room(st *stream, fd int) string {
 	if s.total <= s.quota {
 		s.tried = 0
 	}
-	if s.total > s.quota && st.owner.opts.Policy == job.Keep && !(st.owner.over && hungUp(fd)) {
+	if s.total > s.quota && st.owner.opts.Policy == job.Keep && (!st.owner.over || !hungUp(fd)) {
 		return job.ReasonQuota
 	}
 	return ""

@@ -107,7 +107,6 @@ type upstream struct {
 type upstreamCall struct {
 	grpc.ClientStream
 	u   *upstream
-	ctx context.Context
 	at  uint64
 	max uint64
 	end bool
@@ -117,7 +116,7 @@ func (u *upstream) stream(ctx context.Context, r *droverv1.WorkerServiceStreamOu
 	u.open++
 	u.calls = append(u.calls, r)
 	context.AfterFunc(ctx, func() { u.open-- })
-	return &upstreamCall{u: u, ctx: ctx, at: r.GetStdoutOffset(), max: uint64(r.GetPieceBytes())}, nil
+	return &upstreamCall{u: u, at: r.GetStdoutOffset(), max: uint64(r.GetPieceBytes())}, nil
 }
 
 // RecvMsg implements grpc.ClientStream.
