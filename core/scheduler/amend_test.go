@@ -23,7 +23,7 @@ func TestP8_OutputSealedLater_CompletesTheRecord(t *testing.T) {
 	tell := func(from job.WorkerID, r job.Report) {
 		j := d.job(id)
 		d.step(Event{Up: &UpEvent{
-			Worker: from, Link: d.m.links[from].number, Up: Up{Reports: []job.Report{r}}, Ended: map[job.ID]*job.Job{id: &j},
+			Worker: from, Link: d.m.links[from].number, Up: Up{Reports: []job.Report{r}}, Records: map[job.ID]*job.Job{id: &j},
 		}})
 	}
 	tell(other, late)
