@@ -72,6 +72,7 @@ func (d *desk) step(ev Event) []Effect {
 	if err := d.records.store.Apply(context.Background(), &b); err != nil {
 		d.t.Fatalf("commit: %v", err)
 	}
+	d.m.Committed()
 	return d.last
 }
 

@@ -23,6 +23,7 @@ type Machine struct {
 	jobs     map[job.ID]*entry                  // live ones: QUEUED to STOPPING
 	placed   map[job.WorkerID]map[job.ID]*entry // of them, those that have a worker
 	requests map[string]*entry                  // live jobs by their request id
+	ended    map[job.ID]*job.Job                // whose records may not be committed yet
 	queue    *queue
 	timers   deadlines
 	drains   map[job.WorkerID]time.Time // when jobs of a draining worker are stopped
@@ -66,7 +67,7 @@ type link struct {
 // than that of any life before (P3).
 func NewMachine(term uint64, lease time.Duration) *Machine {
 	return &Machine{
-		term: term, workers: registry.New(lease), jobs: map[job.ID]*entry{}, placed: map[job.WorkerID]map[job.ID]*entry{}, requests: map[string]*entry{},
+		term: term, workers: registry.New(lease), jobs: map[job.ID]*entry{}, placed: map[job.WorkerID]map[job.ID]*entry{}, requests: map[string]*entry{}, ended: map[job.ID]*job.Job{},
 		queue: newQueue(), links: map[job.WorkerID]*link{}, drains: map[job.WorkerID]time.Time{}, mute: map[job.WorkerID]time.Time{}, strays: map[job.WorkerID]strays{},
 		account: account{budget: Budget{}.orDefault(), of: map[string]int64{}},
 	}
@@ -150,6 +151,9 @@ func (m *Machine) Step(now time.Time, ev *Event) []Effect {
 	return m.out
 }
 
+// Committed says that the records of all steps so far are in the store.
+func (m *Machine) Committed() { clear(m.ended) }
+
 func (m *Machine) effect(e Effect) { m.out = append(m.out, e) }
 
 func (m *Machine) reply(to uint64, r Result) {
@@ -171,6 +175,7 @@ func (m *Machine) put(e *entry) {
 	j := e.Job
 	m.effect(Effect{Put: &j, Drop: j.State.Terminal()})
 	if j.State.Terminal() {
+		m.ended[j.ID] = &j
 		delete(m.jobs, j.ID)
 		delete(m.requests, e.key)
 	}

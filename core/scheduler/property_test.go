@@ -65,6 +65,7 @@ func (c *court) judgePut(ev *Event, e *Effect) {
 	j, old := *e.Put, c.states[e.Put.ID]
 	retried := old.State.Live() && j.State == job.Queued && j.Reason == reasonRetry && old.Attempt <= j.Spec.Retry.Max
 	switch {
+	case e.Amend && old.State == j.State && old.Attempt == j.Attempt: // more of what is known of its end
 	case old.State.Terminal():
 		c.rt.Fatalf("%v changed to %v", old.State, j.State)
 	// A job is recorded as a whole: placed at once, it was never seen queued.

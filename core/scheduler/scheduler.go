@@ -257,6 +257,7 @@ func (s *Scheduler) turn(ctx context.Context, round []Event) error {
 		}
 		failpoint.At(failpoint.SchedulerCommitAfter)
 	}
+	s.machine.Committed()
 	s.retain.changed(effects)
 	s.hub.publish(effects)
 	s.act(effects)

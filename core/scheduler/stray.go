@@ -38,12 +38,11 @@ func (m *Machine) settled(ev *UpEvent, l *link, r *job.Report) (known bool) {
 	record := ev.Records[r.Job]
 	if e := m.jobs[r.Job]; e != nil {
 		record = &e.Job
+	} else if j := m.ended[r.Job]; j != nil {
+		record = j // newer than what was read
 	}
 	if record == nil || r.Attempt > record.Attempt {
 		return false
-	}
-	if m.jobs[r.Job] == nil && record.State.Live() {
-		return false // it has ended in this round; the worker tells it again
 	}
 	switch {
 	case !r.State.Terminal():
@@ -142,10 +141,10 @@ func (m *Machine) amend(from job.WorkerID, j *job.Job, r *job.Report) {
 		more.Result.StopProof, changed = r.StopProof, true
 	}
 	if j.Worker == from && j.State == r.State && r.Sequence > j.Result.Sequence {
-		more.Result.Sequence, changed = r.Sequence, true
 		for _, s := range []struct{ of, now *job.Stream }{{&more.Result.Stdout, &r.Stdout}, {&more.Result.Stderr, &r.Stderr}} {
-			if s.of.SHA256 == "" && s.now.Size >= s.of.Size {
+			if s.of.SHA256 == "" && s.now.SHA256 != "" && s.now.Size >= s.of.Size {
 				*s.of = *s.now
+				more.Result.Sequence, changed = r.Sequence, true
 			}
 		}
 	}

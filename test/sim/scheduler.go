@@ -229,6 +229,7 @@ func (s *schedulerNode) round() {
 		return
 	}
 	s.commit(effects)
+	s.m.Committed()
 	if s.doomed(AfterCommit) {
 		return
 	}
