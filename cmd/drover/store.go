@@ -12,11 +12,34 @@ import (
 
 func newStore(e *env) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "store", Short: "Move a scheduler's records to another place",
+		Use: "store", Short: "Move or mend a scheduler's records",
 		Args: cobra.ArbitraryArgs, RunE: group,
 	}
-	cmd.AddCommand(newStoreCopy(e))
+	cmd.AddCommand(newStoreCopy(e), newStoreSalvage(e))
 	return cmd
+}
+
+func newStoreSalvage(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use: "salvage FOLDER", Short: "Go on without the records behind a damage", Args: exactly("FOLDER"),
+		Long: "A scheduler whose log is damaged at its end does not start (STORE_DAMAGED). When there is no backup to\n" +
+			"restore, salvage ends the log in FOLDER, the scheduler's data folder, where it can be read, and keeps\n" +
+			"the damaged one beside it. What was behind is forgotten: jobs that were accepted, ends, stops, request\n" +
+			"ids. A job that a client submits again may run a second time.",
+		Example: "  drover store salvage /var/lib/drover/scheduler",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+			done, records, err := daemon.SalvageStore(cmd.Context(), args[0], log)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(e.stderr, "%d records are left; %d bytes or more of acknowledged ones are lost\n", records, done.Lost)
+			if done.Kept != "" {
+				fmt.Fprintf(e.stderr, "the damaged log is %s\n", done.Kept)
+			}
+			return nil
+		},
+	}
 }
 
 func newStoreCopy(e *env) *cobra.Command {

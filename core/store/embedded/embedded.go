@@ -38,9 +38,10 @@ const opOpen = "open the store"
 
 // Store implements store.Store.
 type Store struct {
-	db   *pebble.DB
-	lock *pebble.Lock
-	room *room
+	db      *pebble.DB
+	lock    *pebble.Lock
+	room    *room
+	witness *witness
 
 	mu     sync.RWMutex // held for reading by every call, for writing by Close
 	closed bool
@@ -57,6 +58,49 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 }
 
 func open(dir string, log *slog.Logger, fs vfs.FS) (*Store, error) {
+	lock, err := lockStore(dir, fs)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkMarker(dir, fs); err != nil {
+		return nil, errs.E(opOpen, errs.Internal, "STORE", errors.Join(err, lock.Close())).
+			WithHint("restore the folder from a backup")
+	}
+	witness, err := testify(dir, fs, log)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	room, fs := watch(dir, fs, log)
+	db, err := pebble.Open(dir, options(lock, log, witnessed{fs, witness}))
+	if err != nil {
+		return nil, errs.E(opOpen, errs.Internal, "STORE", errors.Join(fmt.Errorf("read %s: %w", dir, nameMarker(dir, err)), witness.close(), lock.Close())).
+			WithHint("restore a backup, or begin anew in another folder with --data")
+	}
+	return &Store{db: db, lock: lock, room: room, witness: witness}, nil
+}
+
+// testify opens the witness of a store, and hears it: P1, P15, acknowledged
+// records that are gone are told before anything relies on the rest.
+func testify(dir string, fs vfs.FS, log *slog.Logger) (*witness, error) {
+	w, err := openWitness(dir, fs, log)
+	if err != nil {
+		return nil, errs.E(opOpen, errs.Precondition, "STORE_FOLDER", err).
+			WithHint("choose a folder that this user may write with --data")
+	}
+	d, err := examine(dir, fs, w.last)
+	if d != nil {
+		err = d.err(dir)
+	} else if err != nil {
+		err = errs.E(opOpen, errs.Internal, "STORE", fmt.Errorf("read the log: %w", err))
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	return w, nil
+}
+
+// lockStore makes the folder, if need be, and keeps others away.
+func lockStore(dir string, fs vfs.FS) (*pebble.Lock, error) {
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, errs.E(opOpen, errs.Precondition, "STORE_FOLDER", fmt.Errorf("make its folder: %w", err)).
 			WithHint("choose a folder that this user may write with --data")
@@ -70,17 +114,7 @@ func open(dir string, log *slog.Logger, fs vfs.FS) (*Store, error) {
 		return nil, errs.E(opOpen, errs.Precondition, "STORE_LOCKED", fmt.Errorf("%s is used by another scheduler: %w", dir, err)).
 			WithHint("stop that one first, or choose another folder with --data")
 	}
-	if err := checkMarker(dir, fs); err != nil {
-		return nil, errs.E(opOpen, errs.Internal, "STORE", errors.Join(err, lock.Close())).
-			WithHint("restore the folder from a backup")
-	}
-	room, fs := watch(dir, fs, log)
-	db, err := pebble.Open(dir, options(lock, log, fs))
-	if err != nil {
-		return nil, errs.E(opOpen, errs.Internal, "STORE", errors.Join(fmt.Errorf("read %s: %w", dir, nameMarker(dir, err)), lock.Close())).
-			WithHint("restore a backup, or begin anew in another folder with --data")
-	}
-	return &Store{db: db, lock: lock, room: room}, nil
+	return lock, nil
 }
 
 func lockFolder(dir string, fs vfs.FS) (lock *pebble.Lock, err error) {
@@ -260,7 +294,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closed = true
-	if err := errors.Join(s.db.Close(), s.lock.Close()); err != nil {
+	if err := errors.Join(s.db.Close(), s.witness.close(), s.lock.Close()); err != nil {
 		return fmt.Errorf("close the store: %w", err)
 	}
 	return nil

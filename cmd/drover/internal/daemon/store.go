@@ -61,7 +61,7 @@ func CopyStore(ctx context.Context, from, to string, getenv func(string) string,
 	if !strings.Contains(from, "://") {
 		// Opening would make one that is not there.
 		if _, err := os.Stat(filepath.Join(from, storeFolder)); err != nil {
-			return 0, errs.E("open the store", errs.NotFound, "STORE_FOLDER", fmt.Errorf("%s is no data folder of a scheduler: %w", from, err))
+			return 0, noStore(from, err)
 		}
 	}
 	source, err := openPlace(ctx, from, getenv, log)
@@ -85,4 +85,32 @@ func openPlace(ctx context.Context, place string, getenv func(string) string, lo
 		return nil, err
 	}
 	return openStore(ctx, "", place, getenv, log)
+}
+
+// SalvageStore ends the damaged log of a data folder where it can be read, and
+// returns what that costs and how many records are left.
+func SalvageStore(ctx context.Context, data string, log *slog.Logger) (done embedded.Salvaged, records uint64, err error) {
+	folder := filepath.Join(data, storeFolder)
+	if _, err := os.Stat(folder); err != nil { // opening would make one that is not there
+		return done, 0, noStore(data, err)
+	}
+	if done, err = embedded.Salvage(folder, log); err != nil {
+		return done, 0, err
+	}
+	st, err := embedded.Open(folder, log)
+	if err != nil {
+		return done, 0, err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	for _, err := range st.Scan(ctx, store.Range{}) {
+		if err != nil {
+			return done, records, fmt.Errorf("count what is left: %w", err)
+		}
+		records++
+	}
+	return done, records, nil
+}
+
+func noStore(data string, err error) error {
+	return errs.E("open the store", errs.NotFound, "STORE_FOLDER", fmt.Errorf("%s is no data folder of a scheduler: %w", data, err))
 }
