@@ -228,6 +228,16 @@ func (s *Source) material() *material {
 // ID is the identity that the source serves. It never changes.
 func (s *Source) ID() ID { return s.material().pair.id }
 
+// Authorities are the pins of the CAs that are trusted: they tell clusters apart.
+func (s *Source) Authorities() []string {
+	cas := s.material().trust.cas
+	pins := make([]string, len(cas))
+	for i, ca := range cas {
+		pins[i] = pinOf(ca)
+	}
+	return pins
+}
+
 // Leaf is the certificate that the source serves. It must not be changed.
 func (s *Source) Leaf() *x509.Certificate { return s.material().pair.leaf() }
 

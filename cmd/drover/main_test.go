@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -84,6 +85,7 @@ func TestScripts(t *testing.T) {
 			"same":    scriptSame,
 			"redis":   scriptRedis,
 			"records": scriptRecords,
+			"damage":  scriptDamage,
 		},
 	})
 }
@@ -155,12 +157,27 @@ func scriptRedis(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[0], server.URL())
 }
 
+// scriptDamage is "damage FOLDER N": changes a byte of the newest log of a store, N
+// bytes before its end.
+func scriptDamage(ts *testscript.TestScript, _ bool, args []string) {
+	logs, err := filepath.Glob(filepath.Join(ts.MkAbs(args[0]), "*.log"))
+	ts.Check(err)
+	back, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	path := slices.Max(logs)
+	text, err := os.ReadFile(path)
+	ts.Check(err)
+	text[len(text)-back] ^= 1
+	ts.Check(os.WriteFile(path, text, 0o600))
+}
+
 // scriptRecords is "records N FILE": makes a backup of N records.
 func scriptRecords(ts *testscript.TestScript, _ bool, args []string) {
 	n, err := strconv.Atoi(args[0])
 	ts.Check(err)
 	var b store.Batch
-	for i := range n {
+	b.Put(store.TermKey(), store.EncodeTerm(1)) // as a scheduler leaves it
+	for i := range n - 1 {
 		b.Put(fmt.Appendf(nil, "x%06d", i), fmt.Append(nil, i))
 	}
 	st := memory.New()

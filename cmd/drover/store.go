@@ -15,7 +15,29 @@ func newStore(e *env) *cobra.Command {
 		Use: "store", Short: "Move or mend a scheduler's records",
 		Args: cobra.ArbitraryArgs, RunE: group,
 	}
-	cmd.AddCommand(newStoreCopy(e), newStoreSalvage(e))
+	cmd.AddCommand(newStoreCopy(e), newStoreSalvage(e), newStoreAccept(e))
+	return cmd
+}
+
+func newStoreAccept(e *env) *cobra.Command {
+	var newCA bool
+	cmd := &cobra.Command{
+		Use: "accept URL", Short: "Go on with a Redis that has lost writes", Args: exactly("URL"),
+		Long: "A scheduler does not start on a Redis that does not hold any more what it had acknowledged\n" +
+			"(STORE_LOST_WRITES): an older copy, a replica that lagged behind, an empty one. Give Redis its newest\n" +
+			"files, if there are any. Otherwise accept what is there: jobs that it does not know are forgotten, and\n" +
+			"a job that a client submits again may run a second time. No scheduler may be active on it.",
+		Example: "  drover store accept redis://redis.example.org/0",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+			if err := daemon.AcceptStore(cmd.Context(), args[0], newCA, e.getenv, log); err != nil {
+				return err
+			}
+			fmt.Fprintf(e.stderr, "%s is accepted as it is; start the schedulers\n", daemon.ShownStore(args[0]))
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&newCA, "new-ca", false, "let it belong to the next cluster that uses it, because the CA of its own was made anew")
 	return cmd
 }
 

@@ -106,7 +106,7 @@ func (x *taking) act() {
 			return errs.E("connect", errs.Unauthenticated, "CERTIFICATE", errors.New("it was revoked at "+x.name))
 		}
 		if !x.may.Load() {
-			return standby.Refusal("")
+			return standby.Refusal("", nil)
 		}
 		return nil
 	}))
@@ -116,7 +116,7 @@ func (x *taking) act() {
 
 func (x *taking) standBy(active string) {
 	x.leave()
-	x.serve(x.port.Refusing(x.config(func() error { return standby.Refusal(active) })))
+	x.serve(x.port.Refusing(x.config(func() error { return standby.Refusal(active, nil) })))
 }
 
 // among connects to the active one of several.

@@ -184,7 +184,7 @@ func (s *Scheduler) read(ctx context.Context, op string, id job.ID) (job.Job, er
 		return job.Job{}, jobUnknown(op, id.String())
 	}
 	if err != nil {
-		return job.Job{}, errs.E(op, errs.Internal, "STORE", err)
+		return job.Job{}, storeError(op, err)
 	}
 	return *j, nil
 }

@@ -49,6 +49,7 @@ type Config struct {
 	Retention Retention     // of records; the zero value keeps all
 	Budget    Budget        // of what live jobs hold; the zero value is the defaults
 	Room      func() error  // an error: nothing new is accepted; nil: always room
+	Trouble   func() error  // an error while the store does not answer; may be nil
 	Log       *slog.Logger
 	Now       func() time.Time // nil: time.Now, whose readings are monotonic (P14)
 }
@@ -95,7 +96,7 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 	if term == 0 {
 		var err error
 		if term, err = store.RaiseTerm(ctx, c.Store); err != nil {
-			return nil, errs.E(op, errs.Internal, "STORE", err)
+			return nil, storeError(op, err)
 		}
 	}
 	failpoint.At(failpoint.SchedulerTermRaised)
@@ -115,7 +116,7 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 	s.links = newLinks(c.Connector, s.term, history, c.Log, s.deliver, s.records.input)
 	s.retain = &retainer{s: s, rules: c.Retention, begun: c.Now()}
 	if err := s.load(ctx); err != nil {
-		return nil, errs.E(op, errs.Internal, "STORE", err)
+		return nil, storeError(op, err)
 	}
 	failpoint.At(failpoint.SchedulerLoaded)
 	return s, nil
@@ -242,7 +243,7 @@ func (s *Scheduler) turn(ctx context.Context, round []Event) error {
 		if err := s.lookUp(ctx, ev); err != nil && ev.Up != nil {
 			return fmt.Errorf("take a worker's reports: %w", err) // none of them may be passed over
 		} else if err != nil {
-			s.answer(Result{To: ev.Reply, Err: errs.E(opSubmit, errs.Internal, "STORE", err)})
+			s.answer(Result{To: ev.Reply, Err: storeError(opSubmit, err)})
 			continue
 		}
 		effects = append(effects, s.machine.Step(now, ev)...)
@@ -415,10 +416,40 @@ func (s *Scheduler) ask(ctx context.Context, inbox chan Event, ev Event) (Result
 		ev.release()
 		return Result{}, overloaded("ask the scheduler", "too many requests are waiting")
 	}
-	select {
-	case r := <-done:
-		return r, r.Err
-	case <-ctx.Done():
-		return Result{}, ctx.Err()
+	late, stop := s.late(ctx)
+	defer stop()
+	for {
+		select {
+		case r := <-done:
+			return r, r.Err
+		case <-late:
+			if err := s.config.Trouble(); err != nil {
+				return Result{}, err
+			}
+			late = nil
+		case <-ctx.Done():
+			return Result{}, ctx.Err()
+		}
 	}
+}
+
+// late tells when a caller will wait no more than a moment longer, and can just be
+// told that the store is what it waits for.
+func (s *Scheduler) late(ctx context.Context) (<-chan time.Time, func()) {
+	end, ok := ctx.Deadline()
+	if !ok || s.config.Trouble == nil {
+		return nil, func() {}
+	}
+	left := time.Until(end)
+	timer := time.NewTimer(left - min(left/4, 2*time.Second))
+	return timer.C, func() { timer.Stop() }
+}
+
+// storeError is the error of a store, with what the store says about it.
+func storeError(op string, err error) error {
+	var e *errs.Error
+	if errors.As(err, &e) {
+		return errs.E(op, e.Kind, e.Reason, err).WithHint("%s", e.Hint)
+	}
+	return errs.E(op, errs.Internal, "STORE", err)
 }

@@ -25,7 +25,8 @@ const releaseTimeout = 2 * time.Second
 // Lease is the right to act for a time. Left may be called concurrently.
 type Lease interface {
 	// Renew makes it last its whole time again; store.ErrFenced tells that
-	// another has taken it, for good.
+	// another has taken it, and store.ErrLostWrites that its store is an older
+	// copy: both for good.
 	Renew(ctx context.Context) error
 	// Left is for how long it surely lasts, by the monotonic clock (P14).
 	Left() time.Duration
@@ -70,7 +71,7 @@ func Run(ctx context.Context, c Config) error {
 		failpoint.At(failpoint.StandbyLeaseTaken)
 		began := time.Now()
 		err = Hold(ctx, l, c.Policy, func(ctx context.Context) error { return c.Act(ctx, l) })
-		if !errors.Is(err, ErrLost) || ctx.Err() != nil {
+		if !errors.Is(err, ErrLost) || errors.Is(err, store.ErrLostWrites) || ctx.Err() != nil {
 			return err
 		}
 		c.Log.Error("no longer the active scheduler, standing by", "after", time.Since(began).Round(time.Millisecond), "error", err)
@@ -126,7 +127,7 @@ func keep(ctx context.Context, l Lease, p Policy) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil //nolint:nilerr // it was told to end
-		case errors.Is(err, store.ErrFenced):
+		case errors.Is(err, store.ErrFenced), errors.Is(err, store.ErrLostWrites):
 			return lose(err)
 		case !p.Outlive && l.Left() <= 0:
 			return lose(fmt.Errorf("renew it in time: %w", err))
@@ -157,7 +158,7 @@ func Awake(l Lease) error {
 	if l.Left() > 0 {
 		return nil
 	}
-	return Refusal("")
+	return Refusal("", nil)
 }
 
 // ReasonStandby is the reason of every refusal of a scheduler that is not
@@ -165,10 +166,14 @@ func Awake(l Lease) error {
 const ReasonStandby = "STANDBY"
 
 // Refusal is what a scheduler that is not active answers; active is the address
-// of the one that is, "" when that is not known.
-func Refusal(active string) error {
+// of the one that is, "" when that is not known; trouble is what is wrong with the
+// store, if anything.
+func Refusal(active string, trouble error) error {
 	why := "it stands by, and no other is known to be active"
-	if active != "" {
+	switch {
+	case trouble != nil:
+		why = "it stands by, and cannot know who is active: " + trouble.Error()
+	case active != "":
 		why = "it stands by; the active one is at " + active
 	}
 	return errs.E("ask the scheduler", errs.Unavailable, ReasonStandby, errors.New(why)).

@@ -355,7 +355,7 @@ func TestFailuresEndIt(t *testing.T) {
 			t.Errorf("%v after %d tries", err, tries)
 		}
 		for active, part := range map[string]string{"": "no other is known", "s1:7420": "the active one is at s1:7420"} {
-			if err := standby.Refusal(active); !strings.Contains(err.Error(), part) {
+			if err := standby.Refusal(active, nil); !strings.Contains(err.Error(), part) {
 				t.Errorf("%v", err)
 			}
 		}

@@ -19,6 +19,14 @@ var ErrClosed = errors.New("store is closed")
 // somebody else has changed what the writer relies on.
 var ErrFenced = errors.New("another writer has taken over the store")
 
+// ErrLostWrites is in the error of a shared store that does not hold any more what
+// it had acknowledged: it was emptied, restored or failed over. Nobody goes on
+// with it unless an administrator accepts it as it is.
+var ErrLostWrites = errors.New("the store does not hold any more what it had acknowledged")
+
+// ReasonLostWrites is the reason of such an error.
+const ReasonLostWrites = "STORE_LOST_WRITES"
+
 // Range selects keys: From inclusive, To exclusive. A nil bound is open.
 type Range struct {
 	From, To []byte

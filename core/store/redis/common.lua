@@ -1,6 +1,27 @@
 -- Begins every script that reads or writes records. Nothing may be written
 -- before all that can fail has been tried: Redis does not undo.
-local keys, values, writers, snapshots, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local keys, values, writers, snapshots, lease, water = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+
+-- The high-water mark of the store: how often an administrator has accepted it as
+-- it is (epoch, a time), and the number of writes. It never goes down.
+local function mark_of_water()
+  local m = redis.call('HMGET', water, 'epoch', 'writes')
+  return tonumber(m[1] or '0'), tonumber(m[2] or '0')
+end
+
+-- behind tells whether the store is older than what a scheduler has seen of it.
+local function behind(epoch, writes)
+  local e, w = mark_of_water()
+  return e < tonumber(epoch) or e == tonumber(epoch) and w < tonumber(writes)
+end
+
+-- answer adds the mark to an answer.
+local function answer(...)
+  local e, w = mark_of_water()
+  local out = {e, w}
+  for _, v in ipairs({...}) do out[#out + 1] = v end
+  return out
+end
 
 local function now()
   local t = redis.call('TIME')
@@ -19,6 +40,11 @@ local function open_snapshots()
     forget(id)
   end
   return redis.call('ZRANGE', snapshots, 0, -1)
+end
+
+-- quote makes a key readable.
+local function quote(key)
+  return '"' .. key:gsub('[^%w%p]', function(c) return string.format('\\x%02x', c:byte()) end) .. '"'
 end
 
 -- mark is how a value, or that there is none, is told.

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/store"
 )
@@ -31,7 +33,7 @@ type Lease struct {
 	holder string // a random text, a blank, a name for people
 	ttl    time.Duration
 	term   uint64
-	until  atomic.Pointer[time.Time] // by this process's monotonic clock (P14)
+	until  atomic.Int64 // as awake tells it
 }
 
 // Acquire takes the lease for ttl and raises the term in one step. While another
@@ -86,40 +88,77 @@ func (h holding) name() string {
 
 func (s *Store) acquire(ctx context.Context, name string, ttl time.Duration, seize bool) (*Lease, holding, error) {
 	l := &Lease{store: s, holder: crand.Text() + " " + name, ttl: ttl}
+	// A try whose answer never came is not another's: who waited for it would tell
+	// everybody that the active scheduler is itself.
+	if before := s.unsure.Load(); before != nil && strings.HasSuffix(*before, " "+name) {
+		l.holder = *before
+	}
 	for {
 		term, err := store.Term(ctx, s)
 		if err != nil {
 			return nil, holding{}, err
 		}
-		guard := mark(nil)
-		if term > 0 {
-			guard = mark(store.EncodeTerm(term))
-		}
-		var until time.Time
+		var until time.Duration
 		out, err := s.run(ctx, opLease, s.scripts.acquire, func() []any {
-			until = time.Now().Add(ttl) // from before it is asked for: never too late
-			return []any{l.holder, ttl.Milliseconds(), store.TermKey(), guard, store.EncodeTerm(term + 1), flag(seize)}
+			until = awake() + ttl // from before it is asked for: never too late
+			epoch, writes := s.watermark.args()
+			return []any{l.holder, ttl.Milliseconds(), store.TermKey(), termMark(term), store.EncodeTerm(term + 1), flag(seize), epoch, writes}
 		})
 		if err != nil {
+			// Redis may have given it all the same, or give it when it wakes.
+			s.unsure.Store(&l.holder)
 			return nil, holding{}, err
 		}
-		answer, _ := out.([]any)
+		word, rest, err := s.answer(opLease, out)
 		switch {
-		case len(answer) == 1 && answer[0] == "OK":
+		case err != nil:
+			return nil, holding{}, err
+		case word == "OK":
+			s.unsure.Store(nil)
 			l.term = term + 1
-			l.until.Store(&until)
+			l.until.Store(int64(until))
 			return l, holding{}, nil
-		case len(answer) == 1 && answer[0] == "TERM": // raised in between, also by a try whose answer got lost
-		case len(answer) == 3 && answer[0] == "HELD":
-			var h holding
-			h.by, _ = answer[1].(string)
-			ms, _ := answer[2].(int64)
-			h.left = time.Duration(ms) * time.Millisecond
-			return nil, h, errs.E(opLease, errs.Precondition, ReasonHeld, fmt.Errorf("%s holds it for another %v", h.name(), h.left))
+		case word == "TERM": // raised in between, also by a try whose answer got lost
+		case word == "HELD":
+			h := held(rest)
+			return nil, h, heldBy(opLease, rest)
 		default:
 			return nil, holding{}, fmt.Errorf("%s: Redis answered %v", opLease, out)
 		}
 	}
+}
+
+// held reads whose lease it is.
+func held(answer []any) (h holding) {
+	if len(answer) == 2 {
+		h.by, _ = answer[0].(string)
+		ms, _ := answer[1].(int64)
+		h.left = time.Duration(ms) * time.Millisecond
+	}
+	return h
+}
+
+func heldBy(op string, answer []any) error {
+	h := held(answer)
+	return errs.E(op, errs.Precondition, ReasonHeld, fmt.Errorf("%s holds it for another %v", h.name(), h.left))
+}
+
+// termMark is the guard of a term, as mark of common.lua makes it.
+func termMark(term uint64) string {
+	if term == 0 {
+		return given(nil)
+	}
+	return given(store.EncodeTerm(term))
+}
+
+// awake is a clock that goes on while the machine sleeps, which the monotonic one of
+// Go does not, and that nobody sets (P14).
+func awake() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		panic("unreachable: a kernel without CLOCK_BOOTTIME: " + err.Error())
+	}
+	return time.Duration(t.Nano())
 }
 
 // Term is the term that taking the lease has raised. Write through
@@ -128,33 +167,39 @@ func (l *Lease) Term() uint64 { return l.term }
 
 // Left is for how long the lease surely lasts; not above 0 when it may have
 // ended. A holder then stops to act. It may be called concurrently.
-func (l *Lease) Left() time.Duration { return time.Until(*l.until.Load()) }
+func (l *Lease) Left() time.Duration { return time.Duration(l.until.Load()) - awake() }
 
 // Renew makes the lease last its whole time again. When another has taken it,
 // or raised the term, it is store.ErrFenced, for good. It is not called
 // concurrently.
 func (l *Lease) Renew(ctx context.Context) error {
-	var until time.Time
+	var until time.Duration
 	out, err := l.store.run(ctx, "renew the lease", l.store.scripts.renew, func() []any {
-		until = time.Now().Add(l.ttl)
-		return []any{l.holder, l.ttl.Milliseconds(), store.TermKey(), store.EncodeTerm(l.term)}
+		until = awake() + l.ttl
+		epoch, writes := l.store.watermark.args()
+		return []any{l.holder, l.ttl.Milliseconds(), store.TermKey(), store.EncodeTerm(l.term), epoch, writes}
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case out == "FENCED":
-		l.until.Store(&time.Time{})
+	}
+	word, _, err := l.store.answer("renew the lease", out)
+	switch {
+	case err != nil: // its writes are gone
+		l.until.Store(0)
+		return err
+	case word == "FENCED":
+		l.until.Store(0)
 		return store.ErrFenced
-	case out != "OK":
+	case word != "OK":
 		return fmt.Errorf("renew the lease: Redis answered %v", out)
 	}
-	l.until.Store(&until)
+	l.until.Store(int64(until))
 	return nil
 }
 
 // Release gives the lease back; one that another holds is left alone.
 func (l *Lease) Release(ctx context.Context) error {
-	l.until.Store(&time.Time{})
+	l.until.Store(0)
 	out, err := l.store.run(ctx, "release the lease", l.store.scripts.end, func() []any { return []any{l.holder} })
 	if err == nil && out != "OK" {
 		err = errors.New("release the lease: Redis gave no answer")

@@ -14,7 +14,7 @@ local function read(index, hash)
   local out, size = {}, 0
   for i, key in ipairs(found) do
     local value = redis.call('HGET', hash, key)
-    if not value then return redis.error_reply('DAMAGED a key has no value') end
+    if not value then return redis.error_reply('DAMAGED ' .. hash .. ' has no value for the key ' .. quote(key)) end
     out[#out + 1] = key
     out[#out + 1] = value
     size = size + #key + #value

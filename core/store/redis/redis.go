@@ -46,9 +46,15 @@ type Store struct {
 	scripts  scripts
 	keys     []string // of every script: see common.lua
 	warnings []string
-	trouble  trouble
+	trouble  trouble // it does not answer
+	full     trouble // it refuses writes
+	room     room
 	nonce    string // tells this writer from others
-	scans    atomic.Uint64
+	// watermark is how new the store was when it was seen last.
+	watermark *watermark
+	// unsure is the holder of a lease that was asked for without an answer.
+	unsure atomic.Pointer[string]
+	scans  atomic.Uint64
 
 	closing sync.Once
 	done    chan struct{} // closed by Close
@@ -69,13 +75,17 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	}
 	logging.Disable() // the library speaks to stderr by itself; what goes wrong is told below
 	s := &Store{
-		config: c, scripts: newScripts(), trouble: trouble{log: c.Log}, nonce: rand.Text(),
+		config: c, scripts: newScripts(), nonce: rand.Text(),
 		done: make(chan struct{}), turn: make(chan struct{}, 1),
 	}
-	for _, name := range []string{"keys", "values", "writers", "snapshots", "lease"} {
+	s.trouble = trouble{log: c.Log, begins: "the store cannot be reached, trying again", end: "the store is back"}
+	s.full = trouble{log: c.Log, begins: "the store takes no writes; nothing is recorded or answered until it does", end: "the store takes writes again"}
+	for _, name := range []string{"keys", "values", "writers", "snapshots", "lease", "water"} {
 		// The braces put all keys of a cluster into one slot.
 		s.keys = append(s.keys, "{"+c.Prefix+"}:"+name)
 	}
+	s.watermark = &watermark{file: c.Seen, store: fmt.Sprintf("%d/%s", c.DB, c.Prefix), log: c.Log}
+	s.watermark.load()
 	s.client = goredis.NewClient(s.options())
 	s.turn <- struct{}{}
 	if err := s.inspect(ctx); err != nil {
@@ -133,7 +143,7 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 	if err := s.usable(ctx); err != nil {
 		return err
 	}
-	if n := 4 + 2*len(b.Guards) + 3*len(b.Ops); n > maxArguments {
+	if n := 6 + 2*len(b.Guards) + 3*len(b.Ops); n > maxArguments {
 		return errs.E(opWrite, errs.Invalid, "BATCH_TOO_LARGE", fmt.Errorf("a batch of %d changes", len(b.Ops)))
 	}
 	select {
@@ -150,25 +160,26 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch) error {
 	if err != nil {
 		return err
 	}
-	switch out {
-	case "OK":
+	word, _, err := s.answer(opWrite, out)
+	switch {
+	case err != nil:
+		return err
+	case word == "OK":
 		s.told = s.batch
 		return nil
-	case "FENCED":
+	case word == "FENCED":
 		return store.ErrFenced
-	case "LOST":
-		return errs.E(opWrite, errs.Internal, "STORE_LOST_WRITES", errors.New("it does not have any more what it had acknowledged")).
-			WithHint("Redis was emptied, restored or failed over; restore a backup, or start the scheduler again to go on with what is there")
 	default:
 		return fmt.Errorf("%s: batch %d: Redis answered %v", opWrite, s.batch, out)
 	}
 }
 
 func (s *Store) encode(b *store.Batch) []any {
-	args := make([]any, 0, 4+2*len(b.Guards)+3*len(b.Ops))
-	args = append(args, s.nonce, s.batch, s.told, len(b.Guards))
+	args := make([]any, 0, 6+2*len(b.Guards)+3*len(b.Ops))
+	epoch, writes := s.watermark.args()
+	args = append(args, s.nonce, s.batch, s.told, epoch, writes, len(b.Guards))
 	for _, g := range b.Guards {
-		args = append(args, g.Key, mark(g.Value))
+		args = append(args, g.Key, given(g.Value))
 	}
 	for _, op := range b.Ops {
 		switch {
@@ -183,8 +194,8 @@ func (s *Store) encode(b *store.Batch) []any {
 	return args
 }
 
-// mark is what mark of common.lua makes of a value.
-func mark(value []byte) string {
+// given is what mark of common.lua makes of a value.
+func given(value []byte) string {
 	if value == nil {
 		return "-"
 	}
@@ -215,6 +226,7 @@ func (s *Store) Close() error {
 	var err error
 	s.closing.Do(func() {
 		close(s.done)
+		s.watermark.close()
 		ctx, cancel := context.WithTimeout(context.Background(), s.config.Timeout)
 		defer cancel()
 		select {

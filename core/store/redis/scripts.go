@@ -21,17 +21,23 @@ var (
 	renewLua string
 	//go:embed end.lua
 	endLua string
+	//go:embed accept.lua
+	acceptLua string
 )
 
 // scripts are all that changes anything in Redis.
 type scripts struct {
-	apply, page, release, acquire, renew, end *goredis.Script
+	apply, page, release, acquire, renew, end, accept *goredis.Script
 }
 
 func newScripts() scripts {
 	script := func(text string) *goredis.Script { return goredis.NewScript(commonLua + text) }
+	// A lease is small, and nobody would be the active scheduler of a Redis that is full.
+	small := func(text string) *goredis.Script {
+		return goredis.NewScript("#!lua flags=allow-oom\n" + commonLua + text)
+	}
 	return scripts{
 		apply: script(applyLua), page: script(pageLua), release: script(releaseLua),
-		acquire: script(acquireLua), renew: script(renewLua), end: script(endLua),
+		acquire: small(acquireLua), renew: small(renewLua), end: small(endLua), accept: small(acceptLua),
 	}
 }

@@ -23,7 +23,10 @@ const (
 	longestWait  = time.Second
 )
 
-const reasonDenied = "STORE_DENIED"
+const (
+	reasonDenied  = "STORE_DENIED"
+	reasonDamaged = "STORE_DAMAGED"
+)
 
 // try calls f until Redis has answered it, for as long as the store's patience
 // lasts. f must be safe to be repeated.
@@ -36,16 +39,24 @@ func (s *Store) try(ctx context.Context, op string, f func(context.Context) erro
 		err := f(ctx)
 		if err == nil || errors.Is(err, goredis.Nil) {
 			s.trouble.over()
+			if op == opWrite {
+				s.full.over()
+			}
 			return err
 		}
 		if ended := s.usable(ctx); ended != nil {
 			return ended
 		}
-		if !passing(err) {
-			return final(op, err)
+		waits := s.config.Await && op == opWrite && refused(err)
+		switch {
+		case waits:
+			s.full.begun(err)
+		case !passing(err):
+			return s.final(ctx, op, err)
+		default:
+			s.trouble.begun(err)
 		}
-		s.trouble.begun(err)
-		if time.Since(began) > s.config.Patience {
+		if !waits && time.Since(began) > s.config.Patience {
 			return errs.E(op, errs.Unavailable, "STORE_UNREACHABLE", fmt.Errorf("reach %s: %w", s.config.Address, err)).
 				WithHint("is Redis up, and may this machine reach it?")
 		}
@@ -57,6 +68,17 @@ func (s *Store) try(ctx context.Context, op string, f func(context.Context) erro
 		}
 		timer.Stop()
 	}
+}
+
+// refused tells whether Redis is there and takes no writes: it is full, cannot write
+// its files, or is a replica.
+func refused(err error) bool {
+	var answer goredis.Error
+	if !errors.As(err, &answer) {
+		return false
+	}
+	word, _, _ := strings.Cut(answer.Error(), " ")
+	return slices.Contains([]string{"OOM", "READONLY", "MISCONF", "NOREPLICAS"}, word)
 }
 
 // passing tells whether an error may go away by itself.
@@ -79,7 +101,7 @@ func passing(err error) bool {
 }
 
 // final classifies what does not go away.
-func final(op string, err error) error {
+func (s *Store) final(ctx context.Context, op string, err error) error {
 	var ours *errs.Error
 	switch {
 	case errors.As(err, &ours):
@@ -90,24 +112,44 @@ func final(op string, err error) error {
 	case goredis.IsOOMError(err):
 		return errs.E(op, errs.Exhausted, "STORE_FULL", fmt.Errorf("it refuses: %w", err)).
 			WithHint("give Redis more memory (maxmemory), or remove old jobs")
+	case strings.HasPrefix(err.Error(), "WRONGTYPE"):
+		return errs.E(op, errs.Precondition, reasonDamaged, s.mistyped(ctx, err)).
+			WithHint("another program uses this name: give drover a prefix or a database of its own, or remove the key")
+	case strings.HasPrefix(err.Error(), "DAMAGED "):
+		return errs.E(op, errs.Precondition, reasonDamaged, errors.New(strings.TrimPrefix(err.Error(), "DAMAGED "))).
+			WithHint("something else than drover has changed it; restore a backup")
 	default:
 		return errs.E(op, errs.Internal, "STORE", fmt.Errorf("ask it: %w", err))
 	}
 }
 
-// trouble logs the begin and the end of a time without Redis, once each.
+// mistyped names the key that is not what it should be.
+func (s *Store) mistyped(ctx context.Context, err error) error {
+	for i, want := range []string{"zset", "hash", "hash", "zset", "string", "hash"} {
+		if got, err := s.client.Type(ctx, s.keys[i]).Result(); err == nil && got != "none" && got != want {
+			return fmt.Errorf("the key %s is a %s and not a %s", s.keys[i], got, want)
+		}
+	}
+	return fmt.Errorf("a key of another type: %w", err)
+}
+
+// trouble logs the begin and the end of a time in which Redis does not do what it
+// should, once each.
 type trouble struct {
-	log   *slog.Logger
-	mu    sync.Mutex // guards since
-	since time.Time
+	log         *slog.Logger
+	begins, end string     // what is logged
+	mu          sync.Mutex // guards what follows
+	since       time.Time
+	why         error
 }
 
 func (t *trouble) begun(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.why = err
 	if t.since.IsZero() {
 		t.since = time.Now()
-		t.log.Error("the store cannot be reached, trying again", "error", err)
+		t.log.Error(t.begins, "error", err)
 	}
 }
 
@@ -115,9 +157,19 @@ func (t *trouble) over() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.since.IsZero() {
-		t.log.Info("the store is back", "after", time.Since(t.since).Round(time.Millisecond))
-		t.since = time.Time{}
+		t.log.Info(t.end, "after", time.Since(t.since).Round(time.Millisecond))
+		t.since, t.why = time.Time{}, nil
 	}
+}
+
+// lasting is for how long there is trouble; 0 when there is none.
+func (t *trouble) lasting() (time.Duration, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.since.IsZero() {
+		return 0, nil
+	}
+	return time.Since(t.since), t.why
 }
 
 var _ store.Store = (*Store)(nil)

@@ -54,7 +54,12 @@ type Config struct {
 	// Patience is for how long a call goes on trying while Redis cannot be
 	// reached or is loading; 0: 30 s.
 	Patience time.Duration
-	Log      *slog.Logger // nil: silent
+	// Await makes a batch that Redis refuses, because it is full, a replica, or cannot
+	// write its files, wait until it is taken. Otherwise it is an error.
+	Await bool
+	// Seen is a file of this scheduler that keeps how new the store was; "": none.
+	Seen string
+	Log  *slog.Logger // nil: silent
 }
 
 // IsURL tells whether a setting is meant as a URL of this engine.

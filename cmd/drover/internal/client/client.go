@@ -140,6 +140,9 @@ func (c *Client) Explain(op string, err error) error {
 		return err
 	case problem.Reported(err):
 		return c.distrusted(problem.FromStatus(op, err))
+	case st.Code() == codes.DeadlineExceeded && c.Reached():
+		return errs.E("ask the scheduler at "+c.address, errs.Unavailable, "NO_ANSWER", errors.New("it is there, and has not answered in time")).
+			WithHint("its log says what it waits for; its store may be away or its disk full")
 	case st.Code() == codes.DeadlineExceeded:
 		return c.unreachable(errors.New("no answer in time"))
 	case st.Code() != codes.Unavailable:

@@ -37,8 +37,13 @@ func Restore(ctx context.Context, o RestoreOptions, log *slog.Logger) (records u
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	if records, err = backup.Load(ctx, f, st); err != nil || o.Term == 0 {
+	if records, err = backup.Load(ctx, f, st); err != nil {
 		return records, err
 	}
-	return records, scheduler.SetTerm(ctx, st, o.Term)
+	if o.Term > 0 {
+		if err := scheduler.SetTerm(ctx, st, o.Term); err != nil {
+			return records, err
+		}
+	}
+	return records, fresh(ctx, st)
 }

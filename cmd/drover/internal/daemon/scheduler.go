@@ -136,7 +136,7 @@ func (d *schedulerDaemon) alone(ctx context.Context) (err error) {
 func (d *schedulerDaemon) act(ctx context.Context, c scheduler.Config, may func() error, begin func()) (err error) {
 	workers := rpc.NewConnector(d.connections)
 	defer func() { err = errors.Join(err, workers.Close()) }()
-	if local, ok := c.Store.(interface{ Room() error }); ok { // Redis refuses writes by itself
+	if local, ok := c.Store.(interface{ Room() error }); ok {
 		c.Room = local.Room
 	}
 	c.Connector, c.Lease, c.Heartbeat, c.Log = workers, d.Lease, d.Heartbeat, d.log

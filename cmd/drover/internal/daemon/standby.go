@@ -3,11 +3,13 @@ package daemon
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"sync/atomic"
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/scheduler"
 	"github.com/droverhq/drover/core/standby"
+	"github.com/droverhq/drover/core/store"
 	"github.com/droverhq/drover/core/store/redis"
 )
 
@@ -15,11 +17,14 @@ import (
 // waits for its turn; otherwise it takes the store from whoever has it, for that
 // is what an operator who starts it wants.
 func (d *schedulerDaemon) onShared(ctx context.Context) (err error) {
-	db, err := openRedis(ctx, d.Store, d.Getenv, d.log)
+	db, err := openRedis(ctx, d.Store, filepath.Join(d.Data, seenFile), d.Getenv, d.log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
+	if err := store.CheckCluster(ctx, db, d.cluster()); err != nil {
+		return err // before anything is taken from a scheduler of that cluster
+	}
 	policy := standby.Policy{TTL: d.Takeover, Outlive: !d.Standby}
 	if !d.Standby {
 		l, err := db.Seize(ctx, d.address, d.Takeover)
@@ -27,9 +32,9 @@ func (d *schedulerDaemon) onShared(ctx context.Context) (err error) {
 			return err
 		}
 		err = standby.Hold(ctx, l, policy, func(ctx context.Context) error {
-			return d.act(ctx, scheduler.Config{Store: db, Term: l.Term()}, nil, func() {})
+			return d.actOn(ctx, db, l.Term(), nil, func() {})
 		})
-		if errors.Is(err, standby.ErrLost) { // P3
+		if errors.Is(err, standby.ErrLost) && !errors.Is(err, store.ErrLostWrites) { // P3
 			return errs.E("act as the scheduler", errs.Precondition, "FENCED", err).
 				WithHint("a newer scheduler uses these records; run one only, or all of them with --standby")
 		}
@@ -38,6 +43,18 @@ func (d *schedulerDaemon) onShared(ctx context.Context) (err error) {
 	t := &turns{schedulerDaemon: d, db: db, quiet: func() {}}
 	defer func() { t.quiet() }()
 	return standby.Run(ctx, standby.Config{Policy: policy, Await: t.await, Act: t.act, Log: d.log})
+}
+
+func (d *schedulerDaemon) cluster() store.Cluster {
+	return store.Cluster{Name: d.source.ID().Cluster, CAs: d.source.Authorities()}
+}
+
+// actOn is one life of a scheduler on a store that others can reach.
+func (d *schedulerDaemon) actOn(ctx context.Context, db *redis.Store, term uint64, may func() error, begin func()) error {
+	if err := store.Claim(ctx, store.Fence(db, term), d.cluster()); err != nil {
+		return err
+	}
+	return d.act(ctx, scheduler.Config{Store: db, Term: term, Trouble: db.Trouble}, may, begin)
 }
 
 // turns are the times between standing by and acting.
@@ -73,7 +90,7 @@ func (t *turns) refuse() error {
 	}
 	t.refusing = true
 	t.active.Store(new(string))
-	server := t.port.Refusing(t.serving(func() error { return standby.Refusal(*t.active.Load()) }))
+	server := t.port.Refusing(t.serving(func() error { return standby.Refusal(*t.active.Load(), t.db.Trouble()) }))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- server.Run(ctx) }()
@@ -93,6 +110,5 @@ func (t *turns) act(ctx context.Context, held standby.Lease) error {
 	if !ok {
 		panic("unreachable: a lease that await did not return")
 	}
-	return t.schedulerDaemon.act(ctx, scheduler.Config{Store: t.db, Term: l.Term()},
-		func() error { return standby.Awake(l) }, func() { t.quiet() })
+	return t.actOn(ctx, t.db, l.Term(), func() error { return standby.Awake(l) }, func() { t.quiet() })
 }

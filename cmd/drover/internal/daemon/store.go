@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/droverhq/drover/core/errs"
+	"github.com/droverhq/drover/core/scheduler"
 	"github.com/droverhq/drover/core/store"
 	"github.com/droverhq/drover/core/store/backup"
 	"github.com/droverhq/drover/core/store/embedded"
@@ -20,6 +21,9 @@ import (
 // storeFolder in the data folder holds the records of the embedded engine.
 const storeFolder = "store"
 
+// seenFile in the data folder keeps how new a store in Redis was.
+const seenFile = "store-seen.json"
+
 // openStore opens the store that a setting names, and tells loudly what may cost
 // records.
 func openStore(ctx context.Context, setting, data string, getenv func(string) string, log *slog.Logger) (store.Store, error) {
@@ -29,19 +33,21 @@ func openStore(ctx context.Context, setting, data string, getenv func(string) st
 	case setting == "memory:":
 		return memory.New(), nil
 	case redis.IsURL(setting):
-		return openRedis(ctx, setting, getenv, log)
+		return openRedis(ctx, setting, "", getenv, log)
 	default:
 		scheme, _, _ := strings.Cut(setting, ":")
 		return nil, errs.Field("open the store", "store", "STORE_UNKNOWN", "%q is none of embedded, memory:, redis://, rediss://, redis+unix://", scheme)
 	}
 }
 
-func openRedis(ctx context.Context, url string, getenv func(string) string, log *slog.Logger) (*redis.Store, error) {
+// openRedis opens the store for a scheduler, whose file seen keeps how new the store
+// was, or with "" for a verb.
+func openRedis(ctx context.Context, url, seen string, getenv func(string) string, log *slog.Logger) (*redis.Store, error) {
 	c, err := redis.ParseURL(url, getenv)
 	if err != nil {
 		return nil, err
 	}
-	c.Log = log
+	c.Log, c.Seen, c.Await = log, seen, seen != ""
 	st, err := redis.Open(ctx, c)
 	if err != nil {
 		return nil, err
@@ -58,7 +64,7 @@ func ShownStore(setting string) string { return redis.Redact(setting) }
 // CopyStore copies all records between two places, each the data folder of a
 // scheduler or a URL, and returns how many they were. The target must be empty.
 func CopyStore(ctx context.Context, from, to string, getenv func(string) string, log *slog.Logger) (records uint64, err error) {
-	if !strings.Contains(from, "://") {
+	if !isURL(from) {
 		// Opening would make one that is not there.
 		if _, err := os.Stat(filepath.Join(from, storeFolder)); err != nil {
 			return 0, noStore(from, err)
@@ -69,16 +75,72 @@ func CopyStore(ctx context.Context, from, to string, getenv func(string) string,
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, source.Close()) }()
+	writes, err := atRest(ctx, source)
+	if err != nil {
+		return 0, err
+	}
+	if err := scheduler.CheckStore(ctx, source); err != nil {
+		return 0, err
+	}
 	target, err := openPlace(ctx, to, getenv, log)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, target.Close()) }()
-	return backup.Copy(ctx, source, target)
+	if records, err = backup.Copy(ctx, source, target); err != nil {
+		return records, err
+	}
+	if now, err := atRest(ctx, source); err != nil || now != writes {
+		return records, errs.E("copy the store", errs.Precondition, "STORE_IN_USE", errors.Join(errors.New("it was changed while it was copied"), err)).
+			WithHint("end the scheduler, empty the copy, and copy again")
+	}
+	return records, fresh(ctx, target)
+}
+
+// atRest makes sure that nobody uses a store in Redis; a folder is locked.
+func atRest(ctx context.Context, st store.Store) (writes uint64, err error) {
+	if r, ok := st.(*redis.Store); ok {
+		return r.AtRest(ctx)
+	}
+	return 0, nil
+}
+
+// fresh makes schedulers that have seen another state of a Redis go on with the
+// one that was just put there.
+func fresh(ctx context.Context, st store.Store) error {
+	if r, ok := st.(*redis.Store); ok {
+		return r.Accept(ctx, 0, false)
+	}
+	return nil
+}
+
+// isURL tells a URL, also one that is written wrong, from a folder.
+func isURL(place string) bool {
+	scheme, _, ok := strings.Cut(place, ":/")
+	return ok && !strings.ContainsAny(scheme, "/.")
+}
+
+// acceptedTerms is by how many terms an accepted store may be older than what
+// workers have seen: each start of a scheduler and each takeover is one.
+const acceptedTerms = 1000
+
+// AcceptStore makes a store in Redis that lost writes the one to go on with, and
+// with newCA that of a cluster whose CA was made anew.
+func AcceptStore(ctx context.Context, url string, newCA bool, getenv func(string) string, log *slog.Logger) (err error) {
+	st, err := openRedis(ctx, url, "", getenv, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	return st.Accept(ctx, acceptedTerms, newCA)
 }
 
 func openPlace(ctx context.Context, place string, getenv func(string) string, log *slog.Logger) (store.Store, error) {
-	if strings.Contains(place, "://") {
+	if isURL(place) {
+		if !strings.Contains(place, "://") {
+			_, err := redis.ParseURL(place, getenv)
+			return nil, err
+		}
 		return openStore(ctx, place, "", getenv, log)
 	}
 	if err := dataFolder(place); err != nil {
