@@ -448,8 +448,12 @@ func (s *Scheduler) late(ctx context.Context) (<-chan time.Time, func()) {
 // storeError is the error of a store, with what the store says about it.
 func storeError(op string, err error) error {
 	var e *errs.Error
-	if errors.As(err, &e) {
-		return errs.E(op, e.Kind, e.Reason, err).WithHint("%s", e.Hint)
+	if !errors.As(err, &e) {
+		return errs.E(op, errs.Internal, "STORE", err)
 	}
-	return errs.E(op, errs.Internal, "STORE", err)
+	kind := e.Kind
+	if kind == errs.Unavailable {
+		kind = errs.Internal // the scheduler was patient already: its caller need not be
+	}
+	return errs.E(op, kind, e.Reason, err).WithHint("%s", e.Hint)
 }

@@ -69,6 +69,11 @@ func Run(ctx context.Context, c Config) error {
 			return err
 		}
 		failpoint.At(failpoint.StandbyLeaseTaken)
+		if !c.Outlive && l.Left() <= 0 {
+			c.Log.Warn("slept until the lease was over, standing by")
+			release(ctx, l)
+			continue
+		}
 		began := time.Now()
 		err = Hold(ctx, l, c.Policy, func(ctx context.Context) error { return c.Act(ctx, l) })
 		if !errors.Is(err, ErrLost) || errors.Is(err, store.ErrLostWrites) || ctx.Err() != nil {

@@ -361,3 +361,64 @@ func TestFailuresEndIt(t *testing.T) {
 		}
 	})
 }
+
+// TestP3_OlderCopyOfTheStore_EndsTheScheduler: it neither acts on nor stands by, but
+// says why.
+func TestP3_OlderCopyOfTheStore_EndsTheScheduler(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		lost := errs.E("renew the lease", errs.Precondition, store.ReasonLostWrites, store.ErrLostWrites)
+		acted := 0
+		err := standby.Run(t.Context(), standby.Config{
+			Policy: standby.Policy{TTL: ttl}, Log: slog.New(slog.DiscardHandler),
+			Await: func(ctx context.Context) (standby.Lease, error) {
+				l, err := s.await(ctx)
+				return older{l, lost}, err
+			},
+			Act: func(ctx context.Context, _ standby.Lease) error { acted++; return untilEnd(ctx) },
+		})
+		if errs.ReasonOf(err) != store.ReasonLostWrites || acted != 1 || time.Since(s.began) > ttl {
+			t.Errorf("%v, acted %d times, after %v", err, acted, time.Since(s.began))
+		}
+	})
+}
+
+// older is a lease of a store that turns out to be an older copy.
+type older struct {
+	standby.Lease
+	err error
+}
+
+func (l older) Renew(context.Context) error { return l.err }
+
+// A scheduler that was asleep from when it got the lease until that was over does not
+// begin to act.
+func TestP3_AsleepWithAFreshLease_DoesNotAct(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		times, acted := 0, 0
+		ctx, cancel := context.WithCancel(t.Context())
+		err := standby.Run(ctx, standby.Config{
+			Policy: standby.Policy{TTL: ttl}, Log: slog.New(slog.DiscardHandler),
+			Await: func(ctx context.Context) (standby.Lease, error) {
+				l, err := s.await(ctx)
+				if times++; times == 1 {
+					time.Sleep(2 * ttl)
+				}
+				return l, err
+			},
+			Act: func(_ context.Context, l standby.Lease) error {
+				if acted++; l.Left() <= 0 {
+					t.Error("it acts without a lease")
+				}
+				cancel()
+				return nil
+			},
+		})
+		if err != nil || times != 2 || acted != 1 {
+			t.Errorf("%v: %d leases, acted %d times", err, times, acted)
+		}
+	})
+}

@@ -24,6 +24,7 @@ local function read(index, hash)
 end
 
 local more, pairs_now = read(keys, values)
+if type(more) == 'table' then return more end -- an error
 if first then
   if more == 1 then redis.call('ZADD', snapshots, now() + ARGV[8], id) end
   return {more, pairs_now, 0, {}}
@@ -32,4 +33,5 @@ local ends, at = redis.call('ZSCORE', snapshots, id), now()
 if not ends or tonumber(ends) <= at then return 'GONE' end
 if ends - at < ARGV[8] / 2 then redis.call('ZADD', snapshots, at + ARGV[8], id) end
 local more_then, pairs_then = read(snapshots .. ':' .. id .. ':keys', snapshots .. ':' .. id .. ':values')
+if type(more_then) == 'table' then return more_then end
 return {more, pairs_now, more_then, pairs_then}
