@@ -8,5 +8,6 @@ local open = open_snapshots()
 if ARGV[4] ~= '' then put(open, ARGV[2], ARGV[4]) end
 if ARGV[5] ~= '' then delete(open, ARGV[5]) end
 redis.call('HSET', water, 'epoch', string.format('%.0f', math.max(epoch + 1, tonumber(ARGV[1]))))
+redis.call('HDEL', water, 'wanted_epoch', 'wanted_writes')
 redis.call('HINCRBY', water, 'writes', 1)
 return answer('OK')

@@ -9,10 +9,19 @@ local function mark_of_water()
   return tonumber(m[1] or '0'), tonumber(m[2] or '0')
 end
 
--- behind tells whether the store is older than what a scheduler has seen of it.
+-- behind tells whether the store is older than what a scheduler has seen of it. One
+-- that knows tells all the others: the store keeps how new it should be.
 local function behind(epoch, writes)
+  epoch, writes = tonumber(epoch), tonumber(writes)
   local e, w = mark_of_water()
-  return e < tonumber(epoch) or e == tonumber(epoch) and w < tonumber(writes)
+  local m = redis.call('HMGET', water, 'wanted_epoch', 'wanted_writes')
+  local we, ww = tonumber(m[1] or '0'), tonumber(m[2] or '0')
+  if we > epoch or we == epoch and ww > writes then epoch, writes = we, ww end
+  local lost = e < epoch or e == epoch and w < writes
+  if lost then
+    redis.call('HSET', water, 'wanted_epoch', string.format('%.0f', epoch), 'wanted_writes', string.format('%.0f', writes))
+  end
+  return lost
 end
 
 -- answer adds the mark to an answer.

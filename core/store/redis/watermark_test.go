@@ -91,6 +91,8 @@ func TestP3_OlderCopyOfRedis_IsNoticedByEveryScheduler(t *testing.T) {
 	} {
 		wantLost(t, name, ask())
 	}
+	_, err = open(t, server.URL()).Seize(t.Context(), "stranger", time.Second)
+	wantLost(t, "one that had seen nothing", err)
 	if err := active.Close(); err != nil {
 		t.Fatal(err)
 	}
