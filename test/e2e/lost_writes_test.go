@@ -31,7 +31,7 @@ func TestP3_OlderCopyOfRedisUnderAPair_NobodyGoesOn(t *testing.T) {
 	server := redistest.Start(t)
 	flags := []string{"--standby", "--takeover", "2s", "--store", server.URL()}
 	c := cluster.New(t, bin, flags...)
-	first := c.Scheduler
+	first, address := c.Scheduler, c.Address
 	c.Eventually("the first one is active", func() bool { return lives(first) == 1 })
 	second, _ := c.Standby("second", flags...)
 	c.Worker("w1", c.Scripts(c.Path("worker", "scripts"), scripts()))
@@ -68,8 +68,7 @@ func TestP3_OlderCopyOfRedisUnderAPair_NobodyGoesOn(t *testing.T) {
 	}
 
 	c.Eventually("the copy's lease is over", func() bool { return c.Run("store", "accept", server.URL()).Code == 0 })
-	first.Start()
-	second.Start()
+	c.StartScheduler(address, flags...)
 	c.AwaitReady("w1")
 	want(t, c.Run("run", "ok.sh"), 0, "out\n", "err\n")
 	if now := c.Must("workers", "-o", "json"); field(worker, "worker_id") != field(now, "worker_id") {
