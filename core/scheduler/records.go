@@ -25,6 +25,7 @@ import (
 //	s<hex of id, reversed>  finds jobs by the end of their id
 //	w<id>            record of every worker, JSON
 //	m/term           the term of the newest scheduler life, see store.TermKey
+//	m/cluster        whose a shared store is, see store.ClusterKey
 //	m/lives          all lives, m/secret what they are marked with, m/decided the
 //	                 term that an operator has set, see history.go
 const (

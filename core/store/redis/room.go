@@ -32,7 +32,7 @@ type room struct {
 func (s *Store) Room() error {
 	const op = "use the store"
 	if d, why := s.full.lasting(); why != nil {
-		return errs.E(op, errs.Exhausted, "STORE_FULL", fmt.Errorf("Redis has refused writes for %v: %w", d.Round(time.Second), why)).
+		return errs.E(op, errs.Exhausted, "STORE_FULL", fmt.Errorf("its Redis has refused writes for %v: %w", d.Round(time.Second), why)).
 			WithHint("give Redis what it asks for; running jobs go on")
 	}
 	if d, _ := s.trouble.lasting(); d > 0 {
@@ -44,7 +44,7 @@ func (s *Store) Room() error {
 		return nil
 	}
 	return errs.E(op, errs.Exhausted, "STORE_FULL",
-		fmt.Errorf("Redis uses %d of %d MiB, and the last %d are kept for jobs that were accepted", used>>20, most>>20, kept>>20)).
+		fmt.Errorf("its Redis uses %d of %d MiB, and the last %d are kept for jobs that were accepted", used>>20, most>>20, kept>>20)).
 		WithHint("give Redis more memory (maxmemory), or remove old jobs; running jobs go on")
 }
 
@@ -84,6 +84,6 @@ func (s *Store) Trouble() error {
 		why = errors.New("no answer in time")
 	}
 	return errs.E("use the store", errs.Unavailable, "STORE_UNREACHABLE",
-		fmt.Errorf("Redis at %s has not answered for %v: %w", s.config.Address, d.Round(time.Second), why)).
+		fmt.Errorf("its Redis at %s has not answered for %v: %w", s.config.Address, d.Round(time.Second), why)).
 		WithHint("is Redis up, and may the scheduler's machine reach it? running jobs go on")
 }

@@ -141,7 +141,7 @@ func (c *Client) Explain(op string, err error) error {
 	case problem.Reported(err):
 		return c.distrusted(problem.FromStatus(op, err))
 	case st.Code() == codes.DeadlineExceeded && c.Reached():
-		return errs.E("ask the scheduler at "+c.address, errs.Unavailable, "NO_ANSWER", errors.New("it is there, and has not answered in time")).
+		return errs.E("ask the scheduler at "+c.address, errs.Unavailable, "NO_ANSWER", errors.New("it is there, but gave no answer in time")).
 			WithHint("its log says what it waits for; its store may be away or its disk full")
 	case st.Code() == codes.DeadlineExceeded:
 		return c.unreachable(errors.New("no answer in time"))
