@@ -320,7 +320,7 @@ func (h *Host) records() (out []record, lost []string, err error) {
 	seen := map[string]bool{}
 	for _, e := range entries {
 		base, rest, ok := strings.Cut(e.Name(), ".json")
-		if !ok || rest == damagedSuffix || seen[base] {
+		if !ok || strings.HasPrefix(rest, damagedSuffix) || seen[base] {
 			continue
 		}
 		seen[base] = true

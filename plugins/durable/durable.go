@@ -106,8 +106,7 @@ func ReadTwice(path string, parse func([]byte) error) (damage, err error) {
 	}
 	info, err := os.Lstat(path)
 	if err == nil && !info.Mode().IsRegular() {
-		// A folder keeps its place: what is in it is somebody's.
-		err = os.Rename(path, path+".damaged")
+		err = setAside(path)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return first, nil
@@ -116,6 +115,18 @@ func ReadTwice(path string, parse func([]byte) error) (damage, err error) {
 		return errors.Join(first, err), nil
 	}
 	return first, nil
+}
+
+// setAside gives a folder another name: what is in it is somebody's.
+func setAside(path string) error {
+	const most = 100
+	for n := range most {
+		aside := fmt.Sprintf("%s.damaged-%d", path, n)
+		if _, err := os.Lstat(aside); errors.Is(err, fs.ErrNotExist) {
+			return os.Rename(path, aside)
+		}
+	}
+	return fmt.Errorf("%s.damaged-*: there are %d already", path, most)
 }
 
 // RemoveTwice removes a file and its second copy.

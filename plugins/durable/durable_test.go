@@ -60,6 +60,15 @@ func TestReadTwice_OneCopyIsDamaged_TheOtherIsRead(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		for range 2 {
+			write()
+			if err := damage(path); err != nil {
+				t.Fatal(err)
+			}
+			if said, err := durable.ReadTwice(path, parse); err != nil || said == nil {
+				t.Errorf("%s: %v, %v", name, said, err)
+			}
+		}
 		write()
 		if err := damage(path); err != nil {
 			t.Fatal(err)
