@@ -95,6 +95,8 @@ func waitAdvice(reason, id, worker string) string {
 		return `wait, stop something ("drover ps"), or add a worker`
 	case job.ReasonDiskFull:
 		return `make room on that worker's disk ("drover workers show" says how much is left), or add a worker`
+	case job.ReasonQuota:
+		return `its output waits for room: drover jobs rm frees the output of jobs that have ended`
 	case job.ReasonNoLabels:
 		return `"drover workers" shows the labels that there are`
 	case job.ReasonNoRunner, "COMMAND_UNKNOWN":

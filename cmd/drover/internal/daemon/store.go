@@ -132,7 +132,15 @@ func AcceptStore(ctx context.Context, url string, newCA bool, getenv func(string
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	return st.Accept(ctx, acceptedTerms, newCA)
+	if err := st.Accept(ctx, acceptedTerms, newCA); err != nil {
+		return err
+	}
+	term, err := store.Term(ctx, st)
+	if err != nil {
+		return err
+	}
+	// What workers were told by the records that are lost is overruled (P3).
+	return scheduler.SetTerm(ctx, st, term+1)
 }
 
 func openPlace(ctx context.Context, place string, getenv func(string) string, log *slog.Logger) (store.Store, error) {
