@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,7 @@ type segment struct {
 	size    uint64 // bytes moved; written by the mover only
 	idxSize int64
 	moveEnd int64        // where the newest entry of a move ends; guarded by Store.idxMu
+	full    bool         // no room could be kept; the same
 	kept    int64        // bytes of the index that have room on a full disk; the same
 	dirty   bool         // moved to in this life of the worker; guarded by Store.mu
 	refs    int          // streams and current uses; guarded by Store.mu
@@ -180,6 +182,9 @@ func (s *Store) unref(seg *segment) {
 		return
 	}
 	delete(s.segments, seg.number)
+	if s.notes == seg {
+		s.notes = nil
+	}
 	if !seg.spent {
 		s.total -= int64(seg.size)
 	}
@@ -240,9 +245,24 @@ const indexRoom = 64 << 10
 // keepRoom takes room for further entries; a wish. Store.idxMu is held, or nobody else
 // has the segment.
 func (seg *segment) keepRoom() {
-	if err := unix.Fallocate(int(seg.index.Fd()), unix.FALLOC_FL_KEEP_SIZE, seg.idxSize, indexRoom); err == nil {
+	err := unix.Fallocate(int(seg.index.Fd()), unix.FALLOC_FL_KEEP_SIZE, seg.idxSize, indexRoom)
+	if seg.full = isNoSpace(err); err == nil {
 		seg.kept = seg.idxSize + indexRoom
 	}
+}
+
+// keepNotes remembers the newest segment of an earlier life whose index has room kept.
+// No moves are written to it: how far its last one reached may be in doubt. When
+// nothing needs it any more, its room is free for another. s.mu is held.
+func (s *Store) keepNotes(seg *segment) {
+	info, err := seg.index.Stat()
+	if err != nil || seg.spent {
+		return
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Blocks*512 < seg.idxSize+indexRoom/2 {
+		return
+	}
+	s.notes = seg
 }
 
 // retract takes the entry of a move back that was not made, if it is still the last.
@@ -355,10 +375,21 @@ func (s *Store) bury(a *attempt, grave *segment) {
 }
 
 // holdShared returns the shared segment with a reference of the caller's own:
-// the mover may move on to the next one meanwhile.
+// the mover may move on to the next one meanwhile. On a full disk, on which none can be
+// made, it is one of an earlier life.
 func (s *Store) holdShared() (*segment, error) {
 	for {
 		seg, err := s.currentShared()
+		if isNoSpace(err) {
+			s.mu.Lock()
+			notes := s.notes
+			if notes != nil && !notes.spent {
+				notes.refs++
+				s.mu.Unlock()
+				return notes, nil
+			}
+			s.mu.Unlock()
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -374,6 +405,22 @@ func (s *Store) holdShared() (*segment, error) {
 	}
 }
 
+// newShared makes a segment for small outputs, or none, if the disk has no room for the
+// first entries of its index.
+func (s *Store) newShared() (*segment, error) {
+	seg, err := s.newSegment(false)
+	if err != nil {
+		return nil, err
+	}
+	if seg.full {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.unref(seg)
+		return nil, fmt.Errorf("keep room for the output index: %w", syscall.ENOSPC)
+	}
+	return seg, nil
+}
+
 // currentShared returns the segment that small outputs go to now.
 func (s *Store) currentShared() (*segment, error) {
 	s.mu.Lock()
@@ -382,7 +429,7 @@ func (s *Store) currentShared() (*segment, error) {
 	if seg != nil {
 		return seg, nil
 	}
-	fresh, err := s.newSegment(false)
+	fresh, err := s.newShared()
 	if err != nil {
 		return nil, err
 	}

@@ -299,11 +299,15 @@ func (s *Store) target(st *stream) (*segment, error) {
 		if err != nil || seg.size < s.config.sizes.shared {
 			return seg, err
 		}
+		fresh, err := s.newShared()
+		if err != nil {
+			return nil, err // ends and removals still have room in the old one
+		}
 		s.mu.Lock()
-		s.shared = nil
+		defer s.mu.Unlock()
+		s.shared = fresh
 		s.unref(seg)
-		s.mu.Unlock()
-		return s.currentShared()
+		return fresh, nil
 	}
 	s.mu.Lock()
 	seg := st.private

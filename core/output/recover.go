@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -89,6 +90,9 @@ func (s *Store) recover() error {
 	}
 	for _, seg := range s.segments {
 		s.unref(seg) // the reference that held it during recovery
+	}
+	for _, number := range slices.Sorted(maps.Keys(s.segments)) {
+		s.keepNotes(s.segments[number])
 	}
 	if known && last == s.config.Boot {
 		return nil

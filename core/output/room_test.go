@@ -2,6 +2,7 @@ package output_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +10,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
@@ -222,5 +225,52 @@ func TestMover_FullDisk_WritesNoEntryForEachTry(t *testing.T) {
 	again := open(t, output.Config{Dir: w.dir}.Small())
 	if got := again.read(key, output.Stdout) + again.read(before, output.Stdout); got != strings.Join([]string{"text", "before", ""}, "\n") {
 		t.Errorf("after a restart there is %q", got)
+	}
+}
+
+// TestP8_FullDisk_RestartedWorker_StillSeals: ends and removals have room that an earlier
+// life of the worker has kept.
+func TestP8_FullDisk_RestartedWorker_StillSeals(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("only root may mount a file system of its own")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("drover-test", dir, "tmpfs", 0, "size=2m"); err != nil {
+		t.Skipf("no file system can be mounted here: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	c := output.Config{Dir: dir, Quota: 1 << 30}
+	w := open(t, c)
+	first := w.run("echo first")
+	key, l := w.take(output.Options{})
+	cmd := w.start(l, "echo text; exec sleep 100")
+	w.await(key, output.Stdout, "text\n")
+	w.stop()
+	for size := 64 << 10; size > 0; size /= 2 {
+		for i := 0; ; i++ {
+			if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("ballast-%d-%d", size, i)), make([]byte, size), 0o600); err != nil {
+				break
+			}
+		}
+	}
+	w = open(t, c)
+	if err := w.Resume(key, l, output.Options{UID: -1, GID: -1}); err != nil {
+		t.Fatal(err)
+	}
+	kill(t, cmd)
+	if stdout, _ := w.finish(key); stdout.Size != 5 || len(stdout.SHA256) != 64 {
+		t.Errorf("sealed as %+v", stdout)
+	}
+	if err := w.Remove(first); err != nil {
+		t.Errorf("not removed: %v", err)
+	}
+	w.stop()
+	if keys := open(t, c).Keys(); len(keys) != 1 || keys[0] != key {
+		t.Errorf("after a restart there are %v", keys)
 	}
 }

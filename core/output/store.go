@@ -89,6 +89,7 @@ type Store struct {
 	segments map[uint64]*segment
 	number   uint64   // of the newest segment
 	shared   *segment // where small outputs go now
+	notes    *segment // of an earlier life; its index has room kept for ends and removals
 	total    int64
 	tried    int64              // total when giving back was last tried
 	blocked  map[*stream]string // streams that wait for room, and why

@@ -108,7 +108,7 @@ func sendEnds(a *job.Attempt, r *droverv1.StreamOutputRequest, stream grpc.Serve
 				return err
 			}
 		}
-		if st.sum.Size == 0 && st.sum.SHA256 == "" && a.ExitCode != nil {
+		if st.sum.Size == 0 && st.sum.SHA256 == "" && (a.ExitCode != nil || a.Signal != "") {
 			gap := &droverv1.OutputChunk{Stream: st.id, Kind: &droverv1.OutputChunk_Gap{Gap: &droverv1.OutputGap{Reason: output.Unread}}}
 			if err := stream.Send(&droverv1.StreamOutputResponse{Chunk: gap}); err != nil {
 				return err

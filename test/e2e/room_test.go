@@ -40,11 +40,11 @@ func TestP8_FullDiskAndQuota_UnderKills_LoseNothingInSilence(t *testing.T) {
 	r := room{t: t, c: c, w: w, disk: disk}
 	for i := range rounds {
 		r.round(i)
+		t.Logf("round %d: %d outputs whole, %d with a declared gap", i+1, r.whole, r.cut)
 		if t.Failed() {
 			t.Fatalf("round %d of %d; the worker says:\n%s", i+1, rounds, w.LogText())
 		}
 	}
-	t.Logf("%d outputs whole, %d with a declared gap", r.whole, r.cut)
 }
 
 // room is a worker with little of it.
@@ -148,7 +148,7 @@ func (r *room) compare(id string) {
 	what := fmt.Sprintf("%s, %s (%s): record %+v, %d bytes %x are read, %v %s",
 		id, record.State, record.Reason, record.Stdout, out.Len(), sum, err, errs.String())
 	switch {
-	case record.Stdout.Size != out.Len() || out.Len() == 0:
+	case record.Stdout.Size != out.Len():
 		r.t.Errorf("another size: %s", what)
 	case record.Stdout.SHA256 == hex.EncodeToString(sum[:]) && err == nil:
 		r.whole++
