@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -100,7 +102,8 @@ func TestP16_Flow_ReaderThatTakesNothing_IsEnded(t *testing.T) {
 // upstream is a worker with one output, which counts the streams that are open.
 type upstream struct {
 	size  uint64
-	open  int
+	open  atomic.Int32
+	mu    sync.Mutex // guards calls
 	calls []*droverv1.WorkerServiceStreamOutputRequest
 }
 
@@ -113,9 +116,11 @@ type upstreamCall struct {
 }
 
 func (u *upstream) stream(ctx context.Context, r *droverv1.WorkerServiceStreamOutputRequest) (grpc.ClientStream, error) {
-	u.open++
+	u.open.Add(1)
+	u.mu.Lock()
 	u.calls = append(u.calls, r)
-	context.AfterFunc(ctx, func() { u.open-- })
+	u.mu.Unlock()
+	context.AfterFunc(ctx, func() { u.open.Add(-1) })
 	return &upstreamCall{u: u, at: r.GetStdoutOffset(), max: uint64(r.GetPieceBytes())}, nil
 }
 
@@ -145,6 +150,7 @@ func (c *upstreamCall) RecvMsg(m any) error {
 type slowReader struct {
 	grpc.ServerStream
 	t    *testing.T
+	mu   sync.Mutex // guards the fields below
 	held []mem.BufferSlice
 	next uint64
 	ends int
@@ -157,6 +163,8 @@ func (s *slowReader) SendMsg(m any) error {
 	if !ok {
 		s.t.Fatal("a message that is not understood")
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if c.GetOffset() != s.next {
 		s.t.Errorf("after byte %d comes byte %d", s.next, c.GetOffset())
 	}
@@ -169,12 +177,17 @@ func (s *slowReader) SendMsg(m any) error {
 	return nil
 }
 
-// take takes all that is there.
-func (s *slowReader) take() {
-	for _, d := range s.held {
+// take takes all that is there, and tells how many ends have come.
+func (s *slowReader) take() int {
+	s.mu.Lock()
+	held := s.held
+	s.held = nil
+	ends := s.ends
+	s.mu.Unlock()
+	for _, d := range held {
 		d.Free()
 	}
-	s.held = nil
+	return ends
 }
 
 // TestP16_Relay_ReaderStandsStill_NoStreamIsOpen: it goes on at its byte, with larger
@@ -191,15 +204,14 @@ func TestP16_Relay_ReaderStandsStill_NoStreamIsOpen(t *testing.T) {
 		for range 5 {
 			time.Sleep(3 * stallAfter)
 			synctest.Wait()
-			if u.open != 0 {
-				t.Errorf("%d streams are open while the reader stands still", u.open)
+			if n := u.open.Load(); n != 0 {
+				t.Errorf("%d streams are open while the reader stands still", n)
 			}
 			to.take()
 		}
-		for to.ends == 0 {
+		for to.take() == 0 {
 			time.Sleep(time.Millisecond)
 			synctest.Wait()
-			to.take()
 		}
 		if err := <-done; err != nil || to.next != u.size || to.ends != 1 {
 			t.Errorf("%d bytes, %d ends, %v", to.next, to.ends, err)
