@@ -59,6 +59,7 @@ type room struct {
 func (r *room) round(i int) {
 	r.t.Helper()
 	c := r.c
+	c.AwaitReady("w1")
 	ids := make([]string, 4)
 	for n := range ids {
 		script := "endless.sh"
@@ -74,7 +75,7 @@ func (r *room) round(i int) {
 		free = fill(r.t, r.disk)
 	}
 	c.Eventually("the output waits for room", func() bool { return strings.Contains(c.Must("workers", "show", "w1"), why) })
-	r.kill(i / 2)
+	r.kill(i + i/4) // in eight rounds each at a full quota and on a full disk
 	for n := 0; n < len(ids); n += 2 {
 		c.Must("stop", "--grace", "0s", ids[n])
 	}
@@ -124,7 +125,8 @@ func (r *room) kill(n int) {
 		r.w.Kill()
 		r.w.Start()
 	}
-	r.c.AwaitReady("w1")
+	// On a full disk no plugin can be started, so that it is not ready for more.
+	r.c.Eventually("the worker is back", func() bool { return strings.Contains(r.c.Run("workers").Stdout, "ONLINE") })
 }
 
 // compare reads the output of a job and looks into its record.
