@@ -99,19 +99,32 @@ func TestP8_RemovedWhileHeld_IsDiscarded_OverARestart(t *testing.T) {
 		b.wait(1, job.Succeeded)
 		p.down <- Down{Forgets: []job.Key{testKey(1)}}
 		synctest.Wait()
-		if !w.outputs[testKey(1)].discarded {
+		output := func() *fakeIO {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.outputs[testKey(1)]
+		}
+		discarded := func() bool {
+			x := output()
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return x != nil && x.discarded
+		}
+		if !discarded() {
 			t.Fatal("its bytes are kept")
 		}
 		p.close(t)
 		b.crash()
+		w.mu.Lock()
 		w.outputs[testKey(1)].discarded = false
+		w.mu.Unlock()
 		b = next()
 		synctest.Wait()
-		if !w.outputs[testKey(1)].discarded {
+		if !discarded() {
 			t.Error("its bytes are kept after a restart")
 		}
 		time.Sleep(2 * time.Hour)
-		if w.outputs[testKey(1)] != nil {
+		if output() != nil {
 			t.Error("its output is left at the end of its children")
 		}
 		b.crash()
