@@ -459,6 +459,7 @@ func TestAWorkerThatKnowsANewerSchedulerIsNotCommanded(t *testing.T) {
 		p.term = 99
 		p.mu.Unlock()
 		p.heal()
+		time.Sleep(time.Second) // its session has ended, and the next is refused
 		id := w.run(args("run=1s"))
 		time.Sleep(time.Minute)
 		if p.started(id) != 0 || w.job(id).State != job.Queued {
