@@ -47,6 +47,8 @@ func ways() map[failpoint.Point]way {
 		failpoint.SchedulerTermRaised: scheduler, failpoint.SchedulerLoaded: scheduler, failpoint.StandbyLeaseTaken: scheduler,
 		failpoint.WorkerFenceBefore: scheduler, failpoint.WorkerFenceAfter: scheduler,
 		failpoint.WorkerRegistered: worker, failpoint.WorkerRestored: worker,
+		// A life that has a segment makes no other one for so little.
+		failpoint.WorkerSegmentBefore: worker, failpoint.WorkerSegmentAfter: worker,
 		failpoint.WorkerRecordBefore:   {[]failpoint.Point{failpoint.PluginStartBefore}, true},
 		failpoint.WorkerRecordAfter:    {[]failpoint.Point{failpoint.PluginStartBefore}, true},
 		failpoint.WorkerWithdrawBefore: {[]failpoint.Point{failpoint.PluginForkBefore}, true},
