@@ -74,7 +74,7 @@ func explain(j *droverv1.Job) explanation {
 			continue // told below
 		}
 		end := strings.ToLower(a.State)
-		if r := (render.Job{ExitCode: a.ExitCode, Signal: a.Signal}).Result(); r != "" {
+		if r := a.Result(); r != "" {
 			end += " " + r
 		}
 		if a.Reason != "" {

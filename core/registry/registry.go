@@ -6,6 +6,7 @@ package registry
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"maps"
 	"path"
 	"slices"
@@ -372,39 +373,36 @@ func (r *Registry) Find(ref string) (Worker, error) {
 			return e.Worker, nil
 		}
 	}
-	var found *entry
-	for id, e := range r.byID {
-		if !Abbreviates(ref, id) {
-			continue
-		}
-		if found != nil {
-			return Worker{}, Unclear(ref, 2)
-		}
-		found = e
+	id, err := Expand(ref, maps.Keys(r.byID))
+	if err != nil {
+		return Worker{}, err
 	}
-	if found == nil {
-		return Worker{}, Unclear(ref, 0)
-	}
-	return found.Worker, nil
-}
-
-// Unclear is the error of a reference that stands for no worker, or for several.
-func Unclear(ref string, workers int) error {
-	if workers == 0 {
-		return unknown("find worker", ref)
-	}
-	return errs.E("find worker", errs.NotFound, "WORKER_UNKNOWN", fmt.Errorf("%q stands for several workers", ref)).
-		WithHint("give more digits, or the name")
+	return r.byID[id].Worker, nil
 }
 
 // fewestDigits is how many of an id a short reference has at the least.
 const fewestDigits = 4
 
-// Abbreviates tells whether a reference is the beginning or the end of an id, as lists
-// show it.
-func Abbreviates(ref string, id job.WorkerID) bool {
-	whole := id.String()
-	return len(ref) >= fewestDigits && (strings.HasPrefix(whole, ref) || strings.HasSuffix(whole, ref))
+// Expand returns the one id among several that a short reference, as lists show it, is
+// the beginning or the end of. NotFound, reason WORKER_UNKNOWN, when there is none, or
+// more than one.
+func Expand(ref string, ids iter.Seq[job.WorkerID]) (job.WorkerID, error) {
+	var found []job.WorkerID
+	for id := range ids {
+		whole := id.String()
+		if len(ref) >= fewestDigits && (strings.HasPrefix(whole, ref) || strings.HasSuffix(whole, ref)) {
+			found = append(found, id)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return job.WorkerID{}, unknown("find worker", ref)
+	case 1:
+		return found[0], nil
+	default:
+		return job.WorkerID{}, errs.E("find worker", errs.NotFound, "WORKER_UNKNOWN", fmt.Errorf("%q stands for several workers", ref)).
+			WithHint("give more digits, or the name")
+	}
 }
 
 // All returns the workers by name.

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
+	"maps"
 	"time"
 
 	"github.com/google/uuid"
@@ -294,11 +294,12 @@ func (s *Scheduler) Worker(_ context.Context, ref string) (registry.Worker, erro
 			return w, nil
 		}
 	}
-	all := slices.DeleteFunc(s.hub.allWorkers(), func(w registry.Worker) bool { return !registry.Abbreviates(ref, w.ID) })
-	if len(all) == 1 {
-		return all[0], nil
+	all := map[job.WorkerID]registry.Worker{}
+	for _, w := range s.hub.allWorkers() {
+		all[w.ID] = w
 	}
-	return registry.Worker{}, registry.Unclear(ref, len(all))
+	id, err := registry.Expand(ref, maps.Keys(all))
+	return all[id], err
 }
 
 // Drain stops or resumes placing jobs on a worker; ref takes the place of d.ID.

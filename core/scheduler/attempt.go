@@ -203,12 +203,6 @@ func (m *Machine) wait(c *class, e *entry, reason string) {
 
 // placeQueued places what fits now, in the order of the queue over all classes.
 func (m *Machine) placeQueued() {
-	if m.old != "" {
-		for _, c := range m.queue.classes {
-			m.wait(c, c.jobs[0], job.ReasonOldRecords)
-		}
-		return
-	}
 	h := make(heads, 0, len(m.queue.classes))
 	for _, c := range m.queue.classes {
 		h = append(h, c)
@@ -217,7 +211,7 @@ func (m *Machine) placeQueued() {
 	for h.Len() > 0 {
 		c := h[0]
 		e := c.jobs[0]
-		w, reason := m.workers.Place(&e.Spec, e.triedOn())
+		w, reason := m.choose(e)
 		if reason != "" {
 			m.wait(c, e, reason)
 			heap.Pop(&h)
@@ -233,6 +227,14 @@ func (m *Machine) placeQueued() {
 			heap.Fix(&h, 0)
 		}
 	}
+}
+
+// choose returns the worker for the next attempt of a job, or why there is none.
+func (m *Machine) choose(e *entry) (registry.Worker, string) {
+	if m.old != "" {
+		return registry.Worker{}, job.ReasonOldRecords
+	}
+	return m.workers.Place(&e.Spec, e.triedOn())
 }
 
 // dispatch gives a job to a worker. The caller records it: the order leaves

@@ -80,8 +80,8 @@ func checkRecord(p store.Pair) error {
 			return err
 		}
 	case prefixRequest:
-		if len(p.Value) != 48 {
-			return fmt.Errorf("%d bytes instead of 48", len(p.Value))
+		if _, err := decodeAccepted(p.Value); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -184,8 +184,16 @@ func (r records) accepted(ctx context.Context, key string) (*Accepted, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look up the request id: %w", err)
 	}
+	a, err := decodeAccepted(v)
+	if err != nil {
+		return nil, fmt.Errorf("look up the request id: %w", err)
+	}
+	return a, nil
+}
+
+func decodeAccepted(v []byte) (*Accepted, error) {
 	if len(v) != 48 {
-		return nil, fmt.Errorf("look up the request id: a record of %d bytes instead of 48", len(v))
+		return nil, fmt.Errorf("a record of %d bytes instead of 48", len(v))
 	}
 	return &Accepted{Job: job.ID(v[:16]), Hash: [32]byte(v[16:])}, nil
 }

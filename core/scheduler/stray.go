@@ -44,15 +44,14 @@ func (m *Machine) settled(ev *UpEvent, l *link, r *job.Report) (known bool) {
 	if record == nil || r.Attempt > record.Attempt {
 		return false
 	}
-	switch {
-	case !r.State.Terminal():
+	if !r.State.Terminal() {
 		m.strayed(ev.Worker, l, r.Key)
-	case m.strays[ev.Worker][r.Key] != nil:
-		m.endStray(ev.Worker, r.Key)
-		m.amend(ev.Worker, record, r)
-	default:
-		m.amend(ev.Worker, record, r)
+		return true
 	}
+	if m.strays[ev.Worker][r.Key] != nil {
+		m.endStray(ev.Worker, r.Key)
+	}
+	m.amend(ev.Worker, record, r)
 	return true
 }
 

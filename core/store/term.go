@@ -23,16 +23,14 @@ func Term(ctx context.Context, s Store) (uint64, error) {
 		return 0, nil
 	case err != nil:
 		return 0, fmt.Errorf("read the term: %w", err)
-	case len(v) != 8:
-		return 0, fmt.Errorf("read the term: %d bytes instead of 8", len(v))
 	}
-	return binary.BigEndian.Uint64(v), nil
+	return DecodeTerm(v)
 }
 
 // DecodeTerm reads what EncodeTerm wrote.
 func DecodeTerm(b []byte) (uint64, error) {
 	if len(b) != 8 {
-		return 0, fmt.Errorf("read a term: %d bytes instead of 8", len(b))
+		return 0, fmt.Errorf("read the term: %d bytes instead of 8", len(b))
 	}
 	return binary.BigEndian.Uint64(b), nil
 }

@@ -50,7 +50,7 @@ func (j Job) tries() string {
 	var all []string
 	for _, a := range j.Attempts {
 		text := fmt.Sprintf("%d %s on %s", a.Attempt, a.State, term.Line(a.WorkerName))
-		if end := (Job{Signal: a.Signal, ExitCode: a.ExitCode}).Result(); end != "" {
+		if end := a.Result(); end != "" {
 			text += " (" + term.Line(end) + ")"
 		}
 		all = append(all, text)

@@ -271,12 +271,17 @@ func quoted(w string) string {
 }
 
 // Result is the exit code or signal, "" while there is none.
-func (j Job) Result() string {
+func (j Job) Result() string { return result(j.Signal, j.ExitCode) }
+
+// Result is how the attempt ended, in the same words.
+func (a Attempt) Result() string { return result(a.Signal, a.ExitCode) }
+
+func result(signal string, code *int32) string {
 	switch {
-	case j.Signal != "":
-		return j.Signal
-	case j.ExitCode != nil:
-		return strconv.Itoa(int(*j.ExitCode))
+	case signal != "":
+		return signal
+	case code != nil:
+		return strconv.Itoa(int(*code))
 	default:
 		return ""
 	}
