@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -22,7 +21,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/droverhq/drover/certs"
-	"github.com/droverhq/drover/core/rpc"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 	"github.com/droverhq/drover/test/cluster"
 )
@@ -130,20 +128,12 @@ type tide struct {
 // submits and lists have been answered.
 func begin(t *testing.T, c *cluster.Cluster, f flood, output string) *tide {
 	t.Helper()
-	source, err := certs.NewSource(c.Issue("flood", certs.RoleOperator), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	identity := c.Issue("flood", certs.RoleOperator)
 	ctx, cancel := context.WithCancel(context.Background())
 	x := &tide{t: t, f: f, cancel: cancel}
 	var clients []droverv1.SchedulerServiceClient
 	for range 8 {
-		conn, err := rpc.Dial(c.Address, source.ClientConfig(certs.RoleScheduler, ""))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = conn.Close() })
-		clients = append(clients, droverv1.NewSchedulerServiceClient(conn))
+		clients = append(clients, clientOf(t, c, identity))
 	}
 	for i := range f.readers {
 		open(x, ctx, &x.reading, func(ctx context.Context) (grpc.ClientStream, error) {

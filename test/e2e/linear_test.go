@@ -3,7 +3,6 @@ package e2e_test
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"github.com/anishathalye/porcupine"
 	"google.golang.org/grpc"
 
-	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/rpc"
@@ -177,16 +175,7 @@ func TestTheClientsHistoryIsLinearizable(t *testing.T) {
 	}
 	c := cluster.New(t, bin)
 	c.Worker("w1", c.Scripts(c.Path("scripts"), map[string]string{"one.sh": "true\n"}), "--slots", "8")
-	source, err := certs.NewSource(c.Path("certs", "admin"), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := rpc.Dial(c.Address, source.ClientConfig(certs.RoleScheduler, ""))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	h := &historian{t: t, began: time.Now(), client: droverv1.NewSchedulerServiceClient(conn), ids: map[string]string{}}
+	h := &historian{t: t, began: time.Now(), client: clientOf(t, c, c.Path("certs", "admin")), ids: map[string]string{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	var (
 		clients sync.WaitGroup

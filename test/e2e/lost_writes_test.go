@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,10 +14,7 @@ import (
 	grpccodes "google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
 
-	"github.com/droverhq/drover/certs"
-	"github.com/droverhq/drover/core/rpc"
 	"github.com/droverhq/drover/core/store/redis/redistest"
-	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 	"github.com/droverhq/drover/test/cluster"
 )
 
@@ -137,17 +133,9 @@ func TestP16_RedisIsFull_SchedulerGoesOn(t *testing.T) {
 	}
 	limit(used + used/16) // less than the tenth that is kept
 	// The commands of drover come again by themselves.
-	source, err := certs.NewSource(c.Path("certs", "admin"), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := rpc.NewHandshakes().DialScheduler(c.Address, source.ClientConfig(certs.RoleScheduler, ""))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	client := clientOf(t, c, c.Path("certs", "admin"))
 	refused := func(why string) bool {
-		_, err := droverv1.NewSchedulerServiceClient(conn).StartJob(t.Context(), request(rand.Text(), "nowhere"))
+		_, err := client.StartJob(t.Context(), request(rand.Text(), "nowhere"))
 		return grpcstatus.Code(err) == grpccodes.ResourceExhausted && strings.Contains(err.Error(), why)
 	}
 	c.Eventually("new jobs are refused", func() bool { return refused("kept for jobs that were accepted") })
