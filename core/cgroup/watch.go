@@ -14,11 +14,11 @@ import (
 // each change of cgroup.events to inotify (Documentation/admin-guide/cgroup-v2.rst).
 // One goroutine serves all stops, so that thousands at a time need no threads.
 type watcher struct {
-	fd   int
 	file *os.File // owns fd
 	done chan struct{}
 
-	mu   sync.Mutex // guards subs and adding and removing watches, which do not block
+	mu   sync.Mutex // guards what follows and adding and removing watches, which do not block
+	fd   int        // -1 once it is closed
 	subs map[int32]map[chan struct{}]bool
 }
 
@@ -58,8 +58,10 @@ func (w *watcher) drop(wd int32, news chan struct{}) {
 	delete(w.subs[wd], news)
 	if len(w.subs[wd]) == 0 {
 		delete(w.subs, wd)
-		// EINVAL once the cgroup is gone, and the watch with it.
-		_, _ = unix.InotifyRmWatch(w.fd, uint32(wd))
+		if w.fd >= 0 {
+			// EINVAL once the cgroup is gone, and the watch with it.
+			_, _ = unix.InotifyRmWatch(w.fd, uint32(wd))
+		}
 	}
 }
 
@@ -95,6 +97,9 @@ func (w *watcher) deliver(events []byte) {
 
 // close ends run and waits for it. Polling takes over for stops under way.
 func (w *watcher) close() {
+	w.mu.Lock()
+	w.fd = -1 // another file may have its number soon
+	w.mu.Unlock()
 	w.file.Close()
 	<-w.done
 }

@@ -22,8 +22,10 @@ type adopter struct {
 	poll  int
 	wake  int
 
-	mu   sync.Mutex // guards byFD
-	byFD map[int32]*orphan
+	mu       sync.Mutex // guards what follows; no descriptor is closed but under it
+	byFD     map[int32]*orphan
+	closed   bool
+	settling sync.WaitGroup // of processes that cannot be waited for
 }
 
 // orphan is a job without its plugin.
@@ -57,6 +59,7 @@ func newAdopter(emit func([]Event), ended func(id string)) (*adopter, error) {
 
 // adopt begins to wait for a process. One that is gone already, without a
 // result, is proved lost. fd is a handle to it that becomes the adopter's, or -1.
+// Once the adopter has ended nothing is told: the next worker looks again.
 func (a *adopter) adopt(plugin, id string, pid int, ticks uint64, fd int) {
 	if fd < 0 {
 		var err error
@@ -66,13 +69,17 @@ func (a *adopter) adopt(plugin, id string, pid int, ticks uint64, fd int) {
 			return
 		}
 	}
-	o := &orphan{id: id, pid: pid, ticks: ticks, plugin: plugin, fd: fd}
 	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		_ = unix.Close(fd)
+		return
+	}
+	o := &orphan{id: id, pid: pid, ticks: ticks, plugin: plugin, fd: fd}
 	a.byFD[int32(fd)] = o
-	a.mu.Unlock()
 	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
 	if err := unix.EpollCtl(a.poll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
-		a.settle(o)
+		a.settling.Go(func() { a.settle(o) })
 	}
 }
 
@@ -113,12 +120,18 @@ func (a *adopter) all() (out []orphan) {
 
 // run waits until ctx ends.
 func (a *adopter) run(ctx context.Context) error {
+	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(woken)
 		one := [8]byte{1}
 		_, _ = unix.Write(a.wake, one[:])
 	})
-	defer stop()
-	defer a.close()
+	defer func() {
+		if !stop() {
+			<-woken // or it would write to whatever has the number of a.wake then
+		}
+		a.close()
+	}()
 	events := make([]unix.EpollEvent, 64)
 	for ctx.Err() == nil {
 		n, err := unix.EpollWait(a.poll, events, -1)
@@ -153,13 +166,17 @@ func (a *adopter) settle(o *orphan) {
 	}
 	a.mu.Lock()
 	delete(a.byFD, int32(o.fd))
-	a.mu.Unlock()
 	_ = unix.Close(o.fd)
+	a.mu.Unlock()
 	a.ended(o.id)
 	a.emit([]Event{ev})
 }
 
 func (a *adopter) close() {
+	a.mu.Lock()
+	a.closed = true
+	a.mu.Unlock()
+	a.settling.Wait()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, o := range a.byFD {

@@ -43,6 +43,7 @@ func TestStartsThatAreNotAnsweredAreSentAgain(t *testing.T) {
 	// A process that is dead had begun it, as its journal says.
 	p.host.adopter = &adopter{emit: func([]Event) {}, ended: func(string) {}, byFD: map[int32]*orphan{}}
 	p.settleOne("before", &runnerv1.Started{Id: "before", Pid: int64(os.Getpid())}, nil, nil)
+	p.host.adopter.settling.Wait()
 	p.receive(&frames{left: []*runnerv1.SessionResponse{{Started: []*runnerv1.Started{{Id: "begun", Pid: 1}}}}})
 	p.askAgain()
 	var again []string

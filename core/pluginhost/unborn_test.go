@@ -77,8 +77,10 @@ func (f forked) settle(t *testing.T) (again bool, told []Event) {
 		}
 	}()
 	p.settle(proc, left, []string{"a"})
+	h.adopter.settling.Wait()
 	if len(p.pending.GetStarts()) == 0 { // LOST is LOST, whoever dies next
 		p.settle(&process{}, runner.Journal{}, []string{"a"})
+		h.adopter.settling.Wait()
 	}
 	return len(p.pending.GetStarts()) == 1, told
 }
