@@ -1,6 +1,7 @@
 package output
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ type recovery struct {
 	given   map[job.Key]gift     // the same of bytes that were given back
 	newest  map[*stream]*piece   // a stream's newest move, whose end is still open
 	ends    map[*stream][]extent // entries of sealed streams: no bytes, at their size
+	spent   map[*stream][]extent // entries of moves whose bytes were given back: no bytes
 }
 
 // gift is an entry that says that the bytes of an attempt were given back.
@@ -51,7 +53,7 @@ type piece struct {
 // recover rebuilds the memory from the indexes.
 func (s *Store) recover() error {
 	r := &recovery{
-		s: s, removed: map[job.Key]*segment{}, given: map[job.Key]gift{}, newest: map[*stream]*piece{}, ends: map[*stream][]extent{},
+		s: s, removed: map[job.Key]*segment{}, given: map[job.Key]gift{}, newest: map[*stream]*piece{}, ends: map[*stream][]extent{}, spent: map[*stream][]extent{},
 	}
 	mark := filepath.Join(s.config.Dir, "boot")
 	last, known := s.lastBoot(mark)
@@ -293,6 +295,7 @@ func (r *recovery) settle(st *stream, next uint64) {
 func (r *recovery) keep(p *piece) {
 	if p.seg.spent { // given back on purpose
 		p.st.size = max(p.st.size, p.off+p.length)
+		r.spent[p.st] = append(r.spent[p.st], extent{seg: p.seg, off: p.off + p.length})
 		return
 	}
 	have := min(p.length, max(p.seg.size, p.segOff)-p.segOff)
@@ -329,6 +332,18 @@ func (r *recovery) settleAll() {
 	}
 	for _, p := range r.newest {
 		r.keep(p)
+	}
+	for st, moves := range r.spent {
+		if st.sealed {
+			continue
+		}
+		// Its end is damaged, and only these say how long it was: they stay for the next
+		// life of the worker, as long as the attempt does.
+		for _, e := range moves {
+			e.seg.mark()
+		}
+		st.extents = append(st.extents, moves...)
+		slices.SortStableFunc(st.extents, func(a, b extent) int { return cmp.Compare(a.off, b.off) })
 	}
 }
 
