@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -94,32 +96,73 @@ func FuzzRecover(f *testing.F) {
 	f.Add(append(bytes.Clone(old[:2*entrySize]), make([]byte, 3*entrySize)...), uint16(300))
 	f.Add([]byte{}, uint16(9))
 	f.Fuzz(func(t *testing.T, index []byte, size uint16) {
-		dir := t.TempDir()
-		if err := os.Mkdir(filepath.Join(dir, "segments"), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		readAll(t, dir) // it notes the boot; without that, what was written last is in doubt
-		path := filepath.Join(dir, "segments", "000000000001")
-		data := make([]byte, size)
-		for i := range data {
-			data[i] = byte(i % 251)
-		}
-		for name, b := range map[string][]byte{path + ".idx": index, path + ".seg": data} {
-			if err := os.WriteFile(name, b, 0o600); err != nil {
-				t.Fatal(err)
+		for _, known := range []bool{true, false} {
+			dir := t.TempDir()
+			if known {
+				readAll(t, dir, "") // it notes the boot; without that, what was written last is in doubt
 			}
-		}
-		first := readAll(t, dir)
-		second := readAll(t, dir)
-		if len(first) != len(second) {
-			t.Fatalf("%d streams, then %d", len(first), len(second))
-		}
-		for k, v := range first {
-			if second[k] != v {
-				t.Fatalf("stream %v: two opens disagree", k)
+			data := make([]byte, size)
+			for i := range data {
+				data[i] = byte(i % 251)
+			}
+			writeSegment(t, dir, index, data)
+			first := readAll(t, dir, "")
+			if second := readAll(t, dir, ""); !maps.Equal(first, second) {
+				t.Fatalf("two opens disagree (boot known: %v): %v, then %v", known, first, second)
 			}
 		}
 	})
+}
+
+// TestWhatACrashOfTheHostTook_StaysLost: what one start declares lost is not shown by the
+// next one, though its bytes may be there; what was written since is shown.
+func TestWhatACrashOfTheHostTook_StaysLost(t *testing.T) {
+	t.Parallel()
+	lost := job.Key{Job: uuid.UUID{0: 1, 15: 1}, Attempt: 1}
+	stream := streamKey{lost, Stdout}
+	for name, note := range map[string]string{"another boot": "0 boot 1\n", "a note of an older version": "boot 1", "no note": ""} {
+		dir := t.TempDir()
+		move := entry{time: time.Unix(1_700_000_000, 5), kind: kindMove, key: lost, stream: Stdout}
+		writeSegment(t, dir, move.encode(nil), []byte("perhaps zeros"))
+		if note != "" {
+			if err := os.WriteFile(filepath.Join(dir, "boot"), []byte(note), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for open := range 3 {
+			if got := readAll(t, dir, "boot 2")[stream]; strings.Contains(got, "zeros") || !strings.Contains(got, "13") {
+				t.Errorf("%s, open %d: %q is read, want a gap of 13 bytes", name, open, got)
+			}
+		}
+		for _, suffix := range []string{".idx", ".seg"} {
+			if err := os.Remove(segmentPath(dir) + suffix); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s, err := Open(Config{Dir: dir, Boot: "boot 2"}.Small())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.number != 1 {
+			t.Errorf("%s: the number of a removed segment of an earlier boot is given again: %d", name, s.number)
+		}
+		s.Abandon()
+	}
+}
+
+func segmentPath(dir string) string { return filepath.Join(dir, "segments", "000000000001") }
+
+// writeSegment makes the only segment of a store.
+func writeSegment(t *testing.T, dir string, index, data []byte) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Join(dir, "segments"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for suffix, b := range map[string][]byte{".idx": index, ".seg": data} {
+		if err := os.WriteFile(segmentPath(dir)+suffix, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 type streamKey struct {
@@ -127,10 +170,11 @@ type streamKey struct {
 	id  StreamID
 }
 
-// readAll opens a store and reads every stream to its end.
-func readAll(t *testing.T, dir string) map[streamKey]string {
+// readAll opens a store in a boot of the host, "" for the real one, and reads every
+// stream to its end.
+func readAll(t *testing.T, dir, boot string) map[streamKey]string {
 	t.Helper()
-	s, err := Open(Config{Dir: dir}.Small())
+	s, err := Open(Config{Dir: dir, Boot: boot}.Small())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -24,7 +26,7 @@ import (
 // without a later entry nothing tells where the last move of a segment ends.
 type recovery struct {
 	s       *Store
-	crashed bool                 // the host may have: it has booted since
+	doubted uint64               // the newest segment of an earlier boot: the host may have crashed since
 	removed map[job.Key]*segment // the segment that says so
 	given   map[job.Key]gift     // the same of bytes that were given back
 	newest  map[*stream]*piece   // a stream's newest move, whose end is still open
@@ -57,7 +59,9 @@ func (s *Store) recover() error {
 	}
 	mark := filepath.Join(s.config.Dir, "boot")
 	last, known := s.lastBoot(mark)
-	r.crashed = known && last != s.config.Boot
+	if r.doubted = last.before; !known || last.boot != s.config.Boot {
+		known, r.doubted = false, math.MaxUint64
+	}
 	if err := r.orphans(); err != nil {
 		return err
 	}
@@ -66,12 +70,12 @@ func (s *Store) recover() error {
 		return err
 	}
 	slices.Sort(names)
-	r.crashed = r.crashed || !known && len(names) > 0 // nothing says that it has not
 	for _, name := range names {
 		if err := r.segment(strings.TrimSuffix(name, ".idx")); err != nil {
 			return err
 		}
 	}
+	s.number = max(s.number, last.before) // no number is ever given again
 	r.settleAll()
 	for key, grave := range r.removed {
 		if a := s.attempts[key]; a != nil {
@@ -96,31 +100,64 @@ func (s *Store) recover() error {
 	for _, number := range slices.Sorted(maps.Keys(s.segments)) {
 		s.keepNotes(s.segments[number])
 	}
-	if known && last == s.config.Boot {
+	if known {
 		return nil
 	}
-	if err := durable.WriteTwice(mark, []byte(s.config.Boot), 0o600); err != nil {
+	note := bootNote{before: s.number, boot: s.config.Boot}
+	if err := durable.WriteTwice(mark, note.encode(), 0o600); err != nil {
 		s.config.Log.Warn("boot of the host not noted", "path", mark, "error", err)
 	}
 	return nil
 }
 
-// lastBoot returns the boot in which the store was open before.
-func (s *Store) lastBoot(mark string) (boot string, known bool) {
-	damage, err := durable.ReadTwice(mark, func(data []byte) error {
-		boot = string(data)
-		if boot == "" || !utf8.ValidString(boot) || boot != s.config.Boot && strings.HasPrefix(s.config.Boot, boot) {
-			return errors.New("it is not the id of a boot")
+// bootNote is what the store keeps of the host's boot. It is written once in each: what
+// one recovery declares lost stays lost for the next ones.
+type bootNote struct {
+	before uint64 // the newest segment that was written before this boot
+	boot   string // its id
+}
+
+// encode begins with the number and ends with a newline: no part of it can be taken for
+// the whole.
+func (n bootNote) encode() []byte { return fmt.Appendf(nil, "%d %s\n", n.before, n.boot) }
+
+// decode also reads the notes of older versions, which are the id alone.
+func (n *bootNote) decode(data []byte) error {
+	text := string(data)
+	n.before, n.boot = 0, text
+	if number, boot, found := strings.Cut(text, " "); found {
+		if before, err := strconv.ParseUint(number, 10, 64); err == nil {
+			if boot, found = strings.CutSuffix(boot, "\n"); !found {
+				return errors.New("it is not whole")
+			}
+			n.before, n.boot = before, boot
 		}
-		return nil
+	}
+	if n.boot == "" || !utf8.ValidString(n.boot) {
+		return errors.New("it is not the id of a boot")
+	}
+	return nil
+}
+
+// lastBoot returns what is noted of the boot in which the store was open before.
+func (s *Store) lastBoot(mark string) (last bootNote, known bool) {
+	damage, err := durable.ReadTwice(mark, func(data []byte) error {
+		err := last.decode(data)
+		if err == nil && last.boot != s.config.Boot && strings.HasPrefix(s.config.Boot, last.boot) {
+			err = errors.New("it is not the id of a boot")
+		}
+		return err
 	})
 	switch {
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist):
+		return bootNote{}, false
+	case err != nil:
 		s.config.Log.Warn("the boot of the host's last life cannot be read; what was written last counts as lost", "path", mark, "err", err)
+		return bootNote{}, false
 	case damage != nil:
 		s.config.Log.Warn("the file of the host's boot was damaged and is written again from its second copy", "path", mark, "err", damage)
 	}
-	return boot, err == nil
+	return last, true
 }
 
 // orphans removes segments without an index: the worker was killed between
@@ -225,7 +262,7 @@ func (r *recovery) replay(seg *segment, raw []byte) {
 			last = r.move(seg, &e)
 		}
 	}
-	if last != nil && r.crashed {
+	if last != nil && seg.number <= r.doubted {
 		last.sure = false // a later entry may not have come to the disk
 	}
 	r.bound(last, seg.size)
