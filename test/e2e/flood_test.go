@@ -31,7 +31,7 @@ type flood struct{ submits, readers, watchers, listers, stops int }
 // stalledReader is more than what a read of output that stands still holds in a
 // daemon, and floodRoom what else a flood may take.
 const (
-	stalledReader = 3 << 20
+	stalledReader = 128 << 10
 	floodRoom     = 256 << 20
 	stopsWithin   = 30 * time.Second // on any machine
 )
