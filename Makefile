@@ -33,7 +33,7 @@ demo: build ## start a cluster on this machine and run a first job
 # race detector, and takes ten times as long with it.
 test: needs build ## unit, property, conformance, command-line, end-to-end and short fuzz tests
 	$(GO) test -race -shuffle=on -timeout 10m -skip '^TestScripts$$' $$($(GO) list ./... | grep -v /test/)
-	$(GO) test -shuffle=on -timeout 15m ./cmd/drover ./test/...
+	$(GO) test -shuffle=on -timeout 25m ./cmd/drover ./test/...
 	@GO=$(GO) bash test/fuzz.sh 3s
 
 needs:

@@ -155,11 +155,15 @@ func readToken(path string) (tokenRecord, error) {
 
 // sweepTokens removes the tokens that nobody used in time.
 func (ca *CA) sweepTokens(now time.Time) error {
-	files, err := filepath.Glob(ca.file("tokens/[0-9a-f]*"))
-	if err != nil {
+	entries, err := os.ReadDir(ca.file("tokens"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("look through the tokens: %w", err)
 	}
-	for _, f := range files {
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") {
+			continue // it is being written
+		}
+		f := ca.file("tokens/" + e.Name())
 		rec, err := readToken(f)
 		if err != nil || now.Before(rec.Expires) {
 			continue // a damaged one is reported to whoever redeems it

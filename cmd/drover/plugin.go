@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -169,16 +168,11 @@ func (e *env) installPlugins(ctx context.Context, dir, from, sum string) error {
 		if sum != "" {
 			return problem.UsageError("plugin install", "--sha256 is of one file, %s is a folder", from)
 		}
-		found, err := filepath.Glob(filepath.Join(from, "drover-runner-*"))
+		found, err := pluginhost.Programs(from)
 		if err != nil {
-			return errs.E("install plugins", errs.Invalid, "PLUGIN_FILE", err)
+			return err
 		}
-		files = found[:0]
-		for _, f := range found {
-			if filepath.Ext(f) != ".json" {
-				files = append(files, f)
-			}
-		}
+		files = found
 		if len(files) == 0 {
 			return errs.E("install plugins", errs.NotFound, "PLUGIN_FILE", fmt.Errorf("there is no drover-runner-* in %s", from))
 		}

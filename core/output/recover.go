@@ -62,17 +62,23 @@ func (s *Store) recover() error {
 	if r.doubted = last.before; !known || last.boot != s.config.Boot {
 		known, r.doubted = false, math.MaxUint64
 	}
-	if err := r.orphans(); err != nil {
-		return err
-	}
-	names, err := filepath.Glob(filepath.Join(s.config.Dir, "segments", "*.idx"))
+	segments := filepath.Join(s.config.Dir, "segments")
+	files, err := os.ReadDir(segments) // in the order of their numbers
 	if err != nil {
 		return err
 	}
-	slices.Sort(names)
-	for _, name := range names {
-		if err := r.segment(strings.TrimSuffix(name, ".idx")); err != nil {
-			return err
+	for _, f := range files {
+		if name, ok := strings.CutSuffix(f.Name(), ".seg"); ok {
+			if err := r.orphan(filepath.Join(segments, name)); err != nil {
+				return err
+			}
+		}
+	}
+	for _, f := range files {
+		if name, ok := strings.CutSuffix(f.Name(), ".idx"); ok {
+			if err := r.segment(filepath.Join(segments, name)); err != nil {
+				return err
+			}
 		}
 	}
 	s.number = max(s.number, last.before) // no number is ever given again
@@ -160,24 +166,14 @@ func (s *Store) lastBoot(mark string) (last bootNote, known bool) {
 	return last, true
 }
 
-// orphans removes segments without an index: the worker was killed between
-// making, or removing, the two files.
-func (r *recovery) orphans() error {
-	names, err := filepath.Glob(filepath.Join(r.s.config.Dir, "segments", "*.seg"))
-	if err != nil {
-		return err
+// orphan removes a segment without an index: the worker was killed between making, or
+// removing, the two files.
+func (r *recovery) orphan(path string) error {
+	if _, err := os.Stat(path + ".idx"); !errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	for _, name := range names {
-		_, err := os.Stat(strings.TrimSuffix(name, ".seg") + ".idx")
-		if !errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		r.s.config.Log.Info("segment without index removed", "path", name)
-		if err := os.Remove(name); err != nil {
-			return err
-		}
-	}
-	return nil
+	r.s.config.Log.Info("segment without index removed", "path", path+".seg")
+	return os.Remove(path + ".seg")
 }
 
 // segment opens the two files of a segment and replays its index.

@@ -362,8 +362,12 @@ func (h *Host) takeOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	left, err := h.sweep(records, lost)
+	if err != nil {
+		return err
+	}
 	h.mu.Lock()
-	h.dead = append(h.dead, h.sweep(records, lost)...)
+	h.dead = append(h.dead, left...)
 	h.mu.Unlock()
 	for _, r := range records {
 		proc, err := h.reattach(ctx, r)

@@ -272,10 +272,15 @@ func (h *Host) forget(r *record) {
 // before it could write one, while it was forgetting, or the record is lost. What such a
 // process has left is settled by its exit journal, as that of one that died: a start in
 // there must not be taken for one that never reached a plugin (P2, P17).
-func (h *Host) sweep(records []record, lost []string) (left []record) {
-	dirs, err := filepath.Glob(filepath.Join(h.config.State, "run", "*"))
+func (h *Host) sweep(records []record, lost []string) (left []record, err error) {
+	run := filepath.Join(h.config.State, "run")
+	entries, err := os.ReadDir(run)
 	if err != nil {
-		return nil // unreachable: the pattern is good
+		return nil, fmt.Errorf("look for plugins of an earlier worker: %w", err)
+	}
+	var dirs []string
+	for _, e := range entries {
+		dirs = append(dirs, filepath.Join(run, e.Name()))
 	}
 	for _, base := range lost {
 		// The other place of such folders.
@@ -301,7 +306,7 @@ func (h *Host) sweep(records []record, lost []string) (left []record) {
 		}
 		left = append(left, r)
 	}
-	return left
+	return left, nil
 }
 
 func isFolder(path string) bool {

@@ -169,6 +169,21 @@ func writeTemp(dir string, mode os.FileMode, from io.Reader) (string, error) {
 	return out.Name(), nil
 }
 
+// Programs lists the files of runner plugins in a folder.
+func Programs(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, errs.E("look for runner plugins", errs.Invalid, "PLUGIN_FOLDER", err)
+	}
+	var files []string
+	for _, e := range entries {
+		if name, ok := strings.CutPrefix(e.Name(), filePrefix); ok && !strings.Contains(name, ".") {
+			files = append(files, filepath.Join(dir, e.Name()))
+		}
+	}
+	return files, nil
+}
+
 func keepVersion(dir string, m Manifest) error {
 	kept := filepath.Join(dir, ".versions", m.Name)
 	if err := os.MkdirAll(kept, 0o755); err != nil {
@@ -183,11 +198,15 @@ func keepVersion(dir string, m Manifest) error {
 
 // Versions lists the files of earlier versions of a plugin, by version and sum.
 func Versions(dir, name string) ([]string, error) {
-	files, err := filepath.Glob(filepath.Join(dir, ".versions", name, "*"))
-	if err != nil {
+	kept := filepath.Join(dir, ".versions", name)
+	entries, err := os.ReadDir(kept)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, errs.E("list plugin versions", errs.Internal, "PLUGIN_FOLDER", err)
 	}
-	slices.Sort(files)
+	var files []string
+	for _, e := range entries {
+		files = append(files, filepath.Join(kept, e.Name()))
+	}
 	return files, nil
 }
 

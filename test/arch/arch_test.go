@@ -221,6 +221,36 @@ func mutableVariables(t *testing.T, p pkg, f file) {
 	}
 }
 
+// TestNamesAreNoPatterns: a folder that people name may be called [1] or *.
+func TestNamesAreNoPatterns(t *testing.T) {
+	t.Parallel()
+	for _, p := range load(t) {
+		for _, f := range p.files {
+			ast.Inspect(f.syntax, func(n ast.Node) bool {
+				call, ok := n.(*ast.CallExpr)
+				if !ok {
+					return true
+				}
+				sel, ok := call.Fun.(*ast.SelectorExpr)
+				if !ok || sel.Sel.Name != "Glob" && sel.Sel.Name != "Match" {
+					return true
+				}
+				if from, ok := sel.X.(*ast.Ident); !ok || from.Name != "filepath" {
+					return true
+				}
+				arg := call.Args[0]
+				if join, ok := arg.(*ast.CallExpr); ok {
+					arg = join.Args[0]
+				}
+				if lit, ok := arg.(*ast.BasicLit); !ok || !strings.HasPrefix(lit.Value, `"/proc/`) && lit.Value != `"/proc"` {
+					t.Errorf("%s: a pattern that begins with a name: read the folder", p.fset.Position(n.Pos()))
+				}
+				return true
+			})
+		}
+	}
+}
+
 // TestTestsOutweighCode: at least 1.3 lines of test per line of code.
 func TestTestsOutweighCode(t *testing.T) {
 	t.Parallel()

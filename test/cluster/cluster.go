@@ -102,6 +102,16 @@ func New(t testing.TB, bin string, flags ...string) *Cluster {
 	return start(t, &Cluster{T: t, Bin: bin, Dir: t.TempDir()}, "127.0.0.1:0", flags)
 }
 
+// NewBelow is New with all files in a folder of that name.
+func NewBelow(t testing.TB, bin, name string) *Cluster {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return start(t, &Cluster{T: t, Bin: bin, Dir: dir}, "127.0.0.1:0", nil)
+}
+
 // NewRevived is New for daemons that die by themselves at points of their code:
 // one that SIGKILL has ended is started again at once, where it was. env is
 // added to the environment of the daemons.

@@ -85,13 +85,17 @@ func faulty(t *testing.T, flags ...string) (*cluster.Cluster, *cluster.Daemon) {
 // plugins are the pids of a worker's plugin processes of one runner.
 func plugins(c *cluster.Cluster, w *cluster.Daemon, name string) []int {
 	c.T.Helper()
-	files, err := filepath.Glob(filepath.Join(w.Data, "plugins", "plugins", "*.json"))
+	folder := filepath.Join(w.Data, "plugins", "plugins")
+	files, err := os.ReadDir(folder)
 	if err != nil {
 		c.T.Fatal(err)
 	}
 	var out []int
 	for _, f := range files {
-		data, err := os.ReadFile(f)
+		if filepath.Ext(f.Name()) != ".json" {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(folder, f.Name()))
 		if err != nil || !strings.Contains(string(data), `"name":"`+name+`"`) && !strings.Contains(string(data), `"name": "`+name+`"`) {
 			continue
 		}

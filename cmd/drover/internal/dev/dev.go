@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"github.com/droverhq/drover/certs"
@@ -205,21 +204,16 @@ func workerName(i int) string { return "w" + strconv.Itoa(i+1) }
 
 // preparePlugins installs the runner plugins that lie beside the binary.
 func (c *Cluster) preparePlugins() error {
-	found, err := filepath.Glob(filepath.Join(filepath.Dir(c.opts.Binary), "drover-runner-*"))
+	found, err := pluginhost.Programs(filepath.Dir(c.opts.Binary))
 	if err != nil {
-		return fmt.Errorf("look for runner plugins: %w", err)
+		return err
 	}
-	installed := 0
 	for _, f := range found {
-		if strings.Contains(filepath.Base(f), ".") {
-			continue
-		}
 		if _, err := pluginhost.Install(c.path("plugins"), f, ""); err != nil {
 			return err
 		}
-		installed++
 	}
-	if installed == 0 {
+	if len(found) == 0 {
 		return errs.E("prepare the dev cluster", errs.NotFound, "NO_PLUGINS",
 			fmt.Errorf("no drover-runner-* beside %s", c.opts.Binary)).WithHint(`build them with "make build"`)
 	}

@@ -256,12 +256,17 @@ type pluginRecord struct {
 }
 
 func pluginProcesses(data, worker string) ([]Process, error) {
-	files, err := filepath.Glob(filepath.Join(data, "plugins", "plugins", "*.json"))
-	if err != nil {
+	folder := filepath.Join(data, "plugins", "plugins")
+	entries, err := os.ReadDir(folder)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("look for plugins: %w", err)
 	}
 	var out []Process
-	for _, f := range files {
+	for _, e := range entries {
+		f := filepath.Join(folder, e.Name())
+		if filepath.Ext(f) != ".json" {
+			continue
+		}
 		var rec pluginRecord
 		if err := readJSON(f, &rec); err != nil {
 			if errors.Is(err, fs.ErrNotExist) {
