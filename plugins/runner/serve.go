@@ -98,14 +98,14 @@ func serve(r Runner, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := handDown(); err != nil {
+		return err
+	}
 	log, err := os.OpenFile(filepath.Join(dir, logName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}
 	defer log.Close()
-	syscall.Umask(umask)
-	// A worker that is killed must not take the plugin with it.
-	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP)
 	return runPlugin(r, dir, idle, log)
 }
 

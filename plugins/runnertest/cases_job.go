@@ -284,3 +284,22 @@ func cleanProcess(t *testing.T, h Harness) {
 		}
 	}
 }
+
+// bornClean: what a worker was started with is not for jobs, and goes through the plugin.
+func bornClean(t *testing.T, h Harness) {
+	const worse = `import os, signal, sys
+for s in range(1, 32):
+    if s not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD):
+        signal.signal(s, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
+os.umask(0o077)
+open("/proc/self/oom_score_adj", "w").write("500")
+os.execv(sys.argv[1], sys.argv[1:])`
+	j := newWorld(t, h, Options{By: []string{"python3", "-c", worse}}).prepare("birth").run()
+	said, _ := j.output()
+	j.mustExit(0)
+	const want = "Umask:\t0022\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\noom 0\n"
+	if said != want {
+		t.Errorf("a job is born with %q, want %q", said, want)
+	}
+}

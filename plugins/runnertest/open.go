@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -87,7 +88,8 @@ func launch(t testing.TB, path string, protocol uint, o Options) (*Plugin, error
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path)
+	argv := append(slices.Clone(o.By), path)
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = []string{
 		runner.DirVariable + "=" + dir, runner.IdleVar + "=" + o.Idle.String(),
 		plugin.EnvUnixSocketDir + "=" + dir, "PATH=" + os.Getenv("PATH"),

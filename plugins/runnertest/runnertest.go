@@ -32,6 +32,7 @@ type Harness struct {
 // Options of one plugin.
 type Options struct {
 	Idle time.Duration // see runner.ServerConfig
+	By   []string      // a program and its arguments that execute the plugin, which is named after them
 }
 
 // Plugin is a runner behind its protocol.
@@ -70,6 +71,12 @@ func RunPlugin(t *testing.T, path string, h Harness) {
 		t.Parallel()
 		otherProtocol(t, path)
 	})
+	if h.Interpreter != "" {
+		t.Run("a job is born as after a login, whatever the worker was started by", func(t *testing.T) {
+			t.Parallel()
+			bornClean(t, h)
+		})
+	}
 	t.Run("describes itself for its manifest", func(t *testing.T) {
 		t.Parallel()
 		describes(t, path, h)

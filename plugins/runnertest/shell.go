@@ -29,6 +29,7 @@ setsid sh -c 'echo $$; exec sleep 1000' &
 read x < "$1"`,
 	"stat":        `cat "/proc/$$/stat"`,
 	"status":      `cat "/proc/$$/status"`,
+	"birth":       `grep -E '^(SigIgn|SigBlk|Umask):' /proc/self/status; echo "oom $(cat /proc/self/oom_score_adj)"`,
 	"limits":      `cat "/proc/$$/limits"`,
 	"descriptors": `for f in /proc/$$/fd/*; do readlink "$f"; done; exit 0`,
 }
@@ -37,7 +38,9 @@ read x < "$1"`,
 // shell with the arguments and the environment that it was started with, not
 // with those that Python makes of them (PEP 538 adds LC_CTYPE).
 func Python(shell string) string {
-	return `import os, sys
+	return `import os, signal, sys
+for s in signal.SIGPIPE, signal.SIGXFSZ: # which Python ignores
+    signal.signal(s, signal.SIG_DFL)
 given = open("/proc/self/environ", "rb").read().split(b"\0")
 environ = dict(kv.split(b"=", 1) for kv in given if kv)
 os.execve("/bin/bash", [b"bash", b"-c", ` + pythonBytes(shell) + `, b"script"] + [os.fsencode(a) for a in sys.argv[1:]], environ)
