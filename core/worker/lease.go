@@ -107,12 +107,17 @@ func (m *Machine) need(a *attempt, n int) {
 // has ended meanwhile, has run out.
 func (m *Machine) restoreLease(l *journal.Lease) {
 	m.lease = lease{over: true}
-	if l == nil {
-		return
+	if l != nil {
+		m.lease = lease{until: l.Until, over: l.Over, lapses: l.Lapses, kept: l.Until}
+		if l.BootID != m.boot {
+			m.lease.until = 0
+		}
 	}
-	m.lease = lease{until: l.Until, over: l.Over, lapses: l.Lapses, kept: l.Until}
-	if l.BootID != m.boot {
-		m.lease.until = 0
+	if m.lease.over && m.epoch > 1 {
+		// The earlier life may have had a lease that is not on disk, and orders of it may
+		// be on their way: it has run out.
+		m.lease.lapses++
+		m.recordLease()
 	}
 }
 

@@ -168,16 +168,16 @@ func TestP7ARestartKeepsTheLease(t *testing.T) {
 		lapses uint64
 		taken  bool // an order of these lapses is taken
 	}{
-		{"none was kept", nil, "b", 0, false},
+		{"none was kept", nil, "b", 1, false},
 		{"it goes on", &journal.Lease{BootID: "b", Until: 10 * time.Second, Lapses: 3}, "b", 3, true},
 		{"it has ended meanwhile", &journal.Lease{BootID: "b", Until: time.Second, Lapses: 3}, "b", 4, false},
-		{"it had ended before", &journal.Lease{BootID: "b", Until: time.Second, Over: true, Lapses: 3}, "b", 3, false},
+		{"it had ended before", &journal.Lease{BootID: "b", Until: time.Second, Over: true, Lapses: 3}, "b", 4, false},
 		{"it is of another boot", &journal.Lease{BootID: "a", Until: 10 * time.Second, Lapses: 3}, "b", 4, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			m := NewMachine(MachineConfig{BootID: c.boot})
-			m.Restore(at(5*time.Second), &journal.State{Lease: c.lease})
+			m.Restore(at(5*time.Second), &journal.State{Epoch: 1, Lease: c.lease})
 			if m.Lapses() != c.lapses {
 				t.Errorf("%d lapses, want %d", m.Lapses(), c.lapses)
 			}
@@ -186,6 +186,29 @@ func TestP7ARestartKeepsTheLease(t *testing.T) {
 				t.Errorf("an order gives %v", effects)
 			}
 		})
+	}
+}
+
+// TestP4_RestartForgetsTheLease_AnEarlierOrderIsRefused: a lease is on disk only while a
+// job needs it. The order may have been given up since, and a new lease gives it no right.
+func TestP4_RestartForgetsTheLease_AnEarlierOrderIsRefused(t *testing.T) {
+	t.Parallel()
+	m := NewMachine(MachineConfig{BootID: "b"})
+	var disk []journal.Record
+	for _, e := range append(m.Restore(at(0), journal.Replay(nil)), m.Step(at(0), Renewed{Lease: 10 * time.Second, Term: 1})...) {
+		if r, ok := e.(Record); ok {
+			disk = append(disk, r.Record)
+		}
+	}
+	earlier := m.Lapses()
+	m = NewMachine(MachineConfig{BootID: "b"})
+	m.Restore(at(time.Second), journal.Replay(disk))
+	m.Step(at(time.Minute), Renewed{Asked: at(time.Minute).Boot, Lease: 10 * time.Second, Term: 1, Lapses: m.Lapses()})
+	if effects := kinds(m.Step(at(time.Minute), StartAsked{Order: leasedOrder(1, earlier), Session: 1})); slices.Contains(effects, "Prepare") {
+		t.Errorf("the order of before gives %v", effects)
+	}
+	if effects := kinds(m.Step(at(time.Minute), StartAsked{Order: leasedOrder(2, m.Lapses()), Session: 1})); !slices.Contains(effects, "Prepare") {
+		t.Errorf("a new order gives %v", effects)
 	}
 }
 
