@@ -179,6 +179,7 @@ func (m *Machine) enqueue(e *entry) {
 	if c := m.queue.add(e); c.reason != "" {
 		e.Reason, e.Message = c.reason, registry.Explain(c.reason, &e.Spec)
 	}
+	e.deadline = time.Time{} // one that was set while it was dispatched
 	if e.Spec.QueueTimeout > 0 {
 		m.setDeadline(e, m.now.Add(e.Spec.QueueTimeout))
 	}

@@ -84,3 +84,16 @@ func TestP5_OrderThatWasNeverSent_IsMadeElsewhere(t *testing.T) {
 		}
 	})
 }
+
+// TestP4_UnsentOrderIsRequeuedWhileItsWorkerIsOffline_ItsPartitionDeadlineIsGone: the
+// deadline after which the job would be given up was taken for a queue timeout.
+func TestP4_UnsentOrderIsRequeuedWhileItsWorkerIsOffline_ItsPartitionDeadlineIsGone(t *testing.T) {
+	desks(t, func(t *testing.T, d *desk) {
+		w := d.worker("w", 1)
+		id := d.submit(job.Spec{Command: "sleep", OnPartition: job.StopItself})
+		d.pass(testLease)
+		d.step(Event{Unsent: &Unsent{Worker: w, Keys: []job.Key{{Job: id, Attempt: 1}}}})
+		d.pass(time.Hour)
+		d.want(id, job.Queued, job.ReasonNoWorker)
+	})
+}
