@@ -68,6 +68,7 @@ func (m *Machine) unsent(u *Unsent) {
 		e.Worker, e.WorkerName, e.UnreachableSince = job.WorkerID{}, "", time.Time{}
 		m.enqueue(e)
 		m.put(e)
+		m.awaitStrays(e)
 		m.dirty = true
 	}
 }

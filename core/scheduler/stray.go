@@ -112,7 +112,12 @@ func (m *Machine) endStray(w job.WorkerID, key job.Key) {
 // hold keeps a job from its next attempt while one that was given up still runs (P5).
 func (m *Machine) hold(e *entry) {
 	e.strays++
-	if e.State != job.Queued || e.delayed {
+	m.awaitStrays(e)
+}
+
+// awaitStrays takes a job out of the queue while there are any.
+func (m *Machine) awaitStrays(e *entry) {
+	if e.strays == 0 || e.State != job.Queued || e.delayed {
 		return
 	}
 	m.queue.remove(e)

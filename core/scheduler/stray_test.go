@@ -107,3 +107,28 @@ func TestAStopKeepsItsGraceOverARestart(t *testing.T) {
 		t.Errorf("no stop is ordered: %q", kinds(d.last))
 	})
 }
+
+// TestP5_OrderIsTakenBackWhileAStrayRuns_TheJobWaits: what was told of while an order was on
+// its way holds back the next one, too.
+func TestP5_OrderIsTakenBackWhileAStrayRuns_TheJobWaits(t *testing.T) {
+	desks(t, func(t *testing.T, d *desk) {
+		w := d.worker("w", 2)
+		id := d.submit(job.Spec{Command: "sleep", Retry: job.Retry{Max: 1, OnLost: true}})
+		running := d.says(id, job.Running)
+		d.report(running)
+		d.cut(w)
+		d.pass(2 * testLease)
+		d.ask(Event{Remove: &w})
+		mute := d.worker("mute", 1)
+		d.want(id, job.Dispatched, "") // before the worker is back
+		d.register("w", 2)
+		d.hello(w, "boot", running)
+		d.cut(mute)
+		d.step(Event{Unsent: &Unsent{Worker: mute, Keys: []job.Key{{Job: id, Attempt: 2}}}})
+		d.want(id, job.Queued, reasonRetry)
+		stopped := running
+		stopped.Sequence, stopped.State = running.Sequence+1, job.Stopped
+		d.frame(w, Up{Reports: []job.Report{stopped}})
+		d.want(id, job.Dispatched, "")
+	})
+}
