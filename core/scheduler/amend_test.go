@@ -43,6 +43,69 @@ func TestP8_OutputSealedLater_CompletesTheRecord(t *testing.T) {
 	}
 }
 
+// TestP8_OutputOfAnEarlierAttemptSealedLater_CompletesTheRecord: of an attempt that was
+// retried while its children held the output, whatever has become of the job meanwhile.
+func TestP8_OutputOfAnEarlierAttemptSealedLater_CompletesTheRecord(t *testing.T) {
+	desks(t, func(t *testing.T, d *desk) {
+		w := d.worker("w", 1)
+		id := d.submit(job.Spec{Command: "sleep", Retry: job.Retry{Max: 2, OnFailure: true}})
+		fail := func() job.Report {
+			d.report(d.says(id, job.Running))
+			r := d.exits(id, 3)
+			r.Stdout = job.Stream{Size: 3}
+			d.report(r)
+			return r
+		}
+		sealed := func(r job.Report) job.Report {
+			d.seq++
+			r.Sequence, r.Stdout = d.seq, job.Stream{Size: 4, SHA256: "sum"}
+			return r
+		}
+		first, second := fail(), fail()
+		before := d.job(id).Past
+		d.frame(w, Up{Reports: []job.Report{sealed(first)}})
+		d.want(id, job.Dispatched, "")
+		d.report(d.says(id, job.Running))
+		d.report(d.exits(id, 0))
+		d.frame(w, Up{Reports: []job.Report{sealed(second)}})
+		d.want(id, job.Succeeded, "")
+		for i, a := range d.job(id).Past {
+			if a.Stdout != (job.Stream{Size: 4, SHA256: "sum"}) || a.Worker != w || *a.ExitCode != 3 {
+				t.Errorf("attempt %d is recorded as %+v, before as %+v", a.Number, a, before[i])
+			}
+		}
+		later := sealed(first)
+		later.Stdout.SHA256 = "other"
+		d.frame(w, Up{Reports: []job.Report{later}})
+		if got := d.job(id).Past[0].Stdout.SHA256; got != "sum" {
+			t.Errorf("what has a sum has now %q", got)
+		}
+	})
+}
+
+// TestP8_OutputsOfTwoAttemptsSealedTogether_AreBothRecorded: within one round neither
+// undoes the other.
+func TestP8_OutputsOfTwoAttemptsSealedTogether_AreBothRecorded(t *testing.T) {
+	desks(t, func(t *testing.T, d *desk) {
+		w := d.worker("w", 1)
+		id := d.submit(job.Spec{Command: "sleep", Retry: job.Retry{Max: 1, OnFailure: true}})
+		var sealed []job.Report
+		for _, code := range []int32{3, 0} {
+			d.report(d.says(id, job.Running))
+			r := d.exits(id, code)
+			r.Stdout.Size = 3
+			d.report(r)
+			r.Sequence += 10
+			r.Stdout.SHA256, r.Stderr.SHA256 = "sum", "none"
+			sealed = append(sealed, r)
+		}
+		d.frame(w, Up{Reports: sealed})
+		if j := d.job(id); j.Past[0].Stdout.SHA256 != "sum" || j.Result.Stdout.SHA256 != "sum" {
+			t.Errorf("attempt 1 has %+v, attempt 2 %+v", j.Past[0].Stdout, j.Result.Stdout)
+		}
+	})
+}
+
 // TestP8_NoRoom_TheReasonIsShown while the job is what it was.
 func TestP8_NoRoom_TheReasonIsShown(t *testing.T) {
 	t.Parallel()

@@ -137,25 +137,38 @@ func (m *Machine) letGo(e *entry) {
 // one that was given up how it was stopped, and what could be sealed only when nobody
 // held a pipe any more (P8). What has a sum is final.
 func (m *Machine) amend(from job.WorkerID, j *job.Job, r *job.Report) {
-	if !j.State.Terminal() || j.Attempt != r.Attempt {
-		return
-	}
 	more, changed := *j, false
-	if r.StopProof != nil && j.Result.StopProof == nil {
-		more.Result.StopProof, changed = r.StopProof, true
+	if i := slices.IndexFunc(j.Past, func(a job.Attempt) bool { return a.Number == r.Attempt }); i >= 0 {
+		more.Past = slices.Clone(j.Past)
+		a := &more.Past[i]
+		changed = a.Worker == from && a.State == r.State && seal(r, &a.Stdout, &a.Stderr)
 	}
-	if j.Worker == from && j.State == r.State && r.Sequence > j.Result.Sequence {
-		for _, s := range []struct{ of, now *job.Stream }{{&more.Result.Stdout, &r.Stdout}, {&more.Result.Stderr, &r.Stderr}} {
-			if s.of.SHA256 == "" && s.now.SHA256 != "" && s.now.Size >= s.of.Size {
-				*s.of = *s.now
-				more.Result.Sequence, changed = r.Sequence, true
-			}
+	if j.State.Terminal() && j.Attempt == r.Attempt {
+		if r.StopProof != nil && j.Result.StopProof == nil {
+			more.Result.StopProof, changed = r.StopProof, true
+		}
+		if j.Worker == from && j.State == r.State && r.Sequence > j.Result.Sequence && seal(r, &more.Result.Stdout, &more.Result.Stderr) {
+			more.Result.Sequence, changed = r.Sequence, true
 		}
 	}
-	if !changed {
-		return
+	if e := m.jobs[j.ID]; changed && e != nil {
+		e.Job = more
+		m.put(e)
+	} else if changed {
+		m.ended[j.ID] = &more
+		m.effect(Effect{Put: &more, Drop: true, Amend: true})
 	}
-	m.effect(Effect{Put: &more, Drop: true, Amend: true})
+}
+
+// seal takes over the sums that a record lacks.
+func seal(r *job.Report, stdout, stderr *job.Stream) (changed bool) {
+	for _, s := range []struct{ of, now *job.Stream }{{stdout, &r.Stdout}, {stderr, &r.Stderr}} {
+		if s.of.SHA256 == "" && s.now.SHA256 != "" && s.now.Size >= s.of.Size {
+			*s.of = *s.now
+			changed = true
+		}
+	}
+	return changed
 }
 
 func inKeyOrder(s strays) []job.Key {
