@@ -20,8 +20,19 @@ type checker struct {
 	truths  map[job.Key]*truth
 	stopped map[job.ID]bool // a stop was acknowledged
 	fences  map[int]job.Fence
-	excused map[job.Key]bool // given up while its worker slept
+	excused map[job.Key]bool         // given up while its worker slept, or with its worker
+	asked   map[job.WorkerID]bool    // workers that an operator asked to remove
+	orders  map[order]int            // how often each was sent
+	made    map[job.Key]job.WorkerID // where each attempt was dispatched to
 }
+
+// order names an order to start.
+type order struct {
+	key   job.Key
+	fence job.Fence
+}
+
+func orderOf(o *job.StartOrder) order { return order{o.Key, o.Fence} }
 
 // truth is what really happened to one attempt.
 type truth struct {
@@ -37,6 +48,7 @@ func newChecker(w *World) *checker {
 	return &checker{
 		w: w, clients: map[job.ID]*client{}, names: map[job.ID]string{}, truths: map[job.Key]*truth{},
 		stopped: map[job.ID]bool{}, fences: map[int]job.Fence{}, excused: map[job.Key]bool{},
+		asked: map[job.WorkerID]bool{}, orders: map[order]int{}, made: map[job.Key]job.WorkerID{},
 	}
 }
 
@@ -72,7 +84,7 @@ func (c *checker) began(h *host, key job.Key) Job {
 		c.w.fail("P2: %s was started twice, the second time on %s", c.label(key), h.name)
 	}
 	for k, other := range c.truths {
-		if k.Job == key.Job && k.Attempt != key.Attempt && !c.excused[k] {
+		if k.Job == key.Job && k.Attempt != key.Attempt && !c.excused[k] && !c.excused[key] {
 			if p := other.host.procs[k]; p != nil && p.main {
 				c.w.fail("P5: %s begins while %s runs", c.label(key), c.label(k))
 			}
@@ -104,16 +116,22 @@ func (c *checker) exited(p *process) {
 func (c *checker) committed(before, after job.Job) {
 	c.names[after.ID] = after.RequestID
 	c.w.log("%s: %s -> %s %s attempt %d %s", after.RequestID, before.State, after.State, after.Reason, after.Attempt, after.Message)
+	c.attempts(before, after)
 	switch {
 	case before.ID == uuid.Nil, before.State == after.State && before.Attempt == after.Attempt:
 	case before.State.Terminal():
 		c.w.fail("%s was %s and became %s", after.RequestID, before.State, after.State)
+	case requeued(before, after):
+		c.w.result.Happened["requeued, for its order was not sent"]++
+		if t := c.truths[keyOf(before)]; t != nil {
+			c.w.fail("P2: %s is requeued as unsent, and it has begun", c.label(keyOf(before)))
+		}
 	case after.State == job.Queued: // a retry
 		c.retried(before, after)
 	case !reachable(before.State, after.State):
 		c.w.fail("%s: %s -> %s is not legal", after.RequestID, before.State, after.State)
 	}
-	if after.Attempt < before.Attempt || before.Fence != (job.Fence{}) && after.Fence.Less(before.Fence) {
+	if after.Attempt < before.Attempt && !requeued(before, after) || before.Fence != (job.Fence{}) && after.Fence.Less(before.Fence) {
 		c.w.fail("%s: attempt %d fence %v after attempt %d fence %v", after.RequestID, after.Attempt, after.Fence, before.Attempt, before.Fence)
 	}
 	if after.State.Terminal() && !before.State.Terminal() {
@@ -143,8 +161,8 @@ func (c *checker) retried(before, after job.Job) {
 	if c.stopped[after.ID] {
 		c.w.fail("P9: %s was stopped and is retried", after.RequestID)
 	}
-	key := job.Key{Job: before.ID, Attempt: before.Attempt}
-	if c.partitioned(key, after.Message) {
+	key := keyOf(before)
+	if c.partitioned(key, after.Message) || c.removed(key, before.Worker, after.Message) {
 		return
 	}
 	c.notRunning(key, "it is retried")
@@ -153,14 +171,16 @@ func (c *checker) retried(before, after job.Job) {
 // ended compares a terminal state with the truth (P4, P6, P9).
 func (c *checker) ended(j job.Job) {
 	c.w.result.Ends[j.State.String()]++
-	key := job.Key{Job: j.ID, Attempt: j.Attempt}
+	key := keyOf(j)
 	t := c.truths[key]
 	r := &j.Result
 	switch j.State {
 	case job.Succeeded, job.Failed:
 		c.outcome(j, key, t, r)
 	case job.Stopped:
-		c.nothing(key, "it is STOPPED")
+		if !c.excused[key] { // it was stopped while it waited for the next attempt
+			c.nothing(key, "it is STOPPED")
+		}
 		if j.Reason == job.ReasonPartition {
 			c.w.result.Happened["stopped in a partition"]++
 		}
@@ -169,7 +189,7 @@ func (c *checker) ended(j job.Job) {
 			c.w.fail("%s is REJECTED (%s) and was started", c.label(key), j.Reason)
 		}
 	case job.Lost:
-		if c.partitioned(key, j.Reason) {
+		if c.partitioned(key, j.Reason) || c.removed(key, j.Worker, j.Reason) {
 			return
 		}
 		c.notRunning(key, "it is LOST")
@@ -226,6 +246,99 @@ func (c *checker) partitioned(key job.Key, why string) bool {
 	return true
 }
 
+// removed looks at an attempt that ended because an operator removed its worker (P4 d).
+// It may still run: wantStop checks that it is stopped once the worker is back.
+func (c *checker) removed(key job.Key, w job.WorkerID, why string) bool {
+	if !strings.Contains(why, job.ReasonWorkerGone) {
+		return false
+	}
+	if !c.asked[w] {
+		c.w.fail("P4: %s is given up with its worker, and nobody asked to remove that", c.label(key))
+	}
+	c.w.result.Happened["given up with its worker"]++
+	c.excused[key] = true
+	return true
+}
+
+// requeued reports whether a job is back in the queue because its order was not sent.
+func requeued(before, after job.Job) bool {
+	return before.State == job.Dispatched && after.State == job.Queued && after.Attempt == before.Attempt-1
+}
+
+// requeued wants each job requeued, or placed anew, whose only order was not sent.
+func (c *checker) requeued(starts []job.StartOrder) {
+	for i := range starts {
+		o := &starts[i]
+		j := c.w.sched.disk.jobs[o.Job]
+		if c.w.sched.real == nil && c.orders[orderOf(o)] == 1 && j.State == job.Dispatched && j.Fence == o.Fence {
+			c.w.fail("%s is still dispatched to %s, though its order was not sent", c.label(o.Key), j.WorkerName)
+		}
+	}
+}
+
+// stopOrdered wants a stop order to have the grace that the client gave, also after a
+// restart of the scheduler. The deadline of a drain takes it away.
+func (c *checker) stopOrdered(o job.StopOrder) {
+	j := c.w.sched.records().jobs[o.Job]
+	asked := c.jobOf(j).StopIn
+	if o.Reason != job.ReasonUser || o.Grace != nil && *o.Grace == asked || o.Grace == nil && j.StopGrace == nil {
+		return
+	}
+	c.w.fail("P9: the stop order of %s has the grace %v, the client gave %v", c.label(o.Key), o.Grace, asked)
+}
+
+// attempts wants a record to keep every attempt, with its worker.
+func (c *checker) attempts(before, after job.Job) {
+	all := after.Attempts()
+	for i := range all {
+		key := job.Key{Job: after.ID, Attempt: all[i].Number}
+		switch {
+		case all[i].Number != uint32(i+1):
+			c.w.fail("%s: attempt %d is recorded in the place of attempt %d", after.RequestID, all[i].Number, i+1)
+		case after.State == job.Dispatched && i == len(all)-1:
+			c.made[key] = after.Worker
+		case all[i].Worker != c.made[key]:
+			c.w.fail("the record of %s has the worker %s, it was dispatched to %s", c.label(key), all[i].Worker, c.made[key])
+		}
+	}
+	if len(all) != int(after.Attempt) {
+		c.w.fail("the record of %s has %d attempts of %d", after.RequestID, len(all), after.Attempt)
+	}
+	for i := range before.Past {
+		was, is := before.Past[i], after.Past[i]
+		if was.Stdout.SHA256 == "" {
+			was.Stdout = is.Stdout // sealed later
+		}
+		if is != was {
+			c.w.fail("%s: attempt %d was %+v and became %+v", after.RequestID, i+1, was, is)
+		}
+	}
+}
+
+// recorded compares each attempt that began with the record, long after its end.
+func (c *checker) recorded() {
+	for _, key := range sortedKeys(c.truths) {
+		t := c.truths[key]
+		j := c.w.sched.records().jobs[key.Job]
+		a, ok := j.AttemptOf(key.Attempt)
+		switch {
+		case !ok:
+			c.w.fail("%s began, and the record has no such attempt", c.label(key))
+		case a.WorkerName != t.host.name || !t.host.ids[a.Worker]:
+			c.w.fail("%s began on %s, and the record has the worker %q (%s)", c.label(key), t.host.name, a.WorkerName, a.Worker)
+		case a.ExitCode != nil && (*a.ExitCode != t.code || a.End.IsZero()):
+			c.w.fail("P6: the record of %s has the code %d and the end %v; it ended with %d", c.label(key), *a.ExitCode, a.End, t.code)
+		case a.ExitCode == nil:
+		case j.Spec.DetachChildren && (t.host.rebooted || c.asked[a.Worker]):
+			// Sealed when the journal was lost, or by a worker that had another id by then.
+		case a.Stdout != sealed(key): // P8: whatever held it
+			c.w.fail("P8: the record of %s has the output %+v, it was %+v", c.label(key), a.Stdout, sealed(key))
+		}
+	}
+}
+
+func keyOf(j job.Job) job.Key { return job.Key{Job: j.ID, Attempt: j.Attempt} }
+
 // notRunning wants the main process of an attempt gone.
 func (c *checker) notRunning(key job.Key, why string) {
 	if t := c.truths[key]; t != nil {
@@ -266,12 +379,7 @@ func (c *checker) converged() {
 			c.w.fail("%s is still %s (%s %s), unreachable since %v", j.RequestID, j.State, j.Reason, j.Message, j.UnreachableSince)
 		}
 	}
-	for _, id := range sortedIDs(c.w.sched.records().jobs) {
-		// P8: whatever held its output, the record has the sum in the end.
-		if j := c.w.sched.records().jobs[id]; (j.State == job.Succeeded || j.State == job.Failed) && j.Result.ExitCode != nil && j.Result.Stdout != sealed {
-			c.w.fail("P8: %s ended without the sum of its output", c.label(job.Key{Job: id, Attempt: j.Attempt}))
-		}
-	}
+	c.recorded()
 	for i := range c.w.plan.Jobs {
 		found := false
 		for _, j := range c.w.sched.records().jobs {

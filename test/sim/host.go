@@ -7,6 +7,7 @@ import (
 
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/journal"
+	"github.com/droverhq/drover/core/scheduler"
 )
 
 // host is one machine: what is on its disk, its processes, and the daemons.
@@ -37,6 +38,9 @@ type host struct {
 
 	cutUp, cutDown bool
 	cuts           int
+	mute           time.Duration // until then no session with it can begin
+
+	ids map[job.WorkerID]bool // all that schedulers have given it
 }
 
 // hurt tells whether results may be LOST: the host was rebooted, or both its worker
@@ -44,7 +48,7 @@ type host struct {
 func (h *host) hurt() bool { return h.rebooted || h.pluginKilled && h.workerKilled }
 
 func newHost(w *World, n int) *host {
-	return &host{w: w, n: n, name: fmt.Sprintf("w%d", n+1), boot: 1, rate: w.plan.rate(n + 1), procs: map[job.Key]*process{}}
+	return &host{w: w, n: n, name: fmt.Sprintf("w%d", n+1), boot: 1, rate: w.plan.rate(n + 1), procs: map[job.Key]*process{}, ids: map[job.WorkerID]bool{}}
 }
 
 func (w *World) hostOf(name string) *host {
@@ -242,9 +246,10 @@ func (w *World) inflict(f Fault) {
 	case CutUp, CutDown, CutBoth:
 		h.cut(f)
 	case Reset:
-		if h.worker != nil && h.worker.session != nil {
-			h.worker.session.close()
-		}
+		h.flap(w.now + f.For)
+	case NoSession:
+		h.mute = max(h.mute, w.now+f.For)
+		h.reset()
 	case FreezeSched:
 		w.sched.frozen = true
 		life := w.sched.life
@@ -261,7 +266,52 @@ func (w *World) inflict(f Fault) {
 		w.drain(h, f)
 	case Rollback:
 		w.sched.rollback(f)
+	case Remove:
+		w.remove(h, f)
 	}
+}
+
+// flap ends the session with a worker, and those that follow until end.
+func (h *host) flap(end time.Duration) {
+	h.reset()
+	if h.w.now < end {
+		h.w.after(h.w.between(20*time.Millisecond, 200*time.Millisecond), func() { h.flap(end) })
+	}
+}
+
+// reset ends the session with a worker.
+func (h *host) reset() {
+	if h.worker != nil && h.worker.session != nil {
+		h.worker.session.close()
+	}
+}
+
+// remove makes a worker unreachable and lets an operator remove it. Its jobs keep running,
+// and the worker comes back with them.
+func (w *World) remove(h *host, f Fault) {
+	away := lease + 3*time.Second + f.For
+	switch f.Point {
+	case BeforeCommit:
+		h.killWorker()
+		w.after(away, h.startWorker)
+	case AfterCommit:
+		h.freeze(away)
+	default:
+		h.cut(Fault{Kind: CutBoth, For: away})
+	}
+	end, removed := w.now+away, false
+	var try func()
+	try = func() {
+		if removed || w.now >= min(end, faultyFor) {
+			return
+		}
+		w.after(time.Second, try)
+		if id, ok := w.sched.find(h.name); ok && w.sched.serves() {
+			w.check.asked[id] = true
+			w.sched.ask(scheduler.Event{Remove: &id}, func(r scheduler.Result) { removed = removed || r.Err == nil })
+		}
+	}
+	try()
 }
 
 func (w *World) doomScheduler(f Fault) {
@@ -350,7 +400,7 @@ func (w *World) heal() {
 	w.sched.thaw()
 	for _, h := range w.hosts {
 		h.cuts++
-		h.cutUp, h.cutDown = false, false
+		h.cutUp, h.cutDown, h.mute = false, false, 0
 		if h.worker == nil {
 			h.startWorker()
 		}

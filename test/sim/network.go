@@ -46,8 +46,11 @@ func (c *conn) close() {
 		return
 	}
 	c.open = false
-	for _, frame := range c.down.queue {
-		if h := c.p.h; c.w.chance(2) {
+	var unsent []job.StartOrder
+	for i, frame := range c.down.queue {
+		if i >= c.down.given {
+			unsent = append(unsent, frame.Starts...)
+		} else if h := c.p.h; c.w.chance(2) {
 			boot := h.boot
 			late := func() {
 				if h.worker != nil && h.boot == boot {
@@ -72,6 +75,9 @@ func (c *conn) close() {
 	if !k.s.up || k.s.life != k.life {
 		return
 	}
+	if len(unsent) > 0 && !k.gone { // links.use
+		k.s.notSent(k.worker.ID, unsent)
+	}
 	if c.talked {
 		k.s.deliver(scheduler.Event{Up: &scheduler.UpEvent{Worker: k.worker.ID, Link: c.number, Closed: true}})
 	}
@@ -84,10 +90,11 @@ func (c *conn) close() {
 const keepalive = 6 * time.Second
 
 // pipe carries frames in order. While the network is cut they wait, until the
-// stream is given up.
+// stream is given up. Those that were not given to the network by then never arrive.
 type pipe[T any] struct {
 	c     *conn
 	queue []T
+	given int // how many of queue, from the front, the network has
 	last  time.Duration
 	since time.Duration // of the cut, 0 without one
 	cut   func() bool
@@ -99,7 +106,20 @@ func (p *pipe[T]) send(frame T) {
 		return
 	}
 	p.queue = append(p.queue, frame)
+	blocked := p.cut() && p.c.w.chance(3) // the buffers of a network that is cut may be full
+	give := func() {
+		if !blocked {
+			p.given = min(p.given+1, len(p.queue))
+		}
+	}
+	late := p.c.w.chance(2) // its sender is slow
+	if !late {
+		give()
+	}
 	p.c.w.soon(func() {
+		if late {
+			give()
+		}
 		p.last = max(p.last, p.c.w.now)
 		p.c.w.at(p.last, p.pump)
 	})
@@ -125,7 +145,7 @@ func (p *pipe[T]) pump() {
 	}
 	p.since = 0
 	frame := p.queue[0]
-	p.queue = p.queue[1:]
+	p.queue, p.given = p.queue[1:], max(0, p.given-1)
 	p.take(frame)
 }
 
@@ -237,7 +257,7 @@ func (c *client) stop() {
 		if !w.sched.serves() {
 			return
 		}
-		w.sched.ask(scheduler.Event{Stop: &scheduler.Stop{ID: c.id, Grace: &c.job.Grace, Reason: job.ReasonUser}}, func(r scheduler.Result) {
+		w.sched.ask(scheduler.Event{Stop: &scheduler.Stop{ID: c.id, Grace: &c.job.StopIn, Reason: job.ReasonUser}}, func(r scheduler.Result) {
 			if r.Err != nil {
 				w.fail("the stop of %s was refused: %v", c.name(), r.Err)
 			}

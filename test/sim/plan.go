@@ -29,6 +29,7 @@ type Job struct {
 	Grace    time.Duration
 	Detach   bool
 	StopAt   time.Duration // 0: never
+	StopIn   time.Duration // grace of the stop
 	Duration time.Duration // of the process
 	Code     int32
 	Children time.Duration // how much longer its children live
@@ -54,13 +55,15 @@ const (
 	ClockJump     Kind = "jump of the wall clock"
 	Drain         Kind = "drain worker"
 	Rollback      Kind = "put an old backup back"
+	NoSession     Kind = "keep sessions away"
+	Remove        Kind = "remove a worker that is away"
 )
 
 // Kinds lists all faults.
 func Kinds() []Kind {
 	return []Kind{
 		KillScheduler, KillWorker, KillPlugin, KillBoth, Reboot, CutUp, CutDown, CutBoth, Reset,
-		FreezeSched, FreezeWorker, ClockJump, Drain, Rollback,
+		FreezeSched, FreezeWorker, ClockJump, Drain, Rollback, NoSession, Remove,
 	}
 }
 
@@ -104,9 +107,10 @@ func NewPlan(seed uint64) Plan {
 			j.Code = int32(1 + r.IntN(100))
 		}
 		if r.IntN(3) == 0 {
-			j.StopAt = j.At + within(10*time.Second)
+			j.StopAt, j.StopIn = j.At+within(10*time.Second), time.Duration(r.IntN(9))*time.Second
+			j.Stubborn = j.Stubborn || r.IntN(2) == 0
 		}
-		if r.IntN(4) == 0 {
+		if r.IntN(4) == 0 || j.Detach {
 			j.Children = within(4 * time.Second)
 		}
 		if r.IntN(6) == 0 {
@@ -125,7 +129,7 @@ func NewPlan(seed uint64) Plan {
 		p.Jobs = append(p.Jobs, j)
 	}
 	kinds := Kinds()
-	for range r.IntN(9) {
+	for range r.IntN(11) {
 		f := Fault{
 			Kind: kinds[r.IntN(len(kinds))], At: within(faultyFor), For: within(time.Second), Host: r.IntN(p.Workers),
 			Point: Point(r.IntN(4)),
@@ -137,7 +141,15 @@ func NewPlan(seed uint64) Plan {
 			f.For = within(50 * time.Second)
 		}
 		if r.IntN(2) == 0 { // near a submit there is more to break
-			f.At = p.Jobs[r.IntN(len(p.Jobs))].At + within(100*time.Millisecond)
+			j := &p.Jobs[r.IntN(len(p.Jobs))]
+			if f.At = j.At + within(100*time.Millisecond); j.StopAt > 0 && r.IntN(2) == 0 {
+				f.At = j.StopAt + within(time.Second)
+			}
+		}
+		if f.Kind == Remove && r.IntN(2) == 0 { // with a job that runs until the worker is back
+			j := &p.Jobs[r.IntN(len(p.Jobs))]
+			j.Duration, j.Leased, j.Retry = 20*time.Second+within(20*time.Second), false, job.Retry{Max: 1, OnLost: true}
+			f.At = j.At + within(3*time.Second)
 		}
 		p.Faults = append(p.Faults, f)
 	}

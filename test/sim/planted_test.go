@@ -65,6 +65,19 @@ var planted = []struct {
 	{"do not wait for the grace of a worker that is cut off", "scheduler/partition.go", "job.PartitionWait(w.Lease, e.Spec.Grace)", "job.PartitionWait(w.Lease, 0)"},
 	{"run on without a lease", "worker/lease.go", "m.recordLease()\n\tm.stopUnleased()\n", "m.recordLease()\n"},
 	{"drop the sum of an output that was held", "scheduler/stray.go", "*s.of = *s.now", "_ = s"},
+	{"give jobs to a worker without a session", "registry/place.go", "case !e.Commanded:", "case false:"},
+	{"leave a job with a worker that was not sent its order", "scheduler/command.go", " || e.resent {", " || true {"},
+	{"retry where the attempt before was made", "scheduler/attempt.go", "e.triedOn())", "uuid.Nil)"},
+	{
+		"forget the worker of the attempt before", "scheduler/attempt.go",
+		"past.State, past.Reason = s, reason", "past.State, past.Reason, past.Worker = s, reason, uuid.Nil",
+	},
+	{"keep the attempt before only", "scheduler/attempt.go", "append(slices.Clip(e.Past), past)", "[]job.Attempt{past}"},
+	{"drop the sum of an earlier attempt", "scheduler/stray.go", "changed = a.Worker == from", "changed = false && a.Worker == from"},
+	{"forget the grace of a stop with a restart", "scheduler/machine.go", "Grace: j.StopGrace, ", ""},
+	{"let run what was given up", "scheduler/report.go", "if l.complete {\n\t\tm.stopStrays", "if false {\n\t\tm.stopStrays"},
+	{"count no slot for what was given up", "scheduler/stray.go", "{told: l.number}\n\tm.workers.Occupy(w, 1)\n", "{told: l.number}\n"},
+	{"retry beside what was given up", "scheduler/stray.go", "if e.strays == 0 || ", "if e.strays >= 0 || "},
 	{"use an attempt number twice", "scheduler/attempt.go", "e.Attempt++\n", "e.Attempt = max(e.Attempt, 1)\n"},
 }
 

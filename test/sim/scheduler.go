@@ -43,7 +43,12 @@ type schedulerNode struct {
 	links  map[job.WorkerID]*keeper
 	number uint64
 	alarm  uint64
-	real   *disk // put aside while an old copy is in use
+	real   *disk         // put aside while an old copy is in use
+	awake  time.Duration // since when it has been up and not frozen
+	place  *placement
+	// lifeless: it is of a version that knew no lives, and only its term tells its age.
+	lifeless bool
+	unsent   []job.StartOrder // of the Unsent events in the inbox
 }
 
 func newSchedulerNode(w *World) *schedulerNode {
@@ -64,7 +69,7 @@ func (s *schedulerNode) rate() rate { return s.w.plan.rate(0) }
 // start begins a life: term, then what the store knows (scheduler.New).
 func (s *schedulerNode) start() {
 	s.life++
-	s.up, s.frozen, s.doom, s.busy = true, false, AtOnce, false
+	s.up, s.frozen, s.doom, s.busy, s.awake = true, false, AtOnce, false, s.w.now
 	s.disk.term++
 	s.disk.history.Lives = slices.Clone(s.disk.history.Lives)
 	s.disk.history.Add(job.Life{Term: s.disk.term, Mark: job.Mark{byte(s.life), byte(s.life >> 8), 1}})
@@ -80,6 +85,7 @@ func (s *schedulerNode) start() {
 		}
 		s.m.LoadJob(s.instant(), j)
 	}
+	s.place, s.unsent = newPlacement(s.w), nil
 	s.w.log("scheduler starts, term %d, %d live jobs", s.disk.term, len(s.disk.live))
 	s.deliver(scheduler.Event{Tick: true})
 }
@@ -123,9 +129,11 @@ func (s *schedulerNode) rollback(f Fault) {
 			s.kill()
 			now := s.disk
 			s.real, s.disk = &now, old
-			for range s.w.rng.IntN(5) { // its term may be that of the true one, or above
-				s.start()
-				s.kill()
+			if s.lifeless = s.w.chance(3); !s.lifeless {
+				for range s.w.rng.IntN(5) { // its term may be that of the true one, or above
+					s.start()
+					s.kill()
+				}
 			}
 			s.start()
 			s.w.after(5*time.Second, s.rollForward)
@@ -151,7 +159,7 @@ func (s *schedulerNode) rollForward() {
 	}
 	s.w.log("the true records are put back")
 	s.kill()
-	s.disk, s.real = *s.real, nil
+	s.disk, s.real, s.lifeless = *s.real, nil, false
 	s.start()
 }
 
@@ -188,7 +196,9 @@ func (s *schedulerNode) deliver(ev scheduler.Event) {
 
 // thaw goes on after a freeze.
 func (s *schedulerNode) thaw() {
-	s.frozen = false
+	if s.frozen {
+		s.frozen, s.awake = false, s.w.now
+	}
 	s.deliver(scheduler.Event{Tick: true})
 }
 
@@ -223,12 +233,17 @@ func (s *schedulerNode) round() {
 				}
 			}
 		}
-		effects = append(effects, s.m.Step(s.instant(), ev)...)
+		s.place.event(ev)
+		step := s.m.Step(s.instant(), ev)
+		s.place.effects(step)
+		effects = append(effects, step...)
 	}
 	if s.doomed(BeforeCommit) {
 		return
 	}
 	s.commit(effects)
+	s.w.check.requeued(s.unsent)
+	s.unsent = nil
 	s.m.Committed()
 	if s.doomed(AfterCommit) {
 		return
@@ -295,9 +310,7 @@ func (s *schedulerNode) commit(effects []scheduler.Effect) {
 func (s *schedulerNode) act(e *scheduler.Effect) {
 	switch {
 	case e.Send != nil:
-		if k := s.links[e.Send.Worker]; k != nil && k.conn != nil {
-			k.conn.down.send(e.Send.Down)
-		}
+		s.send(e.Send)
 	case e.Dial != nil:
 		s.dial(*e.Dial)
 	case e.Hang != nil:
@@ -314,6 +327,42 @@ func (s *schedulerNode) act(e *scheduler.Effect) {
 		s.w.fail("the scheduler refuses a report of its own worker: %s", e.Unexpected)
 	}
 }
+
+// send gives a frame to the link of a worker. Without a link, the starts in it are unsent
+// (Scheduler.act).
+func (s *schedulerNode) send(o *scheduler.Send) {
+	for i := range o.Down.Starts {
+		s.w.check.orders[orderOf(&o.Down.Starts[i])]++
+	}
+	if k := s.links[o.Worker]; k != nil && k.conn != nil {
+		k.conn.down.send(o.Down)
+	} else if len(o.Down.Starts) > 0 {
+		s.notSent(o.Worker, o.Down.Starts)
+	}
+}
+
+// notSent tells the machine of orders that were never given to a link.
+func (s *schedulerNode) notSent(w job.WorkerID, starts []job.StartOrder) {
+	u := &scheduler.Unsent{Worker: w}
+	for i := range starts {
+		u.Keys = append(u.Keys, starts[i].Key)
+	}
+	s.unsent = append(s.unsent, starts...)
+	s.deliver(scheduler.Event{Unsent: u})
+}
+
+// find returns the id that the scheduler has for a worker.
+func (s *schedulerNode) find(name string) (job.WorkerID, bool) {
+	for id, w := range s.disk.workers {
+		if w.Name == name {
+			return id, true
+		}
+	}
+	return job.WorkerID{}, false
+}
+
+// asleep reports whether it is down or frozen, or was until just now.
+func (s *schedulerNode) asleep() bool { return !s.up || s.frozen || s.w.now-s.awake < comesToAct }
 
 // keeper keeps a link to one worker process (links.keep).
 type keeper struct {
@@ -357,12 +406,16 @@ func (k *keeper) connect() {
 		return
 	}
 	h := s.w.hostOf(k.worker.Address)
-	if h.worker == nil || h.cutDown || h.cutUp || s.frozen || h.worker.id != k.worker.ID {
+	if h.worker == nil || h.cutDown || h.cutUp || s.w.now < h.mute || s.frozen || h.worker.id != k.worker.ID {
 		k.again()
 		return
 	}
 	p := h.worker
-	p.greet(s.disk.term, s.disk.history, func(err error) {
+	lives := s.disk.history
+	if s.lifeless {
+		lives = job.History{}
+	}
+	p.greet(s.disk.term, lives, func(err error) {
 		if k.gone || !s.up || s.life != k.life {
 			return
 		}

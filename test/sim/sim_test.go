@@ -92,7 +92,10 @@ func TestEveryPromiseUnderEveryFault(t *testing.T) {
 			t.Errorf("it never came to %q", k)
 		}
 	}
-	for _, k := range []string{"given up after a partition", "stopped in a partition", "never forked, and started again"} {
+	for _, k := range []string{
+		"given up after a partition", "stopped in a partition", "never forked, and started again", "given up with its worker",
+		"reported after it was given up", "requeued, for its order was not sent", "retried elsewhere",
+	} {
 		if happened[k] == 0 {
 			t.Errorf("no job was ever %s", k)
 		}

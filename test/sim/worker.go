@@ -226,7 +226,7 @@ func (wp *workerProc) act(effect worker.Effect) {
 	case worker.Finish:
 		wp.later(quick, func() {
 			w.check.nothingLives(wp.h, e.Key, "its output is sealed")
-			wp.post(worker.Finished{Key: e.Key, Stdout: sealed})
+			wp.post(worker.Finished{Key: e.Key, Stdout: sealed(e.Key)})
 		})
 	case worker.Watch:
 		wp.watch(e.Key)
@@ -244,8 +244,10 @@ func (wp *workerProc) prepared(key job.Key, spec job.Spec) worker.Prepared {
 	}}
 }
 
-// sealed is an output that nobody holds any more.
-var sealed = job.Stream{Size: 1, SHA256: "sealed"}
+// sealed is the output of an attempt that nobody holds any more.
+func sealed(key job.Key) job.Stream {
+	return job.Stream{Size: uint64(key.Attempt), SHA256: keyText(key)}
+}
 
 // settleMain waits for the children for as long as they may linger.
 func (wp *workerProc) settleMain(e worker.Settle) {
@@ -257,7 +259,7 @@ func (wp *workerProc) settleMain(e worker.Settle) {
 		switch {
 		case wp.stops[e.Key] > 0: // a stop took over
 		case proc == nil || !proc.alive():
-			wp.post(worker.Settled{Key: e.Key, Finished: &worker.Finished{Key: e.Key, Stdout: sealed}})
+			wp.post(worker.Settled{Key: e.Key, Finished: &worker.Finished{Key: e.Key, Stdout: sealed(e.Key)}})
 		case w.now < end:
 			wp.later(50*time.Millisecond, look)
 		case e.Detach:
@@ -315,7 +317,7 @@ func (wp *workerProc) watch(key job.Key) {
 			wp.later(100*time.Millisecond, look)
 			return
 		}
-		wp.post(worker.Emptied{Key: key, Stdout: sealed})
+		wp.post(worker.Emptied{Key: key, Stdout: sealed(key)})
 	}
 	wp.later(0, look)
 }
@@ -433,6 +435,7 @@ func (wp *workerProc) take(d scheduler.Down, term uint64) {
 		wp.post(worker.StartAsked{Order: o, Session: term})
 	}
 	for _, o := range d.Stops {
+		wp.h.w.check.stopOrdered(o)
 		wp.post(worker.StopAsked{Order: o, Session: term})
 	}
 	if len(d.Acks) > 0 {
@@ -460,6 +463,7 @@ func (wp *workerProc) register() {
 			wp.later(w.between(200*time.Millisecond, 2*time.Second), wp.register)
 		default:
 			wp.h.id, wp.id = r.Worker.ID, r.Worker.ID
+			wp.h.ids[wp.id] = true
 			renewed()
 			wp.later(heartbeat, wp.beat)
 		}
