@@ -241,6 +241,10 @@ func upFromProto(f *droverv1.SessionResponse) (scheduler.Up, error) {
 		}
 		up.Reports = append(up.Reports, r)
 	}
+	var err error
+	if up.Forgotten, err = keysFromProto(f.GetForgotten()); err != nil {
+		return scheduler.Up{}, err
+	}
 	if x := f.GetRunners(); x != nil {
 		up.Runners = runnersFromProto(x.GetRunners())
 	}

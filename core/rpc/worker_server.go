@@ -276,6 +276,7 @@ func sendUp(u *worker.Up, parts bool, send func(*droverv1.SessionResponse) error
 	for i := range u.Reports {
 		f.Reports = append(f.Reports, reportToProto(&u.Reports[i]))
 	}
+	f.Forgotten = keysToProto(u.Forgotten)
 	if u.Runners != nil {
 		f.Runners = &droverv1.RunnerIndex{Runners: runnersToProto(u.Runners)}
 	}

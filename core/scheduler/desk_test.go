@@ -56,8 +56,7 @@ func newDesk(t tb) *desk {
 func (d *desk) step(ev Event) []Effect {
 	d.t.Helper()
 	if ev.Up != nil {
-		var err error
-		if ev.Up.Records, err = d.records.ofReports(context.Background(), d.m, ev.Up); err != nil {
+		if err := d.records.ofFrame(context.Background(), d.m, ev.Up); err != nil {
 			d.t.Fatalf("look up: %v", err)
 		}
 	}
@@ -112,6 +111,9 @@ func (d *desk) restart() {
 	d.t.Helper()
 	d.term++
 	d.m = NewMachine(d.term, testLease)
+	if err := d.records.loadOwing(context.Background(), d.m.LoadOwing); err != nil {
+		d.t.Fatalf("load: %v", err)
+	}
 	err := d.records.load(context.Background(), d.m.LoadWorker, func(jobs []*job.Job) {
 		for _, j := range jobs {
 			if j.State.Live() && j.UnreachableSince.IsZero() {
@@ -266,6 +268,10 @@ func kinds(effects []Effect) []string {
 			out = append(out, "worker "+e.Worker.State.String())
 		case e.Gone != nil:
 			out = append(out, "gone")
+		case e.Owe != nil:
+			out = append(out, "owe")
+		case e.Forgot != nil:
+			out = append(out, "forgot")
 		case e.Send != nil:
 			out = append(out, orders(&e.Send.Down)...)
 		case e.Dial != nil:

@@ -101,6 +101,11 @@ type UpEvent struct {
 	// Records are what the store has of jobs in Up that are not live, or live in another
 	// attempt.
 	Records map[job.ID]*job.Job
+	// Removed are the attempts in Up whose records were removed and that the worker is
+	// still to forget.
+	Removed map[job.Key]bool
+	// Owed is a page of all that the worker is still to forget, when Owed asks for it.
+	Owed []job.Key
 }
 
 // Refusal says that an order cannot be sent, ever: the attempt was not started, and
@@ -134,6 +139,8 @@ type Effect struct {
 	Drop       bool     // with Put: it is terminal and leaves memory
 	Amend      bool     // with Put: it had ended before
 	Delete     *job.Job // remove its record
+	Owe        *Forget  // write down what a worker is to forget
+	Forgot     *Forget  // remove that: the worker has
 	Keep       *Kept    // write the record of an input
 	Release    *job.ID  // remove the record of an input
 	Worker     *registry.Worker
@@ -145,6 +152,12 @@ type Effect struct {
 	Refused    *Refusal // for the log: a job that ends because its order cannot be sent
 	Old        string   // for the log: why nothing is started
 	Unexpected string   // for the log: a report that the state machine refuses or does not know
+}
+
+// Forget names attempts of one worker whose output is to go.
+type Forget struct {
+	Worker job.WorkerID
+	Keys   []job.Key
 }
 
 // Send is an order for a worker.
@@ -187,9 +200,11 @@ func (d *Down) Empty() bool {
 type Up struct {
 	Hello   *Hello
 	Reports []job.Report
-	Scripts *job.ScriptIndex
-	Runners []job.RunnerInfo // nil: unchanged
-	Bytes   int              // of the frame
+	// Forgotten are attempts of Forgets of which the worker keeps nothing any more.
+	Forgotten []job.Key
+	Scripts   *job.ScriptIndex
+	Runners   []job.RunnerInfo // nil: unchanged
+	Bytes     int              // of the frame
 }
 
 // Hello is what a worker says first on a link.

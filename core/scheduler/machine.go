@@ -28,6 +28,7 @@ type Machine struct {
 	timers   deadlines
 	drains   map[job.WorkerID]time.Time // when jobs of a draining worker are stopped
 	strays   map[job.WorkerID]strays
+	owing    map[job.WorkerID]bool      // workers that may have attempts to forget, see forget.go
 	mute     map[job.WorkerID]time.Time // when a worker without a session has been that for long; zero: it has
 	links    map[job.WorkerID]*link
 	account  account
@@ -61,6 +62,9 @@ type link struct {
 	complete bool             // the worker has told all it has
 	seen     map[job.Key]bool // attempts of live jobs that it has told of, until then
 	hello    Hello
+	unsure   int  // attempts that it was told to forget and has not confirmed
+	owed     bool // the store has more of them, after owedFrom
+	owedFrom job.Key
 }
 
 // NewMachine returns the machine of one scheduler life. term must be higher
@@ -69,6 +73,7 @@ func NewMachine(term uint64, lease time.Duration) *Machine {
 	return &Machine{
 		term: term, workers: registry.New(lease), jobs: map[job.ID]*entry{}, placed: map[job.WorkerID]map[job.ID]*entry{}, requests: map[string]*entry{}, ended: map[job.ID]*job.Job{},
 		queue: newQueue(), links: map[job.WorkerID]*link{}, drains: map[job.WorkerID]time.Time{}, mute: map[job.WorkerID]time.Time{}, strays: map[job.WorkerID]strays{},
+		owing:   map[job.WorkerID]bool{},
 		account: account{budget: Budget{}.orDefault(), of: map[string]int64{}},
 	}
 }
@@ -411,6 +416,7 @@ func (m *Machine) removeWorker(to uint64, id job.WorkerID) {
 	m.unlink(id)
 	m.workers.Remove(id)
 	delete(m.drains, id)
+	delete(m.owing, id)
 	m.dirty = true // jobs that wait for it learn that it is gone
 	m.effect(Effect{Gone: &id})
 	m.effect(Effect{Hang: &id})

@@ -24,6 +24,8 @@ import (
 //	r<owner>\0<id>  what a request id was used for (P1)
 //	s<hex of id, reversed>  finds jobs by the end of their id
 //	w<id>            record of every worker, JSON
+//	f<worker id><job id><attempt>  the record of the job was removed, and the worker has
+//	                 not confirmed yet that it has forgotten the attempt
 //	m/term           the term of the newest scheduler life, see store.TermKey
 //	m/cluster        whose a shared store is, see store.ClusterKey
 //	m/lives          all lives, m/secret what they are marked with, m/decided the
@@ -35,6 +37,7 @@ const (
 	prefixRequest = 'r'
 	prefixSuffix  = 's'
 	prefixWorker  = 'w'
+	prefixForget  = 'f'
 )
 
 // How load reads: parts of so many records, by so many readers.
@@ -149,23 +152,28 @@ func (r records) job(ctx context.Context, id job.ID) (*job.Job, error) {
 	return decodeJob(v)
 }
 
-// ofReports reads what there is of the jobs of a frame that are not live.
-func (r records) ofReports(ctx context.Context, m *Machine, ev *UpEvent) (map[job.ID]*job.Job, error) {
-	var out map[job.ID]*job.Job
-	for _, id := range m.Ended(ev) {
-		j, err := r.job(ctx, id)
-		if errors.Is(err, store.ErrNotFound) {
+// ofFrame adds to a frame what the store has of the attempts in it.
+func (r records) ofFrame(ctx context.Context, m *Machine, ev *UpEvent) (err error) {
+	for _, key := range m.Ended(ev) {
+		j, err := r.job(ctx, key.Job)
+		if errors.Is(err, store.ErrNotFound) && m.owing[ev.Worker] {
+			err = r.ofRemoved(ctx, ev, key)
+		}
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		if j == nil {
 			continue
 		}
-		if err != nil {
-			return nil, err
+		if ev.Records == nil {
+			ev.Records = map[job.ID]*job.Job{}
 		}
-		if out == nil {
-			out = map[job.ID]*job.Job{}
-		}
-		out[id] = j
+		ev.Records[key.Job] = j
 	}
-	return out, nil
+	if from, ok := m.Owed(ev); ok {
+		ev.Owed, err = r.owed(ctx, ev.Worker, from)
+	}
+	return err
 }
 
 func decodeJob(v []byte) (*job.Job, error) {
@@ -239,6 +247,14 @@ func putEffect(b *store.Batch, e *Effect) error {
 		if e.Delete.RequestID != "" {
 			b.Delete(requestRecord(requestKey(owner(e.Delete), e.Delete.RequestID)))
 		}
+	case e.Owe != nil:
+		for _, key := range e.Owe.Keys {
+			b.Put(forgetKey(e.Owe.Worker, key), nil)
+		}
+	case e.Forgot != nil:
+		for _, key := range e.Forgot.Keys {
+			b.Delete(forgetKey(e.Forgot.Worker, key))
+		}
 	case e.Keep != nil:
 		b.Put(idKey(prefixInput, e.Keep.Job), encodeInput(&e.Keep.Input))
 	case e.Release != nil:
@@ -253,6 +269,8 @@ func putEffect(b *store.Batch, e *Effect) error {
 		b.Put(idKey(prefixWorker, w.ID), v)
 	case e.Gone != nil:
 		b.Delete(idKey(prefixWorker, *e.Gone))
+		of := store.Prefix(idKey(prefixForget, *e.Gone))
+		b.DeleteRange(of.From, of.To)
 	}
 	return nil
 }

@@ -52,6 +52,7 @@ func (m *Machine) up(ev *UpEvent) {
 			acks = append(acks, r.Key)
 		}
 	}
+	m.forgotten(ev, l)
 	if l.hello.Complete && !l.complete {
 		l.complete = true
 		m.commanded(ev.Worker)

@@ -232,21 +232,3 @@ func (r *retainer) count(ctx context.Context) error {
 	r.terminal.Add(n)
 	return nil
 }
-
-// forget removes the records of terminal jobs and lets their workers forget the
-// output; a job that is live stays (P1).
-func (m *Machine) forget(to uint64, jobs []job.Job) {
-	for i := range jobs {
-		j := &jobs[i]
-		if m.jobs[j.ID] != nil || !j.State.Terminal() {
-			continue
-		}
-		m.effect(Effect{Delete: j})
-		for n := uint32(1); n <= j.Attempt; n++ {
-			if a, ok := j.AttemptOf(n); ok {
-				m.send(a.Worker, Down{Forgets: []job.Key{{Job: j.ID, Attempt: n}}})
-			}
-		}
-	}
-	m.reply(to, Result{})
-}

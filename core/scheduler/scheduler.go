@@ -125,6 +125,9 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 func (s *Scheduler) load(ctx context.Context) error {
 	now := s.config.Now()
 	effects := make([]Effect, 0, loadAtOnce)
+	if err := s.records.loadOwing(ctx, s.machine.LoadOwing); err != nil {
+		return err
+	}
 	return s.records.load(ctx, func(w registry.Worker) {
 		s.machine.LoadWorker(w)
 		loaded, _ := s.machine.workers.Get(w.ID)
@@ -283,9 +286,7 @@ func (s *Scheduler) lookUp(ctx context.Context, ev *Event) error {
 		return s.lookUpOne(ctx, ev.Submit)
 	}
 	if ev.Up != nil {
-		var err error
-		ev.Up.Records, err = s.records.ofReports(ctx, s.machine, ev.Up)
-		return err
+		return s.records.ofFrame(ctx, s.machine, ev.Up)
 	}
 	for i := range ev.Submits {
 		if err := s.lookUpOne(ctx, &ev.Submits[i]); err != nil {

@@ -21,15 +21,14 @@ type strays map[job.Key]*stray
 
 type stray struct{ told, ordered uint64 }
 
-// Ended lists the jobs of a frame whose records Step is to be given with it.
-func (m *Machine) Ended(ev *UpEvent) (ids []job.ID) {
+// Ended lists the attempts of a frame whose records Step is to be given with it.
+func (m *Machine) Ended(ev *UpEvent) (keys []job.Key) {
 	for i := range ev.Up.Reports {
-		r := &ev.Up.Reports[i]
-		if e := m.jobs[r.Job]; e == nil {
-			ids = append(ids, r.Job)
+		if r := &ev.Up.Reports[i]; m.jobs[r.Job] == nil {
+			keys = append(keys, r.Key)
 		}
 	}
-	return ids
+	return keys
 }
 
 // settled takes the report of an attempt that is not live here. It returns false when
@@ -41,7 +40,8 @@ func (m *Machine) settled(ev *UpEvent, l *link, r *job.Report) (known bool) {
 	} else if j := m.ended[r.Job]; j != nil {
 		record = j // newer than what was read
 	}
-	if record == nil || r.Attempt > record.Attempt {
+	removed := ev.Removed[r.Key]
+	if !removed && (record == nil || r.Attempt > record.Attempt) {
 		return false
 	}
 	if !r.State.Terminal() {
@@ -50,6 +50,10 @@ func (m *Machine) settled(ev *UpEvent, l *link, r *job.Report) (known bool) {
 	}
 	if m.strays[ev.Worker][r.Key] != nil {
 		m.endStray(ev.Worker, r.Key)
+	}
+	if removed {
+		m.tellForget(ev.Worker, []job.Key{r.Key})
+		return true
 	}
 	m.amend(ev.Worker, record, r)
 	return true

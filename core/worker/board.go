@@ -33,6 +33,7 @@ type board struct {
 	open    bool   // it goes on
 	dirty   map[job.Key]struct{}
 	once    []*job.Report // refused by fence: sent once, not kept
+	gone    []job.Key     // forgotten, to be confirmed
 	wake    chan struct{} // capacity 1
 
 	young, older map[job.Key]struct{} // began to run before the next, and the last, tick of ripe
@@ -117,6 +118,16 @@ func (b *board) announce(r *job.Report) {
 	}
 }
 
+// confirm lets the session that ordered it know that attempts are forgotten.
+func (b *board) confirm(keys []job.Key) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.open {
+		b.gone = append(b.gone, keys...)
+		b.ring()
+	}
+}
+
 func (b *board) unpublish(key job.Key) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -158,7 +169,7 @@ func (b *board) begin() (session uint64, ripe <-chan time.Time) {
 
 // drop forgets what was to be sent; b.mu is held.
 func (b *board) drop() {
-	b.once = nil
+	b.once, b.gone = nil, nil
 	clear(b.dirty)
 	clear(b.young)
 	clear(b.older)
@@ -177,6 +188,18 @@ func (b *board) end(session uint64) {
 	}
 	b.open = false
 	b.drop()
+}
+
+// confirmed takes up to n attempts that are to be confirmed, and tells whether more are.
+func (b *board) confirmed(session uint64, n int) (gone []job.Key, more bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.session != session {
+		return nil, false
+	}
+	gone = b.gone[:min(n, len(b.gone))]
+	b.gone = b.gone[len(gone):]
+	return gone, len(b.gone) > 0
 }
 
 // collect takes up to n reports that are to be sent, and tells whether more are.

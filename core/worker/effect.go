@@ -98,6 +98,9 @@ type AckExit struct{ Key job.Key }
 // Cleanup gives back what Prepare took.
 type Cleanup struct{ Key job.Key }
 
+// Confirm tells the scheduler that attempts are forgotten, as it ordered.
+type Confirm struct{ Keys []job.Key }
+
 // Discard gives back the output of an attempt that is to be forgotten, as far as the
 // processes that still hold it allow.
 type Discard struct{ Key job.Key }
@@ -127,6 +130,7 @@ func (Watch) effect()        {}
 func (ProbeIdle) effect()    {}
 func (AckExit) effect()      {}
 func (Cleanup) effect()      {}
+func (Confirm) effect()      {}
 func (Discard) effect()      {}
 func (RemoveOutput) effect() {}
 func (Reply) effect()        {}

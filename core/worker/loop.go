@@ -208,6 +208,8 @@ func (w *Worker) perform(ctx context.Context, e Effect) {
 		w.board.announce(e.Report)
 	case Unpublish:
 		w.board.unpublish(e.Key)
+	case Confirm:
+		w.board.confirm(e.Keys)
 	case Reply:
 		w.tickets.answer(e.Ticket, answer{e.Report, e.Err})
 	default:

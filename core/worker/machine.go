@@ -391,10 +391,19 @@ func (m *Machine) withstand(a *attempt, unkillable bool) {
 }
 
 func (m *Machine) forgotten(e Forgotten) {
+	gone := make([]job.Key, 0, len(e.Keys))
 	for _, key := range e.Keys {
-		if a := m.attempts[key]; a != nil && a.phase == phaseDone {
+		a := m.attempts[key]
+		if a != nil && a.phase != phaseDone {
+			continue // the scheduler stops it, and orders it again when it has ended
+		}
+		if a != nil {
 			m.forget(a)
 		}
+		gone = append(gone, key)
+	}
+	if len(gone) > 0 {
+		m.emit(Confirm{Keys: gone})
 	}
 }
 

@@ -111,12 +111,13 @@ func TestStepsOfOneAttempt(t *testing.T) {
 		{
 			"forget",
 			[]Event{ask, Prepared{Key: k, Refusal: errors.New("x")}, Forgotten{Keys: []job.Key{k}}},
-			[]string{"forgotten!", "Unpublish", "RemoveOutput"},
+			[]string{"forgotten!", "Unpublish", "RemoveOutput", "Confirm"},
 		},
+		{"forget a live one", []Event{ask, prepared, running, Forgotten{Keys: []job.Key{k}}}, nil},
 		{
 			"forget while detached children live",
 			[]Event{ask, prepared, running, exitOf(1, 0, ""), Settled{Key: k, Finished: &Finished{Key: k, Open: true}}, Forgotten{Keys: []job.Key{k}}},
-			[]string{"done!", "Discard"},
+			[]string{"done!", "Discard", "Confirm"},
 		},
 		{
 			"forgotten at their end",

@@ -11,6 +11,9 @@ import (
 // reportsPerFrame bounds a frame; a report is a few hundred bytes.
 const reportsPerFrame = 512
 
+// keysPerFrame bounds what a frame confirms; a key is some 50 bytes.
+const keysPerFrame = 4096
+
 // SessionHello opens a session: who commands, and which worker is meant.
 type SessionHello struct {
 	Term     uint64
@@ -30,8 +33,10 @@ type Down struct {
 type Up struct {
 	Hello   *Hello
 	Reports []job.Report
-	Scripts *job.ScriptIndex // nil: unchanged
-	Runners []job.RunnerInfo // nil: unchanged
+	// Forgotten are attempts of Forgets of which nothing is kept any more.
+	Forgotten []job.Key
+	Scripts   *job.ScriptIndex // nil: unchanged
+	Runners   []job.RunnerInfo // nil: unchanged
 }
 
 // Hello introduces the worker. Complete is set on the frame that carries the
@@ -166,8 +171,9 @@ func (w *Worker) send(ctx context.Context, up func(Up) error) error {
 	sent := uint64(0)
 	for ctx.Err() == nil {
 		reports, more := w.board.collect(number, reportsPerFrame)
+		forgotten, unsaid := w.board.confirmed(number, keysPerFrame)
 		version, indexed := w.indexVersion()
-		f := Up{Reports: reports}
+		f := Up{Reports: reports, Forgotten: forgotten}
 		if hello != nil {
 			f.Hello = hello
 			hello.Complete = !more
@@ -177,7 +183,7 @@ func (w *Worker) send(ctx context.Context, up func(Up) error) error {
 			f.Scripts, f.Runners = &index, job.BoundRunners(w.cfg.Runners.Runners())
 			sent = version
 		}
-		if f.Hello != nil || len(f.Reports) > 0 || f.Scripts != nil {
+		if f.Hello != nil || len(f.Reports)+len(f.Forgotten) > 0 || f.Scripts != nil {
 			if err := up(f); err != nil {
 				return fmt.Errorf("send frame: %w", err)
 			}
@@ -190,7 +196,7 @@ func (w *Worker) send(ctx context.Context, up func(Up) error) error {
 				hello = nil
 			}
 		}
-		if more {
+		if more || unsaid {
 			continue
 		}
 		select {

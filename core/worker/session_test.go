@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -98,6 +99,16 @@ func (p *peer) report(n byte) job.Report {
 	return p.latest[testKey(n)]
 }
 
+// forgotten lists what the worker has confirmed.
+func (p *peer) forgotten() (keys []job.Key) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range p.frames {
+		keys = append(keys, p.frames[i].Forgotten...)
+	}
+	return keys
+}
+
 func (p *peer) close(t *testing.T) {
 	t.Helper()
 	p.cancel()
@@ -176,8 +187,11 @@ func TestWhatIsNotAcknowledgedIsSentAgain(t *testing.T) {
 			t.Errorf("states %s %s %s", p.state(1), p.state(2), p.state(3))
 		}
 		// A live attempt cannot be acknowledged or forgotten.
-		p.down <- Down{Acks: []job.Key{testKey(2)}, Forgets: []job.Key{testKey(2), testKey(3)}}
+		p.down <- Down{Acks: []job.Key{testKey(2)}, Forgets: []job.Key{testKey(2), testKey(3), testKey(98)}}
 		synctest.Wait()
+		if got := p.forgotten(); !slices.Equal(got, []job.Key{testKey(2), testKey(98)}) {
+			t.Errorf("confirmed are %v: one is live, one was forgotten before", got)
+		}
 		if _, err := b.Attempt(t.Context(), testKey(2)); errs.KindOf(err) != errs.NotFound {
 			t.Errorf("forgotten attempt: %v", err)
 		}

@@ -2,7 +2,12 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/droverhq/drover/core/store/redis/redistest"
@@ -114,4 +119,68 @@ func TestOutputGoesByAgeAndNumber(t *testing.T) {
 		c.Must("why", id)
 	}
 	c.Must("stop", long)
+}
+
+// TestOutputOfARemovedJob_WorkerIsAway_GoesWhenItIsBack: with each engine, also when the
+// scheduler is killed meanwhile. The output stayed on its disk, and in its quota, for good.
+func TestOutputOfARemovedJob_WorkerIsAway_GoesWhenItIsBack(t *testing.T) {
+	t.Parallel()
+	for name, engine := range map[string]func(t *testing.T) []string{
+		"embedded": func(*testing.T) []string { return nil },
+		"redis":    func(t *testing.T) []string { return []string{"--store", redistest.Start(t).URL()} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			removedWhileAway(t, engine(t))
+		})
+	}
+}
+
+func removedWhileAway(t *testing.T, flags []string) {
+	const size = 64 << 20
+	c := cluster.New(t, bin, flags...)
+	w := c.Worker("w1", c.Scripts(c.Path("worker", "scripts"), map[string]string{"big.sh": "head -c \"$1\" /dev/zero\n"}), "--output-quota", "100")
+	write := func(bytes int) string {
+		t.Helper()
+		id := c.Must("run", "-d", "--output-policy", "keep", "--timeout", "1m", "big.sh", strconv.Itoa(bytes))
+		if r := c.Run("wait", id); r.Code != 0 {
+			t.Fatalf("wait answers %+v", r)
+		}
+		return id
+	}
+	output := filepath.Join(w.Data, "output")
+	big, small := write(size), write(5)
+	if kept := diskUse(t, output); kept < size {
+		t.Fatalf("the worker keeps %d bytes", kept)
+	}
+	w.Kill()
+	c.Must("jobs", "rm", big)
+	c.Scheduler.Kill()
+	c.StartScheduler(c.Address, flags...)
+	w.Start()
+	c.AwaitReady("w1")
+	c.Eventually("the output is gone from the disk", func() bool { return diskUse(t, output) < size/2 })
+	write(size) // the quota has room for one
+	want(t, c.Run("logs", small), 0, "\x00\x00\x00\x00\x00", "")
+}
+
+// diskUse is how many bytes the files below a folder take of the disk.
+func diskUse(t *testing.T, dir string) (bytes int64) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err == nil {
+			var info fs.FileInfo
+			if info, err = e.Info(); err == nil {
+				bytes += info.Sys().(*syscall.Stat_t).Blocks * 512
+			}
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // removed meanwhile
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes
 }

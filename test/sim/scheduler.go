@@ -227,9 +227,9 @@ func (s *schedulerNode) round() {
 		}
 		if ev.Up != nil {
 			ev.Up.Records = map[job.ID]*job.Job{}
-			for _, id := range s.m.Ended(ev.Up) {
-				if j, ok := s.disk.jobs[id]; ok {
-					ev.Up.Records[id] = &j
+			for _, key := range s.m.Ended(ev.Up) {
+				if j, ok := s.disk.jobs[key.Job]; ok {
+					ev.Up.Records[key.Job] = &j
 				}
 			}
 		}

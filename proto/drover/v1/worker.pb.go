@@ -873,7 +873,8 @@ type SessionRequest struct {
 	Stops []*StopAttempt `protobuf:"bytes,3,rep,name=stops,proto3" json:"stops,omitempty"`
 	// Terminal reports that are durable at the scheduler.
 	Acks []*ReportAck `protobuf:"bytes,4,rep,name=acks,proto3" json:"acks,omitempty"`
-	// Attempts whose records and output may go.
+	// Attempts whose records and output may go. The scheduler orders it again in each
+	// session until the worker says in forgotten that it has.
 	Forgets []*ReportAck `protobuf:"bytes,5,rep,name=forgets,proto3" json:"forgets,omitempty"`
 	// Certificates that are revoked: a PEM "X509 CRL", signed by a CA of the cluster.
 	// The worker checks it and keeps it; one whose number is not above that of the one
@@ -1103,7 +1104,9 @@ type SessionResponse struct {
 	// The worker's scripts, when they changed.
 	Scripts *ScriptIndex `protobuf:"bytes,3,opt,name=scripts,proto3" json:"scripts,omitempty"`
 	// The worker's runners, when they changed.
-	Runners       *RunnerIndex `protobuf:"bytes,4,opt,name=runners,proto3" json:"runners,omitempty"`
+	Runners *RunnerIndex `protobuf:"bytes,4,opt,name=runners,proto3" json:"runners,omitempty"`
+	// Attempts of forgets of which the worker keeps nothing any more.
+	Forgotten     []*ReportAck `protobuf:"bytes,5,rep,name=forgotten,proto3" json:"forgotten,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1162,6 +1165,13 @@ func (x *SessionResponse) GetScripts() *ScriptIndex {
 func (x *SessionResponse) GetRunners() *RunnerIndex {
 	if x != nil {
 		return x.Runners
+	}
+	return nil
+}
+
+func (x *SessionResponse) GetForgotten() []*ReportAck {
+	if x != nil {
+		return x.Forgotten
 	}
 	return nil
 }
@@ -1458,12 +1468,13 @@ const file_drover_v1_worker_proto_rawDesc = "" +
 	"\fdecided_term\x18\x05 \x01(\x04R\vdecidedTerm\"<\n" +
 	"\tReportAck\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x18\n" +
-	"\aattempt\x18\x02 \x01(\rR\aattempt\"\xd7\x01\n" +
+	"\aattempt\x18\x02 \x01(\rR\aattempt\"\x8b\x02\n" +
 	"\x0fSessionResponse\x12,\n" +
 	"\x05hello\x18\x01 \x01(\v2\x16.drover.v1.WorkerHelloR\x05hello\x122\n" +
 	"\areports\x18\x02 \x03(\v2\x18.drover.v1.AttemptReportR\areports\x120\n" +
 	"\ascripts\x18\x03 \x01(\v2\x16.drover.v1.ScriptIndexR\ascripts\x120\n" +
-	"\arunners\x18\x04 \x01(\v2\x16.drover.v1.RunnerIndexR\arunners\"\x9e\x01\n" +
+	"\arunners\x18\x04 \x01(\v2\x16.drover.v1.RunnerIndexR\arunners\x122\n" +
+	"\tforgotten\x18\x05 \x03(\v2\x14.drover.v1.ReportAckR\tforgotten\"\x9e\x01\n" +
 	"\vWorkerHello\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12\x1f\n" +
 	"\vinstance_id\x18\x02 \x01(\tR\n" +
@@ -1561,23 +1572,24 @@ var file_drover_v1_worker_proto_depIdxs = []int32{
 	2,  // 25: drover.v1.SessionResponse.reports:type_name -> drover.v1.AttemptReport
 	16, // 26: drover.v1.SessionResponse.scripts:type_name -> drover.v1.ScriptIndex
 	17, // 27: drover.v1.SessionResponse.runners:type_name -> drover.v1.RunnerIndex
-	28, // 28: drover.v1.ScriptIndex.scripts:type_name -> drover.v1.Script
-	29, // 29: drover.v1.RunnerIndex.runners:type_name -> drover.v1.RunnerInfo
-	3,  // 30: drover.v1.WorkerService.StartJob:input_type -> drover.v1.WorkerServiceStartJobRequest
-	5,  // 31: drover.v1.WorkerService.StopJob:input_type -> drover.v1.WorkerServiceStopJobRequest
-	7,  // 32: drover.v1.WorkerService.GetJob:input_type -> drover.v1.WorkerServiceGetJobRequest
-	9,  // 33: drover.v1.WorkerService.StreamOutput:input_type -> drover.v1.WorkerServiceStreamOutputRequest
-	11, // 34: drover.v1.WorkerService.Session:input_type -> drover.v1.SessionRequest
-	4,  // 35: drover.v1.WorkerService.StartJob:output_type -> drover.v1.WorkerServiceStartJobResponse
-	6,  // 36: drover.v1.WorkerService.StopJob:output_type -> drover.v1.WorkerServiceStopJobResponse
-	8,  // 37: drover.v1.WorkerService.GetJob:output_type -> drover.v1.WorkerServiceGetJobResponse
-	10, // 38: drover.v1.WorkerService.StreamOutput:output_type -> drover.v1.WorkerServiceStreamOutputResponse
-	14, // 39: drover.v1.WorkerService.Session:output_type -> drover.v1.SessionResponse
-	35, // [35:40] is the sub-list for method output_type
-	30, // [30:35] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	13, // 28: drover.v1.SessionResponse.forgotten:type_name -> drover.v1.ReportAck
+	28, // 29: drover.v1.ScriptIndex.scripts:type_name -> drover.v1.Script
+	29, // 30: drover.v1.RunnerIndex.runners:type_name -> drover.v1.RunnerInfo
+	3,  // 31: drover.v1.WorkerService.StartJob:input_type -> drover.v1.WorkerServiceStartJobRequest
+	5,  // 32: drover.v1.WorkerService.StopJob:input_type -> drover.v1.WorkerServiceStopJobRequest
+	7,  // 33: drover.v1.WorkerService.GetJob:input_type -> drover.v1.WorkerServiceGetJobRequest
+	9,  // 34: drover.v1.WorkerService.StreamOutput:input_type -> drover.v1.WorkerServiceStreamOutputRequest
+	11, // 35: drover.v1.WorkerService.Session:input_type -> drover.v1.SessionRequest
+	4,  // 36: drover.v1.WorkerService.StartJob:output_type -> drover.v1.WorkerServiceStartJobResponse
+	6,  // 37: drover.v1.WorkerService.StopJob:output_type -> drover.v1.WorkerServiceStopJobResponse
+	8,  // 38: drover.v1.WorkerService.GetJob:output_type -> drover.v1.WorkerServiceGetJobResponse
+	10, // 39: drover.v1.WorkerService.StreamOutput:output_type -> drover.v1.WorkerServiceStreamOutputResponse
+	14, // 40: drover.v1.WorkerService.Session:output_type -> drover.v1.SessionResponse
+	36, // [36:41] is the sub-list for method output_type
+	31, // [31:36] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_worker_proto_init() }
