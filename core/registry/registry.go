@@ -63,8 +63,9 @@ type Worker struct {
 	State       State
 	Drain       bool // by an operator
 	DrainReason string
-	Leaving     bool      // by its own word
-	LeaseEnd    time.Time // monotonic; zero: no lease since the scheduler's start
+	DrainAfter  time.Duration // when jobs that still run are stopped; 0: never
+	Leaving     bool          // by its own word
+	LeaseEnd    time.Time     // monotonic; zero: no lease since the scheduler's start
 	// Contact is when it was last heard, Lease the longest that it was ever
 	// given, Lapses how often it has run out by the worker's count (P4 c).
 	Contact time.Time `json:"-"`
@@ -262,13 +263,14 @@ func (r *Registry) Expire(now time.Time) []Worker {
 // first: with many workers that would be asked far more often than it is needed.
 func (r *Registry) NextExpiry() time.Time { return r.next }
 
-// SetDrain changes whether an operator wants the worker drained.
-func (r *Registry) SetDrain(id job.WorkerID, drain bool, reason string) (Worker, error) {
+// SetDrain changes whether an operator wants the worker drained, and after what time the
+// jobs that still run there are stopped.
+func (r *Registry) SetDrain(id job.WorkerID, drain bool, reason string, after time.Duration) (Worker, error) {
 	e := r.byID[id]
 	if e == nil {
 		return Worker{}, unknown("drain worker", id.String())
 	}
-	e.Drain, e.DrainReason = drain, reason
+	e.Drain, e.DrainReason, e.DrainAfter = drain, reason, after
 	if e.State.Leased() {
 		e.State = e.present()
 		r.moved(e)

@@ -122,7 +122,7 @@ func TestDrainLeaveAndGoodbye(t *testing.T) {
 	r := registry.New(lease)
 	w := join(t, r, 1, worker("w1", 1))
 	state := func() registry.State { got, _ := r.Get(w.ID); return got.State }
-	if got, err := r.SetDrain(w.ID, true, "repair"); err != nil || got.State != registry.Draining || got.DrainReason != "repair" {
+	if got, err := r.SetDrain(w.ID, true, "repair", 0); err != nil || got.State != registry.Draining || got.DrainReason != "repair" {
 		t.Errorf("drained: %+v, %v", got, err)
 	}
 	again := worker("w1", 1)
@@ -130,7 +130,7 @@ func TestDrainLeaveAndGoodbye(t *testing.T) {
 	if got, err := r.Register(at(1), again, id(2)); err != nil || got.State != registry.Draining {
 		t.Errorf("a restart ended the drain: %+v, %v", got, err)
 	}
-	if _, err := r.SetDrain(w.ID, false, ""); err != nil || state() != registry.Online {
+	if _, err := r.SetDrain(w.ID, false, "", 0); err != nil || state() != registry.Online {
 		t.Errorf("resumed: %v, %v", state(), err)
 	}
 	if got, _, err := r.Heartbeat(at(2), w.ID, true, 0, nil); err != nil || got.State != registry.Draining {
@@ -146,7 +146,7 @@ func TestDrainLeaveAndGoodbye(t *testing.T) {
 		t.Errorf("the lease of one that has left ran out: %v", gone)
 	}
 	for name, err := range map[string]error{
-		"drain":      func() error { _, err := r.SetDrain(id(9), true, ""); return err }(),
+		"drain":      func() error { _, err := r.SetDrain(id(9), true, "", 0); return err }(),
 		"deregister": func() error { _, err := r.Deregister(id(9)); return err }(),
 		"find":       func() error { _, err := r.Find("nobody"); return err }(),
 	} {
@@ -205,7 +205,7 @@ func TestPlacement(t *testing.T) {
 		"the named has not told yet": {job.Spec{Command: "bash", Path: "c.sh", Worker: "new"}, nil, job.ReasonConnecting},
 		"the named does not have it": {job.Spec{Command: "bash", Path: "sub/b.sh", Worker: "w2"}, nil, job.ReasonNoScript},
 		"commands need no list":      {job.Spec{Command: "uname", Worker: "new"}, nil, "new"},
-		"the named is drained":       {job.Spec{Command: "uname", Worker: "w1"}, func(r *registry.Registry) { _, _ = r.SetDrain(id(1), true, "") }, job.ReasonWorkerDrained},
+		"the named is drained":       {job.Spec{Command: "uname", Worker: "w1"}, func(r *registry.Registry) { _, _ = r.SetDrain(id(1), true, "", 0) }, job.ReasonWorkerDrained},
 		"the named has no session":   {job.Spec{Command: "uname", Worker: "w1"}, func(r *registry.Registry) { r.SetCommanded(id(1), false) }, job.ReasonConnecting},
 		"nobody has a session, one is full": {job.Spec{Command: "uname"}, func(r *registry.Registry) {
 			r.SetCommanded(id(2), false)
@@ -289,7 +289,7 @@ func TestAnyHistory(t *testing.T) {
 			},
 			"time":       func(t *rapid.T) { now += rapid.IntRange(0, 6).Draw(t, "seconds"); r.Expire(at(now)) },
 			"heartbeat":  func(t *rapid.T) { _, _, _ = r.Heartbeat(at(now), known(), rapid.Bool().Draw(t, "leaving"), 0, nil) },
-			"drain":      func(t *rapid.T) { _, _ = r.SetDrain(known(), rapid.Bool().Draw(t, "drain"), "") },
+			"drain":      func(t *rapid.T) { _, _ = r.SetDrain(known(), rapid.Bool().Draw(t, "drain"), "", 0) },
 			"deregister": func(*rapid.T) { _, _ = r.Deregister(known()) },
 			"remove":     func(*rapid.T) { r.Remove(known()) },
 			"free": func(*rapid.T) {

@@ -67,7 +67,7 @@ func TestPlaceDecidesAsIfItLookedAtEveryWorker(t *testing.T) {
 			"load":       func(t *rapid.T) { w := id(); r.Remove(w); r.Load(Worker{ID: w, Name: fmt.Sprint(w[0]), Slots: 1}) },
 			"beat":       func(t *rapid.T) { _, _, _ = r.Heartbeat(now, id(), rapid.Bool().Draw(t, "leaving"), 0, nil) },
 			"deregister": func(*rapid.T) { _, _ = r.Deregister(id()) },
-			"drain":      func(t *rapid.T) { _, _ = r.SetDrain(id(), rapid.Bool().Draw(t, "drain"), "") },
+			"drain":      func(t *rapid.T) { _, _ = r.SetDrain(id(), rapid.Bool().Draw(t, "drain"), "", 0) },
 			"remove":     func(*rapid.T) { r.Remove(id()) },
 			"occupy":     func(t *rapid.T) { r.Occupy(id(), rapid.SampledFrom([]int{1, -1}).Draw(t, "n")) },
 			"command":    func(t *rapid.T) { r.SetCommanded(id(), rapid.IntRange(0, 3).Draw(t, "commanded") > 0) },

@@ -114,7 +114,7 @@ func (d *desk) restart() {
 	if err := d.records.loadOwing(context.Background(), d.m.LoadOwing); err != nil {
 		d.t.Fatalf("load: %v", err)
 	}
-	err := d.records.load(context.Background(), d.m.LoadWorker, func(jobs []*job.Job) {
+	err := d.records.load(context.Background(), loadWorkersInto(d.m, d.now), func(jobs []*job.Job) {
 		for _, j := range jobs {
 			if j.State.Live() && j.UnreachableSince.IsZero() {
 				j.UnreachableSince = d.now.Round(0)
@@ -125,6 +125,11 @@ func (d *desk) restart() {
 	if err != nil {
 		d.t.Fatalf("load: %v", err)
 	}
+}
+
+// loadWorkersInto puts workers of the store into a Machine.
+func loadWorkersInto(m *Machine, now time.Time) func(registry.Worker) {
+	return func(w registry.Worker) { m.LoadWorker(now, w) }
 }
 
 // id is a job id that sorts after all before, as UUIDv7 does.

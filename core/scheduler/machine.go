@@ -81,8 +81,19 @@ func NewMachine(term uint64, lease time.Duration) *Machine {
 // SetBudget bounds the bytes of live jobs.
 func (m *Machine) SetBudget(b Budget) { m.account.budget = b.orDefault() }
 
-// LoadWorker puts a worker of the store back.
-func (m *Machine) LoadWorker(w registry.Worker) { m.workers.Load(w) }
+// LoadWorker puts a worker of the store back. The deadline of a drain begins again: how
+// much of it had passed is not known (P14).
+func (m *Machine) LoadWorker(now time.Time, w registry.Worker) {
+	m.workers.Load(w)
+	m.drainUntil(now, w)
+}
+
+// drainUntil notes when the jobs of a draining worker are stopped.
+func (m *Machine) drainUntil(now time.Time, w registry.Worker) {
+	if delete(m.drains, w.ID); w.Drain && w.DrainAfter > 0 {
+		m.drains[w.ID] = now.Add(w.DrainAfter)
+	}
+}
 
 // LoadJob puts a live job of the store back (P15). Its worker is unreachable
 // until it registers again.
@@ -385,14 +396,11 @@ func (m *Machine) unlink(id job.WorkerID) {
 }
 
 func (m *Machine) drain(to uint64, ev *Drain) {
-	w, err := m.workers.SetDrain(ev.ID, ev.Drain, ev.Reason)
+	w, err := m.workers.SetDrain(ev.ID, ev.Drain, ev.Reason, ev.After)
 	if err == nil {
 		m.effect(Effect{Worker: &w})
 		m.dirty = true
-		delete(m.drains, ev.ID)
-		if ev.Drain && ev.After > 0 {
-			m.drains[ev.ID] = m.now.Add(ev.After)
-		}
+		m.drainUntil(m.now, w)
 	}
 	m.reply(to, Result{Worker: w, Err: err})
 }

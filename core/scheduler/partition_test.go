@@ -66,7 +66,7 @@ func TestP4AnEarlierLongerLeaseCounts(t *testing.T) {
 	d := newDesk(t)
 	id := d.running(leased(0))
 	d.m = NewMachine(2, time.Second)
-	if err := d.records.load(context.Background(), d.m.LoadWorker, loadInto(d.m, d.now)); err != nil {
+	if err := d.records.load(context.Background(), loadWorkersInto(d.m, d.now), loadInto(d.m, d.now)); err != nil {
 		t.Fatal(err)
 	}
 	d.register("w", 1) // it is heard of, and perhaps does not hear the answer

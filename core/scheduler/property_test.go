@@ -150,7 +150,7 @@ func (c *court) check() {
 // rebuild makes a Machine of the records.
 func (c *court) rebuild(term uint64) *Machine {
 	m := NewMachine(term, testLease)
-	if err := c.records.load(context.Background(), m.LoadWorker, loadInto(m, c.now)); err != nil {
+	if err := c.records.load(context.Background(), loadWorkersInto(m, c.now), loadInto(m, c.now)); err != nil {
 		c.rt.Fatalf("load: %v", err)
 	}
 	return m
@@ -185,7 +185,7 @@ func (c *court) checkRebuilt() {
 	}
 	for _, w := range want.workers.All() {
 		g, ok := got.workers.Get(w.ID)
-		if !ok || g.Name != w.Name || g.Drain != w.Drain || g.Running != w.Running-len(want.strays[w.ID]) || g.Slots != w.Slots ||
+		if !ok || g.Name != w.Name || g.Drain != w.Drain || (got.drains[w.ID] == time.Time{}) != (!w.Drain || w.DrainAfter == 0) || g.Running != w.Running-len(want.strays[w.ID]) || g.Slots != w.Slots ||
 			(g.State == registry.Deregistered) != (w.State == registry.Deregistered) {
 			c.rt.Fatalf("rebuilt %+v, want %+v", g, w)
 		}

@@ -227,6 +227,28 @@ func TestADrainStopsWhatOutlastsIt(t *testing.T) {
 	})
 }
 
+// TestDrainDeadline_SchedulerRestarts_BeginsAgain: it ended with the scheduler, and jobs ran
+// on that an operator had ordered to be stopped.
+func TestDrainDeadline_SchedulerRestarts_BeginsAgain(t *testing.T) {
+	desks(t, func(t *testing.T, d *desk) {
+		id := d.running(plain())
+		w := d.job(id).Worker
+		running := d.says(id, job.Running)
+		d.ask(Event{Drain: &Drain{ID: w, Drain: true, After: time.Minute}})
+		d.pass(time.Minute - 1)
+		d.restart()
+		d.register("w", 1)
+		d.hello(w, "boot", running)
+		for left := time.Minute - 1; left > 0; left -= min(left, time.Second) {
+			d.pass(min(left, time.Second))
+			d.beat(w)
+		}
+		d.want(id, job.Running, "")
+		d.pass(1)
+		d.want(id, job.Stopping, job.ReasonDrain)
+	})
+}
+
 func TestADrainThatIsTakenBackStopsNothing(t *testing.T) {
 	desks(t, func(t *testing.T, d *desk) {
 		id := d.running(plain())

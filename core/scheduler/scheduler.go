@@ -129,7 +129,7 @@ func (s *Scheduler) load(ctx context.Context) error {
 		return err
 	}
 	return s.records.load(ctx, func(w registry.Worker) {
-		s.machine.LoadWorker(w)
+		s.machine.LoadWorker(now, w)
 		loaded, _ := s.machine.workers.Get(w.ID)
 		s.hub.publish([]Effect{{Worker: &loaded}})
 	}, func(jobs []*job.Job) {

@@ -76,7 +76,7 @@ func (s *schedulerNode) start() {
 	s.m = scheduler.NewMachine(s.disk.term, lease)
 	s.inbox, s.asked, s.links = nil, map[uint64]func(scheduler.Result){}, map[job.WorkerID]*keeper{}
 	for _, id := range sortedIDs(s.disk.workers) {
-		s.m.LoadWorker(s.disk.workers[id])
+		s.m.LoadWorker(s.instant(), s.disk.workers[id])
 	}
 	for _, id := range sortedIDs(s.disk.live) {
 		j := s.disk.jobs[id]
