@@ -275,6 +275,7 @@ func (f *fake) add(r *droverv1.StartJobRequest) *fakeJob {
 		WorkerName: "w1", Command: r.GetCommand(), Path: r.GetPath(), Args: r.GetArgs(), Runner: "bash", RunnerVersion: "1.0",
 		SubmitTime: timestamppb.Now(), StartTime: timestamppb.Now(), Reachable: true, Labels: r.GetLabels(), RequestedBy: "admin", Pid: 4242,
 		Stdout: &droverv1.StreamInfo{}, Stderr: &droverv1.StreamInfo{}, Spec: specOf(r),
+		StdinBytes: uint64(len(r.GetStdin())),
 	}}
 	f.jobs = append(f.jobs, j)
 	f.changed.Broadcast()

@@ -72,6 +72,10 @@ func (o *rerunOptions) run(ctx context.Context, e *env, ref string) error {
 		if err := sameSecrets(j.GetSpec(), q.GetSecrets()); err != nil {
 			return err
 		}
+		if j.GetStdinBytes() > 0 && o.stdin == "" {
+			return errs.E("rerun", errs.Invalid, "USAGE", fmt.Errorf("the job had %d bytes of standard input, which are not kept", j.GetStdinBytes())).
+				WithHint("give it again with --stdin FILE; --stdin /dev/null is none")
+		}
 		if q.Stdin, err = readStdin(e, o.stdin); err != nil {
 			return err
 		}

@@ -200,8 +200,10 @@ type Job struct {
 	Ended time.Time
 	// Input is how many bytes of input are kept apart from the job; 0: there is none, or
 	// it is not needed any more.
-	Input     int64
-	Truncated bool // this is a summary, and something was cut
+	Input int64
+	// StdinBytes is how much standard input was given; it is not kept after the end.
+	StdinBytes int64 `json:",omitempty"`
+	Truncated  bool  // this is a summary, and something was cut
 }
 
 // Attempt is one attempt of a job: where it was made, and what became of it.

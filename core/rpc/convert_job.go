@@ -287,7 +287,7 @@ func jobToProto(j *job.Job) *droverv1.Job {
 		Stderr: streamToProto(r.Stderr), Reachable: j.UnreachableSince.IsZero(),
 		UnreachableSince: timestamp(j.UnreachableSince), Labels: j.Spec.Labels, RequestedBy: j.RequestedBy,
 		StopProof: proofToProto(r.StopProof), Spec: publicSpec(&j.Spec), Pid: int64(r.PID),
-		Truncated: j.Truncated,
+		Truncated: j.Truncated, StdinBytes: uint64(j.StdinBytes),
 	}
 	if j.Worker != uuid.Nil {
 		p.WorkerId = j.Worker.String()

@@ -71,7 +71,7 @@ func (m *Machine) accept(s *Submit) (job.Job, error) {
 	input, size := spec.TakeInput()
 	e := &entry{key: key, hash: hash, bytes: spec.Bytes(), Job: job.Job{
 		ID: s.ID, Spec: spec, State: job.Queued, Submit: s.Time, RequestedBy: s.Caller.Name, Owner: s.Caller.identity(),
-		RequestID: s.RequestID, Input: size,
+		RequestID: s.RequestID, Input: size, StdinBytes: int64(len(input.Stdin)),
 	}}
 	if err := m.account.check(e.Owner, e.bytes+size); err != nil {
 		return job.Job{}, err

@@ -186,7 +186,7 @@ func (m *Machine) put(e *entry) {
 		e.Ended = m.wall()
 		m.release(e)
 		m.account.add(owner(&e.Job), -e.bytes)
-		e.Spec.Secrets = nil
+		_, _ = e.Spec.TakeInput() // of an earlier version
 	}
 	j := e.Job
 	m.effect(Effect{Put: &j, Drop: j.State.Terminal()})

@@ -297,8 +297,12 @@ func TestSecretsAreKeptNoLongerThanNeeded(t *testing.T) {
 				Command: "sleep", QueueTimeout: time.Minute, Stdin: []byte("in"), Secrets: map[string][]byte{"KEY": []byte("hush")},
 			})
 			c.end(d, id)
-			if j := d.job(id); !j.State.Terminal() || j.Spec.Secrets != nil || j.Spec.Stdin != nil {
+			j := d.job(id)
+			if value, named := j.Spec.Secrets["KEY"]; !j.State.Terminal() || !named || value != nil || j.Spec.Stdin != nil {
 				t.Errorf("%v with %q and %q", j.State, j.Spec.Secrets, j.Spec.Stdin)
+			}
+			if j.StdinBytes != 2 {
+				t.Errorf("it had %d bytes of standard input", j.StdinBytes)
 			}
 		})
 	}

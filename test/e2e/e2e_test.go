@@ -424,6 +424,24 @@ func TestAScriptIsSentAlong(t *testing.T) {
 	want(t, c.Run("run", "--worker", "w2", "--upload", local), 126, "", "uploads: true")
 }
 
+// TestRerun_WithoutItsInput_IsRefused: an ended job ran again without its secrets, or with
+// nothing on its standard input, and nobody was told.
+func TestRerun_WithoutItsInput_IsRefused(t *testing.T) {
+	t.Parallel()
+	c := one(t)
+	file := filepath.Join(c.Scripts(c.Path("mine"), map[string]string{"input": "hush"}), "input")
+	last := func() string {
+		t.Helper()
+		return strings.TrimSpace(c.Must("jobs", "-q", "-n", "1"))
+	}
+	want(t, c.Run("run", "--secret", "KEY=@"+file, "ok.sh"), 0, "out\n", "err\n")
+	want(t, c.Run("rerun", last()), 2, "", "the secrets KEY")
+	want(t, c.Run("rerun", "--secret", "KEY=@"+file, last()), 0, "out\n", "err\n")
+	want(t, c.Run("run", "--stdin", file, "cat.sh"), 0, "hush", "")
+	want(t, c.Run("rerun", last()), 2, "", "4 bytes of standard input")
+	want(t, c.Run("rerun", "--stdin", file, last()), 0, "hush", "")
+}
+
 // TestMisuse: a clear error, the right exit code, nothing started.
 func TestMisuse(t *testing.T) {
 	t.Parallel()

@@ -1059,7 +1059,7 @@ type Job struct {
 	RequestedBy string `protobuf:"bytes,26,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
 	// Set once it was stopped.
 	StopProof *StopProof `protobuf:"bytes,27,opt,name=stop_proof,json=stopProof,proto3" json:"stop_proof,omitempty"`
-	// The whole request, secrets and stdin left out.
+	// The whole request. Of secrets it has the names only, of stdin nothing.
 	Spec *JobSpec `protobuf:"bytes,28,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Process id on the worker while it runs.
 	Pid int64 `protobuf:"varint,29,opt,name=pid,proto3" json:"pid,omitempty"`
@@ -1067,7 +1067,9 @@ type Job struct {
 	// and watches carry about 4 KiB of them, GetJob has all.
 	Truncated bool `protobuf:"varint,31,opt,name=truncated,proto3" json:"truncated,omitempty"`
 	// Every attempt that was made, oldest first; in the answer of GetJob only.
-	Attempts      []*JobAttempt `protobuf:"bytes,32,rep,name=attempts,proto3" json:"attempts,omitempty"`
+	Attempts []*JobAttempt `protobuf:"bytes,32,rep,name=attempts,proto3" json:"attempts,omitempty"`
+	// Bytes of standard input that were given with the request, and are not kept.
+	StdinBytes    uint64 `protobuf:"varint,33,opt,name=stdin_bytes,json=stdinBytes,proto3" json:"stdin_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1317,6 +1319,13 @@ func (x *Job) GetAttempts() []*JobAttempt {
 		return x.Attempts
 	}
 	return nil
+}
+
+func (x *Job) GetStdinBytes() uint64 {
+	if x != nil {
+		return x.StdinBytes
+	}
+	return 0
 }
 
 // JobAttempt is one attempt of a job: where it was made, and what became of it.
@@ -2210,7 +2219,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x16\n" +
 	"\x06termed\x18\x02 \x01(\rR\x06termed\x12\x16\n" +
 	"\x06killed\x18\x03 \x01(\rR\x06killed\x12-\n" +
-	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\xca\t\n" +
+	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\xeb\t\n" +
 	"\x03Job\x12\x15\n" +
 	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12)\n" +
@@ -2247,7 +2256,9 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x04spec\x18\x1c \x01(\v2\x12.drover.v1.JobSpecR\x04spec\x12\x10\n" +
 	"\x03pid\x18\x1d \x01(\x03R\x03pid\x12\x1c\n" +
 	"\ttruncated\x18\x1f \x01(\bR\ttruncated\x121\n" +
-	"\battempts\x18  \x03(\v2\x15.drover.v1.JobAttemptR\battempts\x1a9\n" +
+	"\battempts\x18  \x03(\v2\x15.drover.v1.JobAttemptR\battempts\x12\x1f\n" +
+	"\vstdin_bytes\x18! \x01(\x04R\n" +
+	"stdinBytes\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\f\n" +
