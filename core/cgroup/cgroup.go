@@ -4,6 +4,7 @@
 package cgroup
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -278,6 +279,23 @@ func (m *Manager) Prune() ([]string, error) {
 		}
 	}
 	return alive, nil
+}
+
+// End kills what is in groups that Prune has returned.
+func (m *Manager) End(ctx context.Context, dirs []string) error {
+	for _, dir := range dirs {
+		if filepath.Dir(dir) != m.base {
+			continue // of a controller of limits: the same processes again
+		}
+		g := &Group{m: m, dir: dir, unified: m.mode != ModeV1, reopened: true}
+		if g.unified {
+			g.events = newEvents(dir)
+		}
+		if _, err := g.Stop(ctx, StopRequest{}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (m *Manager) parentList() []string {

@@ -270,6 +270,12 @@ func TestPruneRemovesEmptyGroupsOfFormerLivesOnly(t *testing.T) {
 			if _, err := os.Stat(former); err == nil {
 				t.Error("an empty group of a former life is left")
 			}
+			if err := m.End(t.Context(), list); err != nil {
+				t.Error(err)
+			}
+			if list, err = m.Prune(); err != nil || len(list) > 0 {
+				t.Errorf("after its end: alive %v, %v", list, err)
+			}
 			if _, err := os.Stat(own.dir); err != nil {
 				t.Errorf("a group in use was removed: %v", err)
 			}

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"log/slog"
 	"runtime"
 	"sync"
@@ -80,6 +81,7 @@ func (quickGroups) Acquire(job.Limits, int) (Group, error) { return noGroup{}, n
 func (quickGroups) Reopen(string) (Group, error)           { return noGroup{}, nil }
 func (quickGroups) Conditions() []job.Condition            { return nil }
 func (quickGroups) Prune() ([]string, error)               { return nil, nil }
+func (quickGroups) End(context.Context, []string) error    { return nil }
 
 func cpu() time.Duration {
 	var u syscall.Rusage

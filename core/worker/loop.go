@@ -41,15 +41,24 @@ func (w *Worker) resume(ctx context.Context) error {
 	if err := w.cfg.Runners.Resume(ctx, alive); err != nil {
 		return errs.E("take over attempts", errs.Unavailable, job.ReasonRunnerFailed, fmt.Errorf("resume plugins: %w", err))
 	}
+	first := w.cfg.State.Epoch == 0 && len(all) == 0
 	w.cfg.State = nil
-	w.prune()
+	w.prune(ctx, first)
 	return nil
 }
 
 // prune removes the groups that earlier lives left. One with processes in it
-// belongs to no attempt that is known: it is told, and left alone.
-func (w *Worker) prune() {
+// belongs to no attempt that is known: it is told, and left alone. But in the first life
+// of a data folder they are of attempts whose folder was lost. Nobody can adopt them, and
+// the scheduler is about to be told that they do not run (P4, P5): they are ended.
+func (w *Worker) prune(ctx context.Context, first bool) {
 	alive, err := w.cfg.Groups.Prune()
+	if err == nil && first && len(alive) > 0 {
+		w.log.Warn("data folder is new, but attempts of this worker still run; ending them", "cgroups", alive)
+		if err = w.cfg.Groups.End(ctx, alive); err == nil {
+			alive, err = w.cfg.Groups.Prune()
+		}
+	}
 	if err != nil {
 		w.log.Warn("old cgroups not removed", "error", err)
 	}

@@ -142,6 +142,8 @@ type Groups interface {
 	// Prune removes what earlier lives left and nobody has reopened; it returns
 	// the groups that cannot go because processes are in them.
 	Prune() ([]string, error)
+	// End kills what is in groups that Prune has returned.
+	End(ctx context.Context, groups []string) error
 }
 
 // Launch is what a runner needs to make one process. All is resolved.

@@ -532,6 +532,8 @@ func (g worldGroups) Reopen(name string) (Group, error) {
 
 func (g worldGroups) Prune() ([]string, error) { return nil, nil }
 
+func (g worldGroups) End(context.Context, []string) error { return nil }
+
 type worldGroup struct {
 	w    *world
 	name string

@@ -204,3 +204,40 @@ func TestPointsAreCompiledAway(t *testing.T) {
 		}
 	}
 }
+
+// TestP5_DataFolderIsLost_WhatRanIsEndedBeforeTheRetry: a worker with a new data folder said
+// that it had no process of an attempt, which ran on beside the next one.
+func TestP5_DataFolderIsLost_WhatRanIsEndedBeforeTheRetry(t *testing.T) {
+	t.Parallel()
+	c := cluster.New(t, bin, shortLease()...)
+	w := c.Worker("w1", c.Scripts(c.Path("worker", "scripts"), map[string]string{
+		"hold.sh": "echo begun >> \"$1\"; exec tail -f \"$1\"\n",
+	}))
+	if strings.Contains(c.Must("workers", "show", "w1"), "NO_CGROUPS") {
+		t.Skip("needs cgroups")
+	}
+	file := c.Path("began")
+	begun := func() int {
+		b, _ := os.ReadFile(file)
+		return strings.Count(string(b), "begun")
+	}
+	id := c.Must("run", "-d", "--retries", "1", "--retry-on", "lost", "hold.sh", file)
+	c.Eventually("it runs", func() bool { return status(t, c, id).State == "RUNNING" && len(cluster.Processes(file)) == 1 })
+	plugins := cluster.Processes(filepath.Join(w.Data, "plugins", "bin"))
+	w.Kill()
+	if err := os.Rename(w.Data, w.Data+".lost"); err != nil {
+		t.Fatal(err)
+	}
+	w.Start()
+	c.Eventually("it runs again", func() bool { return begun() == 2 })
+	if all := cluster.Processes(file); len(all) > 1 {
+		t.Errorf("at once there are %q", all)
+	}
+	c.Must("stop", id)
+	for _, p := range plugins { // they wait for a worker of the lost folder
+		pid, _, _ := strings.Cut(p, " ")
+		if n, err := strconv.Atoi(pid); err == nil {
+			_ = syscall.Kill(n, syscall.SIGKILL)
+		}
+	}
+}
