@@ -514,7 +514,28 @@ func (f *fake) GetWorker(_ context.Context, r *droverv1.GetWorkerRequest) (*drov
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	w, err := f.worker(r.GetWorkerId())
-	return &droverv1.GetWorkerResponse{Worker: proto.CloneOf(w)}, err
+	answer := &droverv1.GetWorkerResponse{Worker: proto.CloneOf(w)}
+	if w.GetName() == "w2" {
+		answer.Unrecorded = []*droverv1.UnrecordedAttempt{{Path: "tools/hello.sh", Report: &droverv1.AttemptReport{
+			JobId: "01900000-0000-7000-8000-0000000000b1", Attempt: 2, State: droverv1.JobState_JOB_STATE_RUNNING, Runner: "bash", Pid: 4711,
+			StartTime: timestamppb.New(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)),
+		}}}
+	}
+	return answer, err
+}
+
+// AdoptJob implements the service; all jobs have a record.
+func (f *fake) AdoptJob(_ context.Context, r *droverv1.AdoptJobRequest) (*droverv1.AdoptJobResponse, error) {
+	if err := f.count("AdoptJob"); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	j, err := f.find("adopt job", r.GetJobId())
+	if err != nil {
+		return nil, err
+	}
+	return &droverv1.AdoptJobResponse{Job: proto.CloneOf(j.job)}, nil
 }
 
 // DrainWorker implements the service.

@@ -11,6 +11,7 @@ import (
 	"github.com/droverhq/drover/cmd/drover/internal/client"
 	"github.com/droverhq/drover/cmd/drover/internal/problem"
 	"github.com/droverhq/drover/cmd/drover/internal/render"
+	"github.com/droverhq/drover/cmd/drover/internal/term"
 	"github.com/droverhq/drover/core/errs"
 	droverv1 "github.com/droverhq/drover/proto/drover/v1"
 )
@@ -50,7 +51,7 @@ func newJobs(e *env) *cobra.Command {
 		},
 	}
 	o.register(e, cmd)
-	cmd.AddCommand(newJobsList(e), newJobsRemove(e))
+	cmd.AddCommand(newJobsList(e), newJobsAdopt(e), newJobsRemove(e))
 	return cmd
 }
 
@@ -160,6 +161,33 @@ func listJobs(ctx context.Context, c *client.Client, q *droverv1.ListJobsRequest
 			return all, q.PageToken != "", nil
 		}
 	}
+}
+
+func newJobsAdopt(e *env) *cobra.Command {
+	var worker string
+	cmd := &cobra.Command{
+		Use: "adopt JOB...", Short: "Make records of jobs that only a worker knows", Args: atLeast("JOB"),
+		Long: "Make records of jobs that a worker has and the scheduler does not know, because its records are an older\n" +
+			"copy or have lost writes (\"drover workers show\" lists them). From then on they are followed as any other\n" +
+			"job. Who asked for them, their arguments, limits and retry policy are not known, and they are not tried\n" +
+			"again. Admins only.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return e.each(args, func(c *client.Client, id string) error {
+				ctx, cancel := call(cmd.Context())
+				defer cancel()
+				answer, err := c.AdoptJob(ctx, &droverv1.AdoptJobRequest{JobId: id, WorkerId: worker})
+				if err != nil {
+					return c.Explain("adopt the job", err)
+				}
+				j := render.NewJob(answer.GetJob())
+				fmt.Fprintf(e.stdout, "adopted %s on %s: %s\n", render.ShortID(j.JobID), term.Line(j.WorkerName), j.State)
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&worker, "worker", "w", "", "the worker that is meant, by `id or name`, when several have the job")
+	completeFlag(cmd, "worker", e.completeWorkers)
+	return cmd
 }
 
 func newJobsRemove(e *env) *cobra.Command {

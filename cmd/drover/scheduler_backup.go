@@ -94,7 +94,8 @@ func newSchedulerRestore(e *env) *cobra.Command {
 		Use: "restore FILE", Short: "Put the records of a backup into an empty data folder", Args: exactly("FILE"),
 		Long: "restore fills the store of a scheduler that does not run. Workers refuse a scheduler whose term is\n" +
 			"lower than one that has commanded them, so an old copy cannot start a job a second time. When the\n" +
-			"copy shall be in force all the same, give a --term above the one that the refusal tells.",
+			"copy is to be in force all the same, give a --term above the one that the refusal tells, or use\n" +
+			"\"drover store accept\" afterwards.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.File = args[0]
 			n, err := daemon.Restore(cmd.Context(), o, slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelError})))

@@ -22,12 +22,14 @@ func newStore(e *env) *cobra.Command {
 func newStoreAccept(e *env) *cobra.Command {
 	var newCA bool
 	cmd := &cobra.Command{
-		Use: "accept URL", Short: "Go on with a Redis that has lost writes", Args: exactly("URL"),
-		Long: "A scheduler does not start on a Redis that does not hold any more what it had acknowledged\n" +
-			"(STORE_LOST_WRITES): an older copy, a replica that lagged behind, an empty one. Give Redis its newest\n" +
-			"files, if there are any. Otherwise accept what is there: jobs that it does not know are forgotten, and\n" +
-			"a job that a client submits again may run a second time. No scheduler may be active on it.",
-		Example: "  drover store accept redis://redis.example.org/0",
+		Use: "accept PLACE", Short: "Go on with records that are an older copy or have lost writes", Args: exactly("PLACE"),
+		Long: "PLACE is the data folder of a scheduler or the URL of a Redis. A scheduler does not start on a Redis that\n" +
+			"does not hold any more what it had acknowledged (STORE_LOST_WRITES): an older copy, a replica that lagged\n" +
+			"behind, an empty one. On an older copy that a worker recognizes it starts no job (OLD_RECORDS). Put the\n" +
+			"newest records in use, if there are any. Otherwise accept what is there: jobs that it shows as queued may\n" +
+			"run a second time, and so may those that a client submits again. Jobs that it does not know stay with\n" +
+			"their workers: \"drover workers show\" lists them. No scheduler may be active on it.",
+		Example: "  drover store accept redis://redis.example.org/0\n  drover store accept /var/lib/drover/scheduler",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 			if err := daemon.AcceptStore(cmd.Context(), args[0], newCA, e.getenv, log); err != nil {

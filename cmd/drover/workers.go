@@ -129,7 +129,11 @@ func listWorkers(ctx context.Context, c *client.Client, labels map[string]string
 func newWorkersShow(e *env) *cobra.Command {
 	var o output
 	cmd := &cobra.Command{
-		Use: "show WORKER", Short: "Show all about a worker", Args: exactly("WORKER"), ValidArgsFunction: first(e.completeWorkers),
+		Use: "show WORKER", Short: "Show all about a worker",
+		Long: "Show all about a worker. Jobs without a record are those that it has and the scheduler does not know:\n" +
+			"the scheduler's records are an older copy that is in force, or have lost writes. Their results stay with\n" +
+			"the worker until an admin decides.",
+		Args: exactly("WORKER"), ValidArgsFunction: first(e.completeWorkers),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := o.printer(e)
 			if err != nil {
@@ -142,8 +146,14 @@ func newWorkersShow(e *env) *cobra.Command {
 				if err != nil {
 					return c.Explain("show the worker", err)
 				}
-				w := render.NewWorker(answer.GetWorker())
-				return render.One(p, w, func() []render.Field { return w.Details(p) })
+				w := render.NewWorkerWithJobs(answer)
+				err = render.One(p, w, func() []render.Field { return w.Details(p) })
+				if err != nil || !o.text() || len(w.Unrecorded) == 0 {
+					return err
+				}
+				fmt.Fprintln(e.stdout, "\nJobs without a record:")
+				fmt.Fprintf(e.stderr, "hint: \"drover stop JOB\" stops one, \"drover jobs adopt JOB\" makes a record of it, \"drover jobs rm JOB\" forgets it; admins only\n")
+				return render.WriteTable(p.Out, render.UnrecordedHeader(), w.UnrecordedCells(p))
 			})
 		},
 	}

@@ -35,6 +35,7 @@ func SchedulerTable() Table {
 		droverv1.SchedulerService_GetWorker_FullMethodName:        {admin, oper, subm, view},
 		droverv1.SchedulerService_DrainWorker_FullMethodName:      {admin, oper},
 		droverv1.SchedulerService_RemoveWorker_FullMethodName:     {admin},
+		droverv1.SchedulerService_AdoptJob_FullMethodName:         {admin},
 		droverv1.SchedulerService_RemoveJobs_FullMethodName:       {admin, oper},
 		droverv1.SchedulerService_ListScripts_FullMethodName:      {admin, oper, subm, view},
 		droverv1.SchedulerService_WatchEvents_FullMethodName:      {admin, oper, subm, view},

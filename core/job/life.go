@@ -66,6 +66,10 @@ func (h *History) Holds(l Life) bool {
 	return slices.Contains(h.Lives, l)
 }
 
+// Overrules tells whether an operator has decided for these records since a life: what
+// it acknowledged may be lost.
+func (h *History) Overrules(l Life) bool { return l != (Life{}) && l.Term < h.Decided }
+
 // Add appends the newest life.
 func (h *History) Add(l Life) {
 	h.Lives = append(h.Lives, l)

@@ -57,6 +57,7 @@ type Worker struct {
 	Scripts     job.ScriptIndex
 	Conditions  []job.Condition
 	Trouble     job.Condition // what the scheduler itself has to say; zero: nothing
+	Unrecorded  []job.Report  // of attempts that it has and the records do not, by job and attempt
 	Listed      bool          // it has told what runners and scripts it has since it came
 	Commanded   bool          `json:"-"` // the scheduler has a session with it in which it has told all it has
 	Running     int           // attempts that the scheduler has placed there
@@ -325,6 +326,7 @@ const (
 	LinkBreaks = "LINK_BREAKS"
 	NoSession  = "NO_SESSION"
 	OldRecords = job.ReasonOldRecords
+	Unrecorded = "UNRECORDED_JOBS"
 )
 
 // SetTrouble notes what is wrong between the scheduler and a worker, or with an empty
@@ -338,6 +340,31 @@ func (r *Registry) SetTrouble(id job.WorkerID, now time.Time, kind, message stri
 		e.Trouble = job.Condition{Type: kind, Message: message, Since: now}
 	}
 	return true
+}
+
+// SetUnrecorded replaces the attempts that a worker has and the records do not.
+func (r *Registry) SetUnrecorded(id job.WorkerID, list []job.Report) {
+	if e := r.byID[id]; e != nil {
+		e.Unrecorded = list
+	}
+}
+
+// ScriptPaths returns the paths of the worker's scripts by their sums, for those sums
+// that the reports have.
+func (w *Worker) ScriptPaths(reports []job.Report) map[string]string {
+	paths := map[string]string{}
+	for i := range reports {
+		if sum := reports[i].ScriptSHA256; sum != "" {
+			paths[sum] = ""
+		}
+	}
+	for i := range w.Scripts.Scripts {
+		s := &w.Scripts.Scripts[i]
+		if path, asked := paths[s.SHA256]; asked && path == "" {
+			paths[s.SHA256] = s.Path
+		}
+	}
+	return paths
 }
 
 // Occupy adds n attempts to those placed on a worker; n may be negative.

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"fmt"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -133,6 +134,9 @@ func workerToProto(w *registry.Worker) *droverv1.Worker {
 	if w.Trouble != (job.Condition{}) {
 		conditions = append(slices.Clip(conditions), w.Trouble)
 	}
+	if len(w.Unrecorded) > 0 {
+		conditions = append(slices.Clip(conditions), unrecordedCondition(w))
+	}
 	return &droverv1.Worker{
 		WorkerId: w.ID.String(), Name: w.Name, Address: w.Address, State: droverv1.WorkerState(w.State), Labels: w.Labels,
 		Slots: uint32(w.Slots), Running: uint32(max(w.Running, 0)), Runners: runnersToProto(w.Runners),
@@ -140,4 +144,26 @@ func workerToProto(w *registry.Worker) *droverv1.Worker {
 		Conditions: conditionsToProto(conditions), DrainReason: w.DrainReason, Commands: w.Commands,
 		Uploads: w.Uploads,
 	}
+}
+
+// unrecordedCondition tells of attempts that a worker has and the records do not.
+func unrecordedCondition(w *registry.Worker) job.Condition {
+	live := 0
+	for i := range w.Unrecorded {
+		if !w.Unrecorded[i].State.Terminal() {
+			live++
+		}
+	}
+	return job.Condition{Type: registry.Unrecorded, Message: fmt.Sprintf(
+		"attempts that it has and the scheduler has no record of: %d, live: %d; \"drover workers show %s\" lists them", len(w.Unrecorded), live, w.Name)}
+}
+
+func unrecordedToProto(w *registry.Worker) []*droverv1.UnrecordedAttempt {
+	paths := w.ScriptPaths(w.Unrecorded)
+	out := make([]*droverv1.UnrecordedAttempt, len(w.Unrecorded))
+	for i := range w.Unrecorded {
+		r := &w.Unrecorded[i]
+		out[i] = &droverv1.UnrecordedAttempt{Report: reportToProto(r), Path: paths[r.ScriptSHA256]}
+	}
+	return out
 }

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/droverhq/drover/certs"
 	"github.com/droverhq/drover/core/auth"
 	"github.com/droverhq/drover/core/job"
 	"github.com/droverhq/drover/core/registry"
@@ -166,7 +167,20 @@ func (s *SchedulerServer) GetWorker(ctx context.Context, r *droverv1.GetWorkerRe
 	if err != nil {
 		return nil, err
 	}
-	return &droverv1.GetWorkerResponse{Worker: workerToProto(&w)}, nil
+	answer := &droverv1.GetWorkerResponse{Worker: workerToProto(&w)}
+	if caller(ctx).Role != string(certs.RoleSubmitter) { // who may not know of the jobs of others
+		answer.Unrecorded = unrecordedToProto(&w)
+	}
+	return answer, nil
+}
+
+// AdoptJob implements the service.
+func (s *SchedulerServer) AdoptJob(ctx context.Context, r *droverv1.AdoptJobRequest) (*droverv1.AdoptJobResponse, error) {
+	j, err := s.scheduler.Adopt(ctx, caller(ctx), r.GetJobId(), r.GetWorkerId())
+	if err != nil {
+		return nil, err
+	}
+	return &droverv1.AdoptJobResponse{Job: wholeToProto(&j)}, nil
 }
 
 // DrainWorker implements the service.

@@ -43,6 +43,7 @@ var permitted = map[string]string{
 	"SchedulerService/RemoveJobs":       "admin operator",
 	"SchedulerService/ListScripts":      "admin operator submitter viewer",
 	"SchedulerService/WatchEvents":      "admin operator submitter viewer",
+	"SchedulerService/AdoptJob":         "admin",
 	"SchedulerService/Backup":           "admin",
 	"CertificateService/Join":           "nobody scheduler worker admin operator submitter viewer",
 	"CertificateService/Renew":          "scheduler worker admin operator submitter viewer",

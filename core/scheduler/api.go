@@ -18,6 +18,7 @@ import (
 )
 
 const (
+	roleAdmin     = "admin"
 	roleSubmitter = "submitter"
 	roleWorker    = "worker"
 )
@@ -61,11 +62,15 @@ func (s *Scheduler) StopJob(ctx context.Context, by Caller, ref string, grace *t
 	if grace != nil && *grace < 0 {
 		return job.Job{}, errs.Field(op, "grace", "NEGATIVE", "%v is negative", *grace)
 	}
-	j, err := s.find(ctx, op, by, ref)
-	if err != nil || j.State.Terminal() {
+	j, err := s.findOrAdopt(ctx, op, by, ref, true)
+	if err != nil {
 		return j, err
 	}
-	if _, err := s.ask(ctx, s.urgent, Event{Stop: &Stop{ID: j.ID, Grace: grace, Reason: job.ReasonUser}}); err != nil {
+	unrecorded := by.Role == roleAdmin && s.hasUnrecorded(j.ID)
+	if j.State.Terminal() && !unrecorded {
+		return j, nil
+	}
+	if _, err := s.ask(ctx, s.urgent, Event{Stop: &Stop{ID: j.ID, Grace: grace, Reason: job.ReasonUser, Unrecorded: unrecorded}}); err != nil {
 		return job.Job{}, err
 	}
 	if wait {
@@ -189,8 +194,13 @@ func (s *Scheduler) read(ctx context.Context, op string, id job.ID) (job.Job, er
 	return *j, nil
 }
 
+const (
+	codeJobUnknown = "JOB_UNKNOWN"
+	hintJobs       = `"drover jobs" lists them`
+)
+
 func jobUnknown(op, ref string) error {
-	return errs.E(op, errs.NotFound, "JOB_UNKNOWN", fmt.Errorf("there is no job %q", ref)).WithHint(`"drover jobs" lists them`)
+	return errs.E(op, errs.NotFound, codeJobUnknown, fmt.Errorf("there is no job %q", ref)).WithHint("%s", hintJobs)
 }
 
 // RemoveJobs forgets terminal jobs. Nothing is removed when one is not terminal.
@@ -201,7 +211,7 @@ func (s *Scheduler) RemoveJobs(ctx context.Context, by Caller, refs []string) er
 	}
 	var jobs []job.Job
 	for _, ref := range refs {
-		j, err := s.find(ctx, op, by, ref)
+		j, err := s.findOrAdopt(ctx, op, by, ref, false)
 		if err != nil {
 			return err
 		}
@@ -218,7 +228,7 @@ func (s *Scheduler) RemoveJobs(ctx context.Context, by Caller, refs []string) er
 	if err != nil {
 		return err
 	}
-	_, err = s.ask(ctx, s.normal, Event{Forget: jobs, done: done})
+	_, err = s.ask(ctx, s.normal, Event{Forget: jobs, Unrecorded: by.Role == roleAdmin, done: done})
 	return err
 }
 

@@ -22,8 +22,7 @@ import (
 const opSubmit = "start job"
 
 // hintOldRecords is the way back to work.
-const hintOldRecords = `stop this scheduler and put the newer records in use; if they are lost, let these be in force: ` +
-	`"drover scheduler restore --help", --term`
+const hintOldRecords = `stop this scheduler and put the newer records in use; if they are lost, "drover store accept" lets these be in force`
 
 // submit answers one request for a job.
 func (m *Machine) submit(to uint64, s *Submit) {
@@ -271,6 +270,9 @@ func (m *Machine) send(w job.WorkerID, d Down) {
 
 // stopJob makes a stop durable (P9). Stopping what has ended changes nothing.
 func (m *Machine) stopJob(to uint64, s *Stop) {
+	if s.Unrecorded {
+		m.stopUnrecorded(s)
+	}
 	e := m.jobs[s.ID]
 	if e == nil {
 		m.reply(to, Result{Job: job.Job{ID: s.ID}})

@@ -20,7 +20,8 @@ type Event struct {
 	Heartbeat  *Heartbeat
 	Deregister *job.WorkerID
 	Drain      *Drain
-	Forget     []job.Job     // terminal jobs to remove
+	Forget     []job.Job // terminal jobs to remove
+	Adopt      *Adopt
 	Remove     *job.WorkerID // worker to remove
 	Up         *UpEvent
 	Refused    *Refusal
@@ -28,6 +29,9 @@ type Event struct {
 	Old        *OldRecords
 	Trouble    *Trouble
 	Tick       bool
+
+	// Unrecorded, with Forget, also removes unrecorded attempts of these jobs.
+	Unrecorded bool
 
 	// Bytes is how large a submit is: a round takes fewer of large ones.
 	Bytes int64
@@ -66,6 +70,15 @@ type Stop struct {
 	ID     job.ID
 	Grace  *time.Duration
 	Reason string
+	// Unrecorded also stops the unrecorded attempts of the job.
+	Unrecorded bool
+}
+
+// Adopt asks for a record of a job of which there are unrecorded attempts only.
+type Adopt struct {
+	Job    job.ID
+	Worker job.WorkerID // that has the attempt; zero: the only one
+	Known  bool         // the store has a record of the job
 }
 
 // Register introduces a worker.
@@ -151,6 +164,7 @@ type Effect struct {
 	Result     *Result
 	Refused    *Refusal // for the log: a job that ends because its order cannot be sent
 	Old        string   // for the log: why nothing is started
+	Newer      job.Life // with Old: of the newer records, to be recorded
 	Unexpected string   // for the log: a report that the state machine refuses or does not know
 }
 

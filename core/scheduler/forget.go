@@ -23,7 +23,7 @@ func (m *Machine) LoadOwing(w job.WorkerID) { m.owing[w] = true }
 
 // forget removes the records of terminal jobs and orders their workers to forget the
 // output; a job that is live stays (P1).
-func (m *Machine) forget(to uint64, jobs []job.Job) {
+func (m *Machine) forget(to uint64, jobs []job.Job, unrecorded bool) {
 	for i := range jobs {
 		j := &jobs[i]
 		if m.jobs[j.ID] != nil || !j.State.Terminal() {
@@ -38,6 +38,9 @@ func (m *Machine) forget(to uint64, jobs []job.Job) {
 			m.owing[a.Worker] = true
 			m.effect(Effect{Owe: &Forget{a.Worker, keys}})
 			m.tellForget(a.Worker, keys)
+		}
+		if unrecorded {
+			m.forgetUnrecorded(j.ID)
 		}
 	}
 	m.reply(to, Result{})

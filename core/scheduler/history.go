@@ -17,6 +17,7 @@ const (
 	livesKey   = "m/lives"
 	secretKey  = "m/secret"
 	decidedKey = "m/decided"
+	newerKey   = "m/newer"
 )
 
 const secretBytes = 32
@@ -25,7 +26,11 @@ const secretBytes = 32
 type history struct {
 	job.History
 	secret []byte
+	newer  job.Life // of newer records, as a worker has told; zero: none is known of
 }
+
+// outdated reports whether the records are an older copy that nobody has accepted.
+func (h *history) outdated() bool { return !h.Holds(h.newer) }
 
 // begin adds the life of a term to the records. It is on disk before any worker hears
 // of it.
@@ -55,9 +60,14 @@ func (r records) history(ctx context.Context) (h history, err error) {
 		}
 		return v
 	}
-	lives, decided := get(livesKey), get(decidedKey)
+	lives, decided, newer := get(livesKey), get(decidedKey), get(newerKey)
 	if h.secret = get(secretKey); err != nil {
 		return h, err
+	}
+	if l, err := job.DecodeLives(newer); err != nil {
+		return h, err
+	} else if len(l) > 0 {
+		h.newer = l[0]
 	}
 	if h.Lives, err = job.DecodeLives(lives); err != nil {
 		return h, err
@@ -76,15 +86,21 @@ type OldRecords struct {
 }
 
 // oldRecords stops everything that an older copy would begin anew: what it holds as
-// waiting may have run. What runs is left to the newer records (P3).
+// waiting may have run. What runs is left to the newer records (P3). It is recorded, so
+// that a restart does not start anything before a worker has told it again.
 func (m *Machine) oldRecords(o *OldRecords) {
 	w, _ := m.workers.Get(o.Worker)
 	if m.old == "" {
-		m.old = fmt.Sprintf("these records are older than what the worker %s was told (life %s): nothing is started", w.Name, &o.Last)
-		m.effect(Effect{Old: m.old})
+		m.setOld(&o.Last, "the worker "+w.Name)
+		m.effect(Effect{Old: m.old, Newer: o.Last})
 		m.dirty = true
 	}
 	if m.workers.SetTrouble(o.Worker, m.wall(), registry.OldRecords, "it was commanded by newer records than this scheduler has, and refuses it") {
 		m.changed(o.Worker)
 	}
+}
+
+// setOld notes that the records are older than a life that somebody was told.
+func (m *Machine) setOld(newer *job.Life, told string) {
+	m.old = fmt.Sprintf("these records are older than what %s was told (life %s): nothing is started", told, newer)
 }

@@ -19,7 +19,8 @@ import (
 )
 
 // TestP21_ReportsOfUnknownAttempts_KeepNoMemory: a worker that never ends its hello and
-// makes up attempts leaves nothing behind, and is still reconciled with what is known.
+// makes up attempts leaves a bounded list of them behind, and is still reconciled with
+// what is known.
 func TestP21_ReportsOfUnknownAttempts_KeepNoMemory(t *testing.T) {
 	desks(t, func(t *testing.T, d *desk) {
 		id := d.running(plain())
@@ -28,7 +29,7 @@ func TestP21_ReportsOfUnknownAttempts_KeepNoMemory(t *testing.T) {
 		d.step(Event{Up: &UpEvent{Worker: w, Link: d.link, Opened: true}})
 		hello := &Hello{BootID: "boot", InstanceID: strings.Repeat("i", 1<<20)}
 		d.frame(w, Up{Hello: hello, Reports: []job.Report{d.says(id, job.Running)}})
-		for i := range 1000 {
+		for i := range 3000 {
 			r := job.Report{Sequence: 1, State: job.Running, Key: job.Key{Attempt: 1}}
 			binary.BigEndian.PutUint32(r.Job[:], uint32(i)) //nolint:gosec // it is small
 			d.frame(w, Up{Reports: []job.Report{r}})
@@ -36,8 +37,15 @@ func TestP21_ReportsOfUnknownAttempts_KeepNoMemory(t *testing.T) {
 		if l := d.m.links[w]; len(l.seen) != 1 || len(l.hello.InstanceID) > job.MaxName {
 			t.Errorf("%d attempts and %d bytes of an instance are kept", len(l.seen), len(l.hello.InstanceID))
 		}
+		if n := len(d.m.unrecorded[w]); n != maxUnrecorded {
+			t.Errorf("%d made-up attempts are kept", n)
+		}
 		d.frame(w, Up{Hello: &Hello{BootID: "boot", InstanceID: "one", Complete: true}})
 		d.want(id, job.Running, "")
+		d.hello(w, "boot", d.says(id, job.Running))
+		if got, _ := d.m.workers.Get(w); got.Running != 1 || len(got.Unrecorded) != 0 || d.m.unrecordedCount != 0 {
+			t.Errorf("of another session are left: %d attempts, %d slots", len(got.Unrecorded), got.Running)
+		}
 	})
 }
 

@@ -162,9 +162,9 @@ func (l *links) keep(ctx context.Context, c *connection) {
 			}
 		}
 		if reason := errs.ReasonOf(err); err != nil && ctx.Err() == nil && trouble != "in "+reason {
-			trouble = "in " + reason
-			l.complain(c, err, reason)
-			l.doubt(ctx, c, err)
+			if trouble = "in " + reason; !l.doubt(ctx, c, err) {
+				l.complain(c, err, reason)
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -206,19 +206,21 @@ func (l *links) recover(ctx context.Context, id job.WorkerID) {
 	}
 }
 
-// doubt tells that a worker knows more than these records. Its word alone does not count:
-// it must name a life that was made with their secret (P21).
-func (l *links) doubt(ctx context.Context, c *connection, err error) {
+// doubt reports whether a worker has proved that these records are an older copy, and
+// passes that on. Its word alone does not count: it must name a life that was made with
+// their secret (P21).
+func (l *links) doubt(ctx context.Context, c *connection, err error) bool {
 	var strange *job.StrangeLifeError
-	if errors.As(err, &strange) && strange.Last.Genuine(l.history.secret) && !l.history.Holds(strange.Last) {
-		l.deliver(ctx, Event{Old: &OldRecords{c.worker.ID, strange.Last}})
+	if !errors.As(err, &strange) || !strange.Last.Genuine(l.history.secret) || l.history.Holds(strange.Last) {
+		return false
 	}
+	l.deliver(ctx, Event{Old: &OldRecords{c.worker.ID, strange.Last}})
+	return true
 }
 
 func (l *links) complain(c *connection, err error, reason string) {
 	if reason == job.ReasonFenced || reason == job.ReasonOldRecords { // P3
-		l.log.Error("this scheduler's records are older than what the worker has been told; it must not command it. "+
-			"If they were restored from a backup and shall be in force: drover scheduler restore --term",
+		l.log.Error("the worker was commanded by a later term, or by other records, and refuses this scheduler", "hint", hintOldRecords,
 			"worker", c.worker.Name, "term", l.term, "error", err)
 		return
 	}

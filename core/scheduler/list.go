@@ -187,7 +187,7 @@ func (s *Scheduler) find(ctx context.Context, op string, by Caller, ref string) 
 	if id, err := uuid.Parse(ref); err == nil && len(ref) == 36 {
 		j, err := s.read(ctx, op, id)
 		if errs.KindOf(err) == errs.NotFound || err == nil && !by.sees(&j) {
-			return job.Job{}, jobUnknown(op, ref)
+			return job.Job{}, s.unknown(op, by, ref, hintJobs)
 		}
 		return j, err
 	}
@@ -211,8 +211,7 @@ func (s *Scheduler) find(ctx context.Context, op string, by Caller, ref string) 
 	}
 	switch len(found) {
 	case 0:
-		return job.Job{}, errs.E(op, errs.NotFound, "JOB_UNKNOWN", fmt.Errorf("there is no job %q", ref)).
-			WithHint(`"drover jobs" lists them; when many jobs share these digits, give more of them`)
+		return job.Job{}, s.unknown(op, by, ref, hintJobs+"; when many jobs share these digits, give more of them")
 	case 1:
 		return found[0], nil
 	default:

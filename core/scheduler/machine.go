@@ -28,15 +28,21 @@ type Machine struct {
 	timers   deadlines
 	drains   map[job.WorkerID]time.Time // when jobs of a draining worker are stopped
 	strays   map[job.WorkerID]strays
-	owing    map[job.WorkerID]bool      // workers that may have attempts to forget, see forget.go
-	mute     map[job.WorkerID]time.Time // when a worker without a session has been that for long; zero: it has
-	links    map[job.WorkerID]*link
-	account  account
-	old      string    // why nothing is started any more; "": nothing is wrong
-	began    time.Time // before it, nothing is known of contacts with workers
-	first    time.Time // of the first step, for wall
-	now      time.Time
-	out      []Effect
+	owing    map[job.WorkerID]bool // workers that may have attempts to forget, see forget.go
+
+	unrecorded      map[job.WorkerID]map[job.Key]*unrecorded
+	unlisted        map[job.WorkerID]bool // that have more of them
+	unrecordedCount int                   // of all workers
+	relisted        []job.WorkerID        // whose list of them the step has changed
+
+	mute    map[job.WorkerID]time.Time // when a worker without a session has been that for long; zero: it has
+	links   map[job.WorkerID]*link
+	account account
+	old     string    // why nothing is started any more; "": nothing is wrong
+	began   time.Time // before it, nothing is known of contacts with workers
+	first   time.Time // of the first step, for wall
+	now     time.Time
+	out     []Effect
 	// dirty is set when a worker may have become able to take a queued job.
 	dirty bool
 }
@@ -73,7 +79,8 @@ func NewMachine(term uint64, lease time.Duration) *Machine {
 	return &Machine{
 		term: term, workers: registry.New(lease), jobs: map[job.ID]*entry{}, placed: map[job.WorkerID]map[job.ID]*entry{}, requests: map[string]*entry{}, ended: map[job.ID]*job.Job{},
 		queue: newQueue(), links: map[job.WorkerID]*link{}, drains: map[job.WorkerID]time.Time{}, mute: map[job.WorkerID]time.Time{}, strays: map[job.WorkerID]strays{},
-		owing:   map[job.WorkerID]bool{},
+		owing:      map[job.WorkerID]bool{},
+		unrecorded: map[job.WorkerID]map[job.Key]*unrecorded{}, unlisted: map[job.WorkerID]bool{},
 		account: account{budget: Budget{}.orDefault(), of: map[string]int64{}},
 	}
 }
@@ -148,7 +155,9 @@ func (m *Machine) Step(now time.Time, ev *Event) []Effect {
 	case ev.Remove != nil:
 		m.removeWorker(ev.Reply, *ev.Remove)
 	case ev.Forget != nil:
-		m.forget(ev.Reply, ev.Forget)
+		m.forget(ev.Reply, ev.Forget, ev.Unrecorded)
+	case ev.Adopt != nil:
+		m.adopt(ev.Reply, ev.Adopt)
 	case ev.Up != nil:
 		m.up(ev.Up)
 	case ev.Refused != nil:
@@ -160,6 +169,7 @@ func (m *Machine) Step(now time.Time, ev *Event) []Effect {
 	case ev.Trouble != nil:
 		m.trouble(ev.Trouble)
 	}
+	m.listUnrecorded()
 	if m.dirty {
 		m.dirty = false
 		m.placeQueued()
@@ -392,6 +402,8 @@ func (m *Machine) unlink(id job.WorkerID) {
 	delete(m.links, id)
 	delete(m.mute, id)
 	m.sweepStrays(id, 0)
+	delete(m.unlisted, id)
+	m.sweepUnrecorded(id, 0)
 	m.workers.SetCommanded(id, false)
 }
 

@@ -140,11 +140,20 @@ func (c *court) check() {
 		}
 	}
 	for _, w := range c.m.workers.All() {
-		if n := running[w.ID]; w.Running != n+len(c.m.strays[w.ID]) || n > w.Slots {
+		if n := running[w.ID]; w.Running != n+unplaced(c.m, w.ID) || n > w.Slots {
 			c.rt.Fatalf("%s: %d attempts counted, %d placed, %d slots", w.Name, w.Running, running[w.ID], w.Slots)
 		}
 	}
 	c.checkRebuilt()
+}
+
+// unplaced is how many attempts of a worker take a slot that the Machine has not placed there.
+func unplaced(m *Machine, w job.WorkerID) int {
+	n := len(m.strays[w])
+	for _, u := range m.unrecorded[w] {
+		n += slots(&u.report)
+	}
+	return n
 }
 
 // rebuild makes a Machine of the records.
@@ -185,7 +194,7 @@ func (c *court) checkRebuilt() {
 	}
 	for _, w := range want.workers.All() {
 		g, ok := got.workers.Get(w.ID)
-		if !ok || g.Name != w.Name || g.Drain != w.Drain || (got.drains[w.ID] == time.Time{}) != (!w.Drain || w.DrainAfter == 0) || g.Running != w.Running-len(want.strays[w.ID]) || g.Slots != w.Slots ||
+		if !ok || g.Name != w.Name || g.Drain != w.Drain || got.drains[w.ID].IsZero() != (!w.Drain || w.DrainAfter == 0) || g.Running != w.Running-unplaced(want, w.ID) || g.Slots != w.Slots ||
 			(g.State == registry.Deregistered) != (w.State == registry.Deregistered) {
 			c.rt.Fatalf("rebuilt %+v, want %+v", g, w)
 		}

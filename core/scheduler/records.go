@@ -29,7 +29,8 @@ import (
 //	m/term           the term of the newest scheduler life, see store.TermKey
 //	m/cluster        whose a shared store is, see store.ClusterKey
 //	m/lives          all lives, m/secret what they are marked with, m/decided the
-//	                 term that an operator has set, see history.go
+//	                 term that an operator has set, m/newer a life of newer records,
+//	                 see history.go
 const (
 	prefixJob     = 'j'
 	prefixLive    = 'l'
@@ -255,13 +256,15 @@ func putEffect(b *store.Batch, e *Effect) error {
 		for _, key := range e.Forgot.Keys {
 			b.Delete(forgetKey(e.Forgot.Worker, key))
 		}
+	case e.Old != "":
+		b.Put([]byte(newerKey), job.EncodeLives([]job.Life{e.Newer}))
 	case e.Keep != nil:
 		b.Put(idKey(prefixInput, e.Keep.Job), encodeInput(&e.Keep.Input))
 	case e.Release != nil:
 		b.Delete(idKey(prefixInput, *e.Release))
 	case e.Worker != nil:
 		w := *e.Worker
-		w.Scripts, w.Running, w.Trouble = job.ScriptIndex{}, 0, job.Condition{} // found out anew
+		w.Scripts, w.Running, w.Trouble, w.Unrecorded = job.ScriptIndex{}, 0, job.Condition{}, nil // found out anew
 		v, err := json.Marshal(&w)
 		if err != nil {
 			return fmt.Errorf("encode worker %s: %w", w.ID, err)

@@ -12,6 +12,7 @@ func (m *Machine) up(ev *UpEvent) {
 	if ev.Opened {
 		m.links[ev.Worker] = &link{number: ev.Link, open: true, seen: map[job.Key]bool{}}
 		m.uncommanded(ev.Worker)
+		delete(m.unlisted, ev.Worker)
 		return
 	}
 	l := m.links[ev.Worker]
@@ -47,8 +48,12 @@ func (m *Machine) up(ev *UpEvent) {
 		if e := m.placed[ev.Worker][r.Job]; !l.complete && e != nil && e.Attempt == r.Attempt {
 			l.seen[r.Key] = true
 		}
-		known := m.report(ev, l, r)
-		if r.State.Terminal() && known {
+		if !m.report(ev, l, r) {
+			m.unrecord(ev.Worker, l.number, r)
+			continue
+		}
+		m.dropUnrecorded(ev.Worker, r.Key)
+		if r.State.Terminal() {
 			acks = append(acks, r.Key)
 		}
 	}
@@ -60,6 +65,7 @@ func (m *Machine) up(ev *UpEvent) {
 		m.reconcile(ev.Worker, l)
 		l.seen = nil
 		m.sweepStrays(ev.Worker, l.number)
+		m.sweepUnrecorded(ev.Worker, l.number)
 	}
 	if l.complete {
 		m.stopStrays(ev.Worker, l.number)

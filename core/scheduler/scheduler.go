@@ -113,6 +113,10 @@ func New(ctx context.Context, c Config) (*Scheduler, error) {
 	if err != nil {
 		return nil, errs.E(op, errs.Internal, "STORE", err)
 	}
+	if history.outdated() {
+		s.machine.setOld(&history.newer, "a worker")
+		c.Log.Error(s.machine.old, "hint", hintOldRecords)
+	}
 	s.links = newLinks(c.Connector, s.term, history, c.Log, s.deliver, s.records.input)
 	s.retain = &retainer{s: s, rules: c.Retention, begun: c.Now()}
 	if err := s.load(ctx); err != nil {
@@ -284,6 +288,11 @@ func commitError(err error) error {
 func (s *Scheduler) lookUp(ctx context.Context, ev *Event) error {
 	if ev.Submit != nil {
 		return s.lookUpOne(ctx, ev.Submit)
+	}
+	if ev.Adopt != nil {
+		var err error
+		ev.Adopt.Known, err = s.records.isRecorded(ctx, ev.Adopt.Job)
+		return err
 	}
 	if ev.Up != nil {
 		return s.records.ofFrame(ctx, s.machine, ev.Up)

@@ -465,7 +465,7 @@ func TestAWorkerThatKnowsANewerSchedulerIsNotCommanded(t *testing.T) {
 		if p.started(id) != 0 || w.job(id).State != job.Queued {
 			t.Errorf("%v, started %d times (P3)", w.job(id).State, p.started(id))
 		}
-		if log := w.log.String(); strings.Count(log, "records are older") != 1 {
+		if log := w.log.String(); strings.Count(log, "refuses this scheduler") != 1 {
 			t.Errorf("logged:\n%s", log)
 		}
 		if err := w.end(); err != nil {

@@ -1,9 +1,10 @@
 package scheduler
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
+
+	"github.com/google/uuid"
 
 	"github.com/droverhq/drover/core/job"
 )
@@ -44,6 +45,9 @@ func (m *Machine) settled(ev *UpEvent, l *link, r *job.Report) (known bool) {
 	if !removed && (record == nil || r.Attempt > record.Attempt) {
 		return false
 	}
+	if !removed && m.ofAnother(ev.Worker, record, r.Attempt) {
+		return false // each history gives an attempt to one worker: this is of another one
+	}
 	if !r.State.Terminal() {
 		m.strayed(ev.Worker, l, r.Key)
 		return true
@@ -57,6 +61,17 @@ func (m *Machine) settled(ev *UpEvent, l *link, r *job.Report) (known bool) {
 	}
 	m.amend(ev.Worker, record, r)
 	return true
+}
+
+// ofAnother tells whether a record gives an attempt to another worker than this. One that
+// was removed and is back has another id, and the same name.
+func (m *Machine) ofAnother(worker job.WorkerID, record *job.Job, attempt uint32) bool {
+	a, ok := record.AttemptOf(attempt)
+	if !ok || a.Worker == worker || a.Worker == uuid.Nil {
+		return false
+	}
+	w, _ := m.workers.Get(worker)
+	return w.Name != a.WorkerName
 }
 
 // strayed notes that an attempt runs that must not.
@@ -180,8 +195,6 @@ func inKeyOrder(s strays) []job.Key {
 	for k := range s {
 		keys = append(keys, k)
 	}
-	slices.SortFunc(keys, func(a, b job.Key) int {
-		return cmp.Or(slices.Compare(a.Job[:], b.Job[:]), cmp.Compare(a.Attempt, b.Attempt))
-	})
+	slices.SortFunc(keys, compareKeys)
 	return keys
 }

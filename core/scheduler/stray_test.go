@@ -76,13 +76,13 @@ func TestP3_ReportOfAnUnknownJob_IsNotAcknowledged(t *testing.T) {
 		w := d.worker("w", 1)
 		for _, s := range []job.State{job.Running, job.Succeeded} {
 			d.frame(w, Up{Reports: []job.Report{{Key: job.Key{Job: job.ID{9}, Attempt: 1}, Sequence: 1, State: s}}})
-			d.wantKinds()
+			d.wantKinds("worker ONLINE")
 		}
 		id := d.submit(plain())
 		later := d.says(id, job.Succeeded)
 		later.Attempt = 7 // of a later time than these records
 		d.frame(w, Up{Reports: []job.Report{later}})
-		d.wantKinds()
+		d.wantKinds("worker ONLINE")
 		d.want(id, job.Dispatched, "")
 	})
 }

@@ -244,11 +244,10 @@ func (p *player) open(term uint64, h job.History) (Link, error) {
 	switch {
 	case p.away:
 		return nil, errs.E("connect", errs.Unavailable, "AWAY", errors.New("no route"))
+	case !h.Holds(p.life):
+		return nil, errs.E("open session", errs.Precondition, job.ReasonOldRecords, &job.StrangeLifeError{Last: p.life, Term: term})
 	case term < p.term:
 		return nil, errs.E("open session", errs.Precondition, job.ReasonFenced, errors.New("an old term"))
-	}
-	if !h.Holds(p.life) {
-		return nil, errs.E("open session", errs.Precondition, job.ReasonOldRecords, &job.StrangeLifeError{Last: p.life, Term: term})
 	}
 	p.term, p.life = term, h.Last()
 	if p.link != nil {

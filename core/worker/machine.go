@@ -323,16 +323,19 @@ func (m *Machine) prepare(a *attempt) {
 
 // term remembers the term of a session's scheduler, or refuses an old one.
 func (m *Machine) term(e TermSeen) {
+	if !e.History.Holds(m.life) { // before the term: the life proves to the scheduler what a term cannot
+		m.reply(e.Ticket, nil, errs.E("open session", errs.Precondition, job.ReasonOldRecords, &job.StrangeLifeError{Last: m.life, Term: e.Term}).
+			WithHint("its records are an older copy, or others: put the newer ones in use"))
+		return
+	}
 	if e.Term < m.fence.Term {
 		m.reply(e.Ticket, nil, errs.E("open session", errs.Precondition, job.ReasonFenced,
 			fmt.Errorf("a scheduler of term %d has commanded this worker; this one has term %d", m.fence.Term, e.Term)).
 			WithHint("a scheduler restored from an old backup, or a second one, must not command workers"))
 		return
 	}
-	if !e.History.Holds(m.life) {
-		m.reply(e.Ticket, nil, errs.E("open session", errs.Precondition, job.ReasonOldRecords, &job.StrangeLifeError{Last: m.life, Term: e.Term}).
-			WithHint("its records are an older copy, or others: put the newer ones in use"))
-		return
+	if e.History.Overrules(m.life) {
+		m.unconfirm()
 	}
 	if life := e.History.Last(); life != m.life && life != (job.Life{}) {
 		if m.life = life; e.Term > m.fence.Term {
@@ -342,6 +345,19 @@ func (m *Machine) term(e TermSeen) {
 	}
 	m.raise(e.Term)
 	m.reply(e.Ticket, nil, nil)
+}
+
+// unconfirm takes back all acknowledgements: they were of records that are lost, and the
+// scheduler is to hear of these results again (P3).
+func (m *Machine) unconfirm() {
+	for _, a := range m.inOrder() {
+		if !a.acked || a.tombstone || a.forget {
+			continue
+		}
+		m.confirm(a, false)
+		m.record(journal.Record{Kind: journal.KindDone, Key: a.key, Fence: a.fence, Done: &journal.Done{Report: *a.report, Open: a.open}})
+		m.emit(Publish{Report: a.report})
+	}
 }
 
 // raise remembers a higher term on disk.

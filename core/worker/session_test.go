@@ -14,6 +14,7 @@ import (
 
 	"github.com/droverhq/drover/core/errs"
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/journal"
 )
 
 // peer is the scheduler's end of a session: it keeps the newest report of each
@@ -427,5 +428,74 @@ func TestOrdersWithoutAKeyAreLeftOut(t *testing.T) {
 	f := Down{Starts: []job.StartOrder{{}, order(1)}, Stops: []job.StopOrder{{}}}
 	if evs := f.events(1); len(evs) != 1 {
 		t.Errorf("%d events", len(evs))
+	}
+}
+
+// TestP3_SchedulerOfALowerTerm_IsToldTheLifeThatItDoesNotKnow: a term proves nothing to a
+// scheduler, and one that was refused for it alone went on with workers that had never
+// heard of the newer one.
+func TestP3_SchedulerOfALowerTerm_IsToldTheLifeThatItDoesNotKnow(t *testing.T) {
+	t.Parallel()
+	first, second := job.NewLife(1, nil), job.NewLife(2, nil)
+	m := NewMachine(MachineConfig{BootID: "b"})
+	m.Step(at(0), TermSeen{Term: 2, History: job.History{Lives: []job.Life{first, second}}})
+	for _, e := range m.Step(at(0), TermSeen{Term: 1, History: job.History{Lives: []job.Life{first}}, Ticket: 1}) {
+		var strange *job.StrangeLifeError
+		if r, ok := e.(Reply); !ok || !errors.As(r.Err, &strange) || strange.Last != second || errs.ReasonOf(r.Err) != job.ReasonOldRecords {
+			t.Errorf("it is told %+v", e)
+		}
+	}
+	for _, e := range m.Step(at(0), TermSeen{Term: 1, Ticket: 1}) { // of a version without lives
+		if r, ok := e.(Reply); !ok || errs.ReasonOf(r.Err) != job.ReasonFenced {
+			t.Errorf("it is told %+v", e)
+		}
+	}
+}
+
+// TestP3_RecordsThatAreInForceAgain_HearOfAllResults: those that were acknowledged by the
+// records that are lost, too, also when the worker is started again in between.
+func TestP3_RecordsThatAreInForceAgain_HearOfAllResults(t *testing.T) {
+	t.Parallel()
+	k, first, second, third := testKey(1), job.NewLife(1, nil), job.NewLife(2, nil), job.NewLife(9, nil)
+	m := NewMachine(MachineConfig{BootID: "b"})
+	var records []journal.Record
+	step := func(m *Machine, ev Event) (reports []Publish) {
+		for _, e := range m.Step(at(0), ev) {
+			switch e := e.(type) {
+			case Record:
+				records = append(records, e.Record)
+			case Publish:
+				reports = append(reports, e)
+			}
+		}
+		return reports
+	}
+	for _, ev := range []Event{
+		TermSeen{Term: 2, History: job.History{Lives: []job.Life{first, second}}},
+		StartAsked{Order: order(1), Session: 2},
+		Prepared{Key: k, Intent: journal.Intent{BootID: "b", Mark: "m"}},
+		ProcessStarted{Key: k, Started: journal.Started{PID: 50}},
+		exitOf(1, 0, ""),
+		Settled{Key: k, Finished: &Finished{Key: k}},
+		Finished{Key: k},
+		Acked{Keys: []job.Key{k}},
+	} {
+		step(m, ev)
+	}
+	older := TermSeen{Term: 9, History: job.History{Lives: []job.Life{first, third}, Decided: 9}}
+	if m.Counts().Unacked != 0 {
+		t.Fatal("it is not acknowledged")
+	}
+	if got := step(m, older); len(got) != 1 || got[0].Acked || got[0].Report.State != job.Succeeded {
+		t.Errorf("the scheduler hears %+v", got)
+	}
+	again := NewMachine(MachineConfig{BootID: "b"})
+	again.Restore(at(0), journal.Replay(records))
+	if n := again.Counts().Unacked; n != 1 {
+		t.Errorf("%d are not acknowledged after a restart", n)
+	}
+	step(again, Acked{Keys: []job.Key{k}})
+	if got := step(again, older); len(got) != 0 || again.Counts().Unacked != 0 {
+		t.Errorf("in the next session it hears %+v again", got)
 	}
 }

@@ -43,7 +43,7 @@ func TestAnOldBackupCommandsNobody(t *testing.T) {
 
 	swap(c, "newest", file)
 	c.Eventually("the operator is told", func() bool {
-		return strings.Contains(c.Scheduler.LogText(), "records are older than what the worker has been told")
+		return strings.Contains(c.Scheduler.LogText(), "these records are older than what the worker w1 was told")
 	})
 	if r := status(t, c, running); r.Reachable {
 		t.Errorf("under a fenced scheduler the job is %+v", r)

@@ -41,6 +41,7 @@ var matrix = map[string]string{
 	"SchedulerService/DrainWorker":      "operator admin",
 	"SchedulerService/RemoveJobs":       "operator admin",
 	"SchedulerService/RemoveWorker":     "admin",
+	"SchedulerService/AdoptJob":         "admin",
 	"SchedulerService/Backup":           "admin",
 	"CertificateService/Join":           "viewer submitter operator admin worker scheduler nobody",
 	"CertificateService/Renew":          "viewer submitter operator admin worker scheduler",

@@ -2156,7 +2156,10 @@ func (x *GetWorkerRequest) GetWorkerId() string {
 type GetWorkerResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The worker.
-	Worker        *Worker `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	Worker *Worker `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	// Attempts that the worker has and that are not in the scheduler's records, by
+	// job and attempt; 1,024 at most. A submitter is not told.
+	Unrecorded    []*UnrecordedAttempt `protobuf:"bytes,2,rep,name=unrecorded,proto3" json:"unrecorded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2198,6 +2201,171 @@ func (x *GetWorkerResponse) GetWorker() *Worker {
 	return nil
 }
 
+func (x *GetWorkerResponse) GetUnrecorded() []*UnrecordedAttempt {
+	if x != nil {
+		return x.Unrecorded
+	}
+	return nil
+}
+
+// UnrecordedAttempt is an attempt that is not in the scheduler's records. Its end is not
+// acknowledged until an admin adopts, stops or removes the job.
+type UnrecordedAttempt struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What its worker has told of it last.
+	Report *AttemptReport `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
+	// Path of its script, if the worker still has it.
+	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnrecordedAttempt) Reset() {
+	*x = UnrecordedAttempt{}
+	mi := &file_drover_v1_scheduler_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnrecordedAttempt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnrecordedAttempt) ProtoMessage() {}
+
+func (x *UnrecordedAttempt) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_scheduler_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnrecordedAttempt.ProtoReflect.Descriptor instead.
+func (*UnrecordedAttempt) Descriptor() ([]byte, []int) {
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *UnrecordedAttempt) GetReport() *AttemptReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+func (x *UnrecordedAttempt) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+// AdoptJobRequest names a job without a record.
+type AdoptJobRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id, or a unique prefix or suffix of 4 characters or more.
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// Id or name of the worker whose attempt is meant; needed only when several workers
+	// have the same attempt.
+	WorkerId      string `protobuf:"bytes,2,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptJobRequest) Reset() {
+	*x = AdoptJobRequest{}
+	mi := &file_drover_v1_scheduler_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptJobRequest) ProtoMessage() {}
+
+func (x *AdoptJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_scheduler_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptJobRequest.ProtoReflect.Descriptor instead.
+func (*AdoptJobRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *AdoptJobRequest) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *AdoptJobRequest) GetWorkerId() string {
+	if x != nil {
+		return x.WorkerId
+	}
+	return ""
+}
+
+// AdoptJobResponse is the job as it is recorded now.
+type AdoptJobResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The job. Who asked for it, its arguments, limits and retry policy are not known.
+	Job           *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptJobResponse) Reset() {
+	*x = AdoptJobResponse{}
+	mi := &file_drover_v1_scheduler_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptJobResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptJobResponse) ProtoMessage() {}
+
+func (x *AdoptJobResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_scheduler_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptJobResponse.ProtoReflect.Descriptor instead.
+func (*AdoptJobResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *AdoptJobResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
 // DrainWorkerRequest changes whether a worker takes jobs.
 type DrainWorkerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2215,7 +2383,7 @@ type DrainWorkerRequest struct {
 
 func (x *DrainWorkerRequest) Reset() {
 	*x = DrainWorkerRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[31]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2227,7 +2395,7 @@ func (x *DrainWorkerRequest) String() string {
 func (*DrainWorkerRequest) ProtoMessage() {}
 
 func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[31]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2240,7 +2408,7 @@ func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerRequest.ProtoReflect.Descriptor instead.
 func (*DrainWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{31}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DrainWorkerRequest) GetWorkerId() string {
@@ -2282,7 +2450,7 @@ type DrainWorkerResponse struct {
 
 func (x *DrainWorkerResponse) Reset() {
 	*x = DrainWorkerResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[32]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2294,7 +2462,7 @@ func (x *DrainWorkerResponse) String() string {
 func (*DrainWorkerResponse) ProtoMessage() {}
 
 func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[32]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2307,7 +2475,7 @@ func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerResponse.ProtoReflect.Descriptor instead.
 func (*DrainWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{32}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DrainWorkerResponse) GetWorker() *Worker {
@@ -2328,7 +2496,7 @@ type RemoveWorkerRequest struct {
 
 func (x *RemoveWorkerRequest) Reset() {
 	*x = RemoveWorkerRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[33]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2340,7 +2508,7 @@ func (x *RemoveWorkerRequest) String() string {
 func (*RemoveWorkerRequest) ProtoMessage() {}
 
 func (x *RemoveWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[33]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2353,7 +2521,7 @@ func (x *RemoveWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWorkerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{33}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RemoveWorkerRequest) GetWorkerId() string {
@@ -2372,7 +2540,7 @@ type RemoveWorkerResponse struct {
 
 func (x *RemoveWorkerResponse) Reset() {
 	*x = RemoveWorkerResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[34]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2384,7 +2552,7 @@ func (x *RemoveWorkerResponse) String() string {
 func (*RemoveWorkerResponse) ProtoMessage() {}
 
 func (x *RemoveWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[34]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2397,7 +2565,7 @@ func (x *RemoveWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveWorkerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{34}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{37}
 }
 
 // RemoveJobsRequest names jobs to forget.
@@ -2411,7 +2579,7 @@ type RemoveJobsRequest struct {
 
 func (x *RemoveJobsRequest) Reset() {
 	*x = RemoveJobsRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[35]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2591,7 @@ func (x *RemoveJobsRequest) String() string {
 func (*RemoveJobsRequest) ProtoMessage() {}
 
 func (x *RemoveJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[35]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2604,7 @@ func (x *RemoveJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveJobsRequest.ProtoReflect.Descriptor instead.
 func (*RemoveJobsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{35}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RemoveJobsRequest) GetJobIds() []string {
@@ -2455,7 +2623,7 @@ type RemoveJobsResponse struct {
 
 func (x *RemoveJobsResponse) Reset() {
 	*x = RemoveJobsResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[36]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +2635,7 @@ func (x *RemoveJobsResponse) String() string {
 func (*RemoveJobsResponse) ProtoMessage() {}
 
 func (x *RemoveJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[36]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +2648,7 @@ func (x *RemoveJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveJobsResponse.ProtoReflect.Descriptor instead.
 func (*RemoveJobsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{36}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{39}
 }
 
 // ListScriptsRequest selects scripts.
@@ -2499,7 +2667,7 @@ type ListScriptsRequest struct {
 
 func (x *ListScriptsRequest) Reset() {
 	*x = ListScriptsRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[37]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2511,7 +2679,7 @@ func (x *ListScriptsRequest) String() string {
 func (*ListScriptsRequest) ProtoMessage() {}
 
 func (x *ListScriptsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[37]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2524,7 +2692,7 @@ func (x *ListScriptsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListScriptsRequest.ProtoReflect.Descriptor instead.
 func (*ListScriptsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{37}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListScriptsRequest) GetPageSize() uint32 {
@@ -2561,7 +2729,7 @@ type ListScriptsResponse struct {
 
 func (x *ListScriptsResponse) Reset() {
 	*x = ListScriptsResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[38]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2573,7 +2741,7 @@ func (x *ListScriptsResponse) String() string {
 func (*ListScriptsResponse) ProtoMessage() {}
 
 func (x *ListScriptsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[38]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2586,7 +2754,7 @@ func (x *ListScriptsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListScriptsResponse.ProtoReflect.Descriptor instead.
 func (*ListScriptsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{38}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListScriptsResponse) GetScripts() []*Script {
@@ -2616,7 +2784,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[39]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2628,7 +2796,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[39]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2641,7 +2809,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{39}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WatchEventsRequest) GetJobId() string {
@@ -2677,7 +2845,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[40]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2689,7 +2857,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[40]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2702,7 +2870,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{40}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *WatchEventsResponse) GetTime() *timestamppb.Timestamp {
@@ -2782,7 +2950,7 @@ type WatchLagged struct {
 
 func (x *WatchLagged) Reset() {
 	*x = WatchLagged{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[41]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2794,7 +2962,7 @@ func (x *WatchLagged) String() string {
 func (*WatchLagged) ProtoMessage() {}
 
 func (x *WatchLagged) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[41]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2807,7 +2975,7 @@ func (x *WatchLagged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchLagged.ProtoReflect.Descriptor instead.
 func (*WatchLagged) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{41}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *WatchLagged) GetMissed() uint64 {
@@ -2826,7 +2994,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[42]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2838,7 +3006,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[42]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2851,7 +3019,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{42}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{45}
 }
 
 // BackupResponse is the next part of the copy. The parts in order are one file
@@ -2866,7 +3034,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_drover_v1_scheduler_proto_msgTypes[43]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2878,7 +3046,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_scheduler_proto_msgTypes[43]
+	mi := &file_drover_v1_scheduler_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2891,7 +3059,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{43}
+	return file_drover_v1_scheduler_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *BackupResponse) GetData() []byte {
@@ -2905,7 +3073,7 @@ var File_drover_v1_scheduler_proto protoreflect.FileDescriptor
 
 const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\n" +
-	"\x19drover/v1/scheduler.proto\x12\tdrover.v1\x1a\x15drover/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"I\n" +
+	"\x19drover/v1/scheduler.proto\x12\tdrover.v1\x1a\x15drover/v1/types.proto\x1a\x16drover/v1/worker.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"I\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -3078,9 +3246,20 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\aworkers\x18\x01 \x03(\v2\x11.drover.v1.WorkerR\aworkers\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"/\n" +
 	"\x10GetWorkerRequest\x12\x1b\n" +
-	"\tworker_id\x18\x01 \x01(\tR\bworkerId\">\n" +
+	"\tworker_id\x18\x01 \x01(\tR\bworkerId\"|\n" +
 	"\x11GetWorkerResponse\x12)\n" +
-	"\x06worker\x18\x01 \x01(\v2\x11.drover.v1.WorkerR\x06worker\"\x9a\x01\n" +
+	"\x06worker\x18\x01 \x01(\v2\x11.drover.v1.WorkerR\x06worker\x12<\n" +
+	"\n" +
+	"unrecorded\x18\x02 \x03(\v2\x1c.drover.v1.UnrecordedAttemptR\n" +
+	"unrecorded\"Y\n" +
+	"\x11UnrecordedAttempt\x120\n" +
+	"\x06report\x18\x01 \x01(\v2\x18.drover.v1.AttemptReportR\x06report\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"E\n" +
+	"\x0fAdoptJobRequest\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n" +
+	"\tworker_id\x18\x02 \x01(\tR\bworkerId\"4\n" +
+	"\x10AdoptJobResponse\x12 \n" +
+	"\x03job\x18\x01 \x01(\v2\x0e.drover.v1.JobR\x03job\"\x9a\x01\n" +
 	"\x12DrainWorkerRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x18\n" +
 	"\aundrain\x18\x02 \x01(\bR\aundrain\x12\x16\n" +
@@ -3115,8 +3294,7 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\x06missed\x18\x01 \x01(\x04R\x06missed\"\x0f\n" +
 	"\rBackupRequest\"$\n" +
 	"\x0eBackupResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\xdc\n" +
-	"\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\xa1\v\n" +
 	"\x10SchedulerService\x12U\n" +
 	"\x0eRegisterWorker\x12 .drover.v1.RegisterWorkerRequest\x1a!.drover.v1.RegisterWorkerResponse\x12[\n" +
 	"\x10DeregisterWorker\x12\".drover.v1.DeregisterWorkerRequest\x1a#.drover.v1.DeregisterWorkerResponse\x12F\n" +
@@ -3133,7 +3311,8 @@ const file_drover_v1_scheduler_proto_rawDesc = "" +
 	"\vDrainWorker\x12\x1d.drover.v1.DrainWorkerRequest\x1a\x1e.drover.v1.DrainWorkerResponse\x12O\n" +
 	"\fRemoveWorker\x12\x1e.drover.v1.RemoveWorkerRequest\x1a\x1f.drover.v1.RemoveWorkerResponse\x12I\n" +
 	"\n" +
-	"RemoveJobs\x12\x1c.drover.v1.RemoveJobsRequest\x1a\x1d.drover.v1.RemoveJobsResponse\x12L\n" +
+	"RemoveJobs\x12\x1c.drover.v1.RemoveJobsRequest\x1a\x1d.drover.v1.RemoveJobsResponse\x12C\n" +
+	"\bAdoptJob\x12\x1a.drover.v1.AdoptJobRequest\x1a\x1b.drover.v1.AdoptJobResponse\x12L\n" +
 	"\vListScripts\x12\x1d.drover.v1.ListScriptsRequest\x1a\x1e.drover.v1.ListScriptsResponse\x12N\n" +
 	"\vWatchEvents\x12\x1d.drover.v1.WatchEventsRequest\x1a\x1e.drover.v1.WatchEventsResponse0\x01\x12?\n" +
 	"\x06Backup\x12\x18.drover.v1.BackupRequest\x1a\x19.drover.v1.BackupResponse0\x012\x89\x01\n" +
@@ -3153,7 +3332,7 @@ func file_drover_v1_scheduler_proto_rawDescGZIP() []byte {
 	return file_drover_v1_scheduler_proto_rawDescData
 }
 
-var file_drover_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_drover_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_drover_v1_scheduler_proto_goTypes = []any{
 	(*JoinRequest)(nil),              // 0: drover.v1.JoinRequest
 	(*JoinResponse)(nil),             // 1: drover.v1.JoinResponse
@@ -3186,130 +3365,139 @@ var file_drover_v1_scheduler_proto_goTypes = []any{
 	(*ListWorkersResponse)(nil),      // 28: drover.v1.ListWorkersResponse
 	(*GetWorkerRequest)(nil),         // 29: drover.v1.GetWorkerRequest
 	(*GetWorkerResponse)(nil),        // 30: drover.v1.GetWorkerResponse
-	(*DrainWorkerRequest)(nil),       // 31: drover.v1.DrainWorkerRequest
-	(*DrainWorkerResponse)(nil),      // 32: drover.v1.DrainWorkerResponse
-	(*RemoveWorkerRequest)(nil),      // 33: drover.v1.RemoveWorkerRequest
-	(*RemoveWorkerResponse)(nil),     // 34: drover.v1.RemoveWorkerResponse
-	(*RemoveJobsRequest)(nil),        // 35: drover.v1.RemoveJobsRequest
-	(*RemoveJobsResponse)(nil),       // 36: drover.v1.RemoveJobsResponse
-	(*ListScriptsRequest)(nil),       // 37: drover.v1.ListScriptsRequest
-	(*ListScriptsResponse)(nil),      // 38: drover.v1.ListScriptsResponse
-	(*WatchEventsRequest)(nil),       // 39: drover.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),      // 40: drover.v1.WatchEventsResponse
-	(*WatchLagged)(nil),              // 41: drover.v1.WatchLagged
-	(*BackupRequest)(nil),            // 42: drover.v1.BackupRequest
-	(*BackupResponse)(nil),           // 43: drover.v1.BackupResponse
-	nil,                              // 44: drover.v1.RegisterWorkerRequest.LabelsEntry
-	nil,                              // 45: drover.v1.StartJobRequest.EnvEntry
-	nil,                              // 46: drover.v1.StartJobRequest.LabelsEntry
-	nil,                              // 47: drover.v1.StartJobRequest.SecretsEntry
-	nil,                              // 48: drover.v1.ListJobsRequest.LabelsEntry
-	nil,                              // 49: drover.v1.ListWorkersRequest.LabelsEntry
-	(*RunnerInfo)(nil),               // 50: drover.v1.RunnerInfo
-	(*durationpb.Duration)(nil),      // 51: google.protobuf.Duration
-	(*Condition)(nil),                // 52: drover.v1.Condition
-	(*Limits)(nil),                   // 53: drover.v1.Limits
-	(*RetryPolicy)(nil),              // 54: drover.v1.RetryPolicy
-	(OutputPolicy)(0),                // 55: drover.v1.OutputPolicy
-	(OnPartition)(0),                 // 56: drover.v1.OnPartition
-	(JobState)(0),                    // 57: drover.v1.JobState
-	(*Job)(nil),                      // 58: drover.v1.Job
-	(*timestamppb.Timestamp)(nil),    // 59: google.protobuf.Timestamp
-	(Stream)(0),                      // 60: drover.v1.Stream
-	(*OutputChunk)(nil),              // 61: drover.v1.OutputChunk
-	(*Worker)(nil),                   // 62: drover.v1.Worker
-	(*Script)(nil),                   // 63: drover.v1.Script
+	(*UnrecordedAttempt)(nil),        // 31: drover.v1.UnrecordedAttempt
+	(*AdoptJobRequest)(nil),          // 32: drover.v1.AdoptJobRequest
+	(*AdoptJobResponse)(nil),         // 33: drover.v1.AdoptJobResponse
+	(*DrainWorkerRequest)(nil),       // 34: drover.v1.DrainWorkerRequest
+	(*DrainWorkerResponse)(nil),      // 35: drover.v1.DrainWorkerResponse
+	(*RemoveWorkerRequest)(nil),      // 36: drover.v1.RemoveWorkerRequest
+	(*RemoveWorkerResponse)(nil),     // 37: drover.v1.RemoveWorkerResponse
+	(*RemoveJobsRequest)(nil),        // 38: drover.v1.RemoveJobsRequest
+	(*RemoveJobsResponse)(nil),       // 39: drover.v1.RemoveJobsResponse
+	(*ListScriptsRequest)(nil),       // 40: drover.v1.ListScriptsRequest
+	(*ListScriptsResponse)(nil),      // 41: drover.v1.ListScriptsResponse
+	(*WatchEventsRequest)(nil),       // 42: drover.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),      // 43: drover.v1.WatchEventsResponse
+	(*WatchLagged)(nil),              // 44: drover.v1.WatchLagged
+	(*BackupRequest)(nil),            // 45: drover.v1.BackupRequest
+	(*BackupResponse)(nil),           // 46: drover.v1.BackupResponse
+	nil,                              // 47: drover.v1.RegisterWorkerRequest.LabelsEntry
+	nil,                              // 48: drover.v1.StartJobRequest.EnvEntry
+	nil,                              // 49: drover.v1.StartJobRequest.LabelsEntry
+	nil,                              // 50: drover.v1.StartJobRequest.SecretsEntry
+	nil,                              // 51: drover.v1.ListJobsRequest.LabelsEntry
+	nil,                              // 52: drover.v1.ListWorkersRequest.LabelsEntry
+	(*RunnerInfo)(nil),               // 53: drover.v1.RunnerInfo
+	(*durationpb.Duration)(nil),      // 54: google.protobuf.Duration
+	(*Condition)(nil),                // 55: drover.v1.Condition
+	(*Limits)(nil),                   // 56: drover.v1.Limits
+	(*RetryPolicy)(nil),              // 57: drover.v1.RetryPolicy
+	(OutputPolicy)(0),                // 58: drover.v1.OutputPolicy
+	(OnPartition)(0),                 // 59: drover.v1.OnPartition
+	(JobState)(0),                    // 60: drover.v1.JobState
+	(*Job)(nil),                      // 61: drover.v1.Job
+	(*timestamppb.Timestamp)(nil),    // 62: google.protobuf.Timestamp
+	(Stream)(0),                      // 63: drover.v1.Stream
+	(*OutputChunk)(nil),              // 64: drover.v1.OutputChunk
+	(*Worker)(nil),                   // 65: drover.v1.Worker
+	(*AttemptReport)(nil),            // 66: drover.v1.AttemptReport
+	(*Script)(nil),                   // 67: drover.v1.Script
 }
 var file_drover_v1_scheduler_proto_depIdxs = []int32{
-	44, // 0: drover.v1.RegisterWorkerRequest.labels:type_name -> drover.v1.RegisterWorkerRequest.LabelsEntry
-	50, // 1: drover.v1.RegisterWorkerRequest.runners:type_name -> drover.v1.RunnerInfo
-	51, // 2: drover.v1.RegisterWorkerResponse.lease:type_name -> google.protobuf.Duration
-	51, // 3: drover.v1.RegisterWorkerResponse.heartbeat_interval:type_name -> google.protobuf.Duration
-	52, // 4: drover.v1.HeartbeatRequest.conditions:type_name -> drover.v1.Condition
-	51, // 5: drover.v1.HeartbeatResponse.lease:type_name -> google.protobuf.Duration
-	51, // 6: drover.v1.HeartbeatResponse.heartbeat_interval:type_name -> google.protobuf.Duration
-	45, // 7: drover.v1.StartJobRequest.env:type_name -> drover.v1.StartJobRequest.EnvEntry
-	46, // 8: drover.v1.StartJobRequest.labels:type_name -> drover.v1.StartJobRequest.LabelsEntry
-	51, // 9: drover.v1.StartJobRequest.timeout:type_name -> google.protobuf.Duration
-	51, // 10: drover.v1.StartJobRequest.idle_timeout:type_name -> google.protobuf.Duration
-	51, // 11: drover.v1.StartJobRequest.queue_timeout:type_name -> google.protobuf.Duration
-	51, // 12: drover.v1.StartJobRequest.grace:type_name -> google.protobuf.Duration
-	51, // 13: drover.v1.StartJobRequest.linger:type_name -> google.protobuf.Duration
-	53, // 14: drover.v1.StartJobRequest.limits:type_name -> drover.v1.Limits
-	54, // 15: drover.v1.StartJobRequest.retry:type_name -> drover.v1.RetryPolicy
-	55, // 16: drover.v1.StartJobRequest.output_policy:type_name -> drover.v1.OutputPolicy
-	47, // 17: drover.v1.StartJobRequest.secrets:type_name -> drover.v1.StartJobRequest.SecretsEntry
-	56, // 18: drover.v1.StartJobRequest.on_partition:type_name -> drover.v1.OnPartition
+	47, // 0: drover.v1.RegisterWorkerRequest.labels:type_name -> drover.v1.RegisterWorkerRequest.LabelsEntry
+	53, // 1: drover.v1.RegisterWorkerRequest.runners:type_name -> drover.v1.RunnerInfo
+	54, // 2: drover.v1.RegisterWorkerResponse.lease:type_name -> google.protobuf.Duration
+	54, // 3: drover.v1.RegisterWorkerResponse.heartbeat_interval:type_name -> google.protobuf.Duration
+	55, // 4: drover.v1.HeartbeatRequest.conditions:type_name -> drover.v1.Condition
+	54, // 5: drover.v1.HeartbeatResponse.lease:type_name -> google.protobuf.Duration
+	54, // 6: drover.v1.HeartbeatResponse.heartbeat_interval:type_name -> google.protobuf.Duration
+	48, // 7: drover.v1.StartJobRequest.env:type_name -> drover.v1.StartJobRequest.EnvEntry
+	49, // 8: drover.v1.StartJobRequest.labels:type_name -> drover.v1.StartJobRequest.LabelsEntry
+	54, // 9: drover.v1.StartJobRequest.timeout:type_name -> google.protobuf.Duration
+	54, // 10: drover.v1.StartJobRequest.idle_timeout:type_name -> google.protobuf.Duration
+	54, // 11: drover.v1.StartJobRequest.queue_timeout:type_name -> google.protobuf.Duration
+	54, // 12: drover.v1.StartJobRequest.grace:type_name -> google.protobuf.Duration
+	54, // 13: drover.v1.StartJobRequest.linger:type_name -> google.protobuf.Duration
+	56, // 14: drover.v1.StartJobRequest.limits:type_name -> drover.v1.Limits
+	57, // 15: drover.v1.StartJobRequest.retry:type_name -> drover.v1.RetryPolicy
+	58, // 16: drover.v1.StartJobRequest.output_policy:type_name -> drover.v1.OutputPolicy
+	50, // 17: drover.v1.StartJobRequest.secrets:type_name -> drover.v1.StartJobRequest.SecretsEntry
+	59, // 18: drover.v1.StartJobRequest.on_partition:type_name -> drover.v1.OnPartition
 	10, // 19: drover.v1.StartJobsRequest.jobs:type_name -> drover.v1.StartJobRequest
 	14, // 20: drover.v1.StartJobsResponse.results:type_name -> drover.v1.StartJobsResult
 	15, // 21: drover.v1.StartJobsResult.error:type_name -> drover.v1.StartJobsError
 	18, // 22: drover.v1.WaitJobsResponse.ends:type_name -> drover.v1.JobEnd
-	57, // 23: drover.v1.JobEnd.state:type_name -> drover.v1.JobState
-	51, // 24: drover.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
-	58, // 25: drover.v1.StopJobResponse.job:type_name -> drover.v1.Job
-	58, // 26: drover.v1.GetJobResponse.job:type_name -> drover.v1.Job
-	57, // 27: drover.v1.ListJobsRequest.states:type_name -> drover.v1.JobState
-	48, // 28: drover.v1.ListJobsRequest.labels:type_name -> drover.v1.ListJobsRequest.LabelsEntry
-	59, // 29: drover.v1.ListJobsRequest.since:type_name -> google.protobuf.Timestamp
-	58, // 30: drover.v1.ListJobsResponse.jobs:type_name -> drover.v1.Job
-	60, // 31: drover.v1.StreamOutputRequest.stream:type_name -> drover.v1.Stream
-	59, // 32: drover.v1.StreamOutputRequest.since:type_name -> google.protobuf.Timestamp
-	61, // 33: drover.v1.StreamOutputResponse.chunk:type_name -> drover.v1.OutputChunk
-	49, // 34: drover.v1.ListWorkersRequest.labels:type_name -> drover.v1.ListWorkersRequest.LabelsEntry
-	62, // 35: drover.v1.ListWorkersResponse.workers:type_name -> drover.v1.Worker
-	62, // 36: drover.v1.GetWorkerResponse.worker:type_name -> drover.v1.Worker
-	51, // 37: drover.v1.DrainWorkerRequest.deadline:type_name -> google.protobuf.Duration
-	62, // 38: drover.v1.DrainWorkerResponse.worker:type_name -> drover.v1.Worker
-	63, // 39: drover.v1.ListScriptsResponse.scripts:type_name -> drover.v1.Script
-	59, // 40: drover.v1.WatchEventsResponse.time:type_name -> google.protobuf.Timestamp
-	58, // 41: drover.v1.WatchEventsResponse.job:type_name -> drover.v1.Job
-	62, // 42: drover.v1.WatchEventsResponse.worker:type_name -> drover.v1.Worker
-	41, // 43: drover.v1.WatchEventsResponse.lagged:type_name -> drover.v1.WatchLagged
-	4,  // 44: drover.v1.SchedulerService.RegisterWorker:input_type -> drover.v1.RegisterWorkerRequest
-	6,  // 45: drover.v1.SchedulerService.DeregisterWorker:input_type -> drover.v1.DeregisterWorkerRequest
-	8,  // 46: drover.v1.SchedulerService.Heartbeat:input_type -> drover.v1.HeartbeatRequest
-	10, // 47: drover.v1.SchedulerService.StartJob:input_type -> drover.v1.StartJobRequest
-	12, // 48: drover.v1.SchedulerService.StartJobs:input_type -> drover.v1.StartJobsRequest
-	16, // 49: drover.v1.SchedulerService.WaitJobs:input_type -> drover.v1.WaitJobsRequest
-	19, // 50: drover.v1.SchedulerService.StopJob:input_type -> drover.v1.StopJobRequest
-	21, // 51: drover.v1.SchedulerService.GetJob:input_type -> drover.v1.GetJobRequest
-	23, // 52: drover.v1.SchedulerService.ListJobs:input_type -> drover.v1.ListJobsRequest
-	25, // 53: drover.v1.SchedulerService.StreamOutput:input_type -> drover.v1.StreamOutputRequest
-	27, // 54: drover.v1.SchedulerService.ListWorkers:input_type -> drover.v1.ListWorkersRequest
-	29, // 55: drover.v1.SchedulerService.GetWorker:input_type -> drover.v1.GetWorkerRequest
-	31, // 56: drover.v1.SchedulerService.DrainWorker:input_type -> drover.v1.DrainWorkerRequest
-	33, // 57: drover.v1.SchedulerService.RemoveWorker:input_type -> drover.v1.RemoveWorkerRequest
-	35, // 58: drover.v1.SchedulerService.RemoveJobs:input_type -> drover.v1.RemoveJobsRequest
-	37, // 59: drover.v1.SchedulerService.ListScripts:input_type -> drover.v1.ListScriptsRequest
-	39, // 60: drover.v1.SchedulerService.WatchEvents:input_type -> drover.v1.WatchEventsRequest
-	42, // 61: drover.v1.SchedulerService.Backup:input_type -> drover.v1.BackupRequest
-	0,  // 62: drover.v1.CertificateService.Join:input_type -> drover.v1.JoinRequest
-	2,  // 63: drover.v1.CertificateService.Renew:input_type -> drover.v1.RenewRequest
-	5,  // 64: drover.v1.SchedulerService.RegisterWorker:output_type -> drover.v1.RegisterWorkerResponse
-	7,  // 65: drover.v1.SchedulerService.DeregisterWorker:output_type -> drover.v1.DeregisterWorkerResponse
-	9,  // 66: drover.v1.SchedulerService.Heartbeat:output_type -> drover.v1.HeartbeatResponse
-	11, // 67: drover.v1.SchedulerService.StartJob:output_type -> drover.v1.StartJobResponse
-	13, // 68: drover.v1.SchedulerService.StartJobs:output_type -> drover.v1.StartJobsResponse
-	17, // 69: drover.v1.SchedulerService.WaitJobs:output_type -> drover.v1.WaitJobsResponse
-	20, // 70: drover.v1.SchedulerService.StopJob:output_type -> drover.v1.StopJobResponse
-	22, // 71: drover.v1.SchedulerService.GetJob:output_type -> drover.v1.GetJobResponse
-	24, // 72: drover.v1.SchedulerService.ListJobs:output_type -> drover.v1.ListJobsResponse
-	26, // 73: drover.v1.SchedulerService.StreamOutput:output_type -> drover.v1.StreamOutputResponse
-	28, // 74: drover.v1.SchedulerService.ListWorkers:output_type -> drover.v1.ListWorkersResponse
-	30, // 75: drover.v1.SchedulerService.GetWorker:output_type -> drover.v1.GetWorkerResponse
-	32, // 76: drover.v1.SchedulerService.DrainWorker:output_type -> drover.v1.DrainWorkerResponse
-	34, // 77: drover.v1.SchedulerService.RemoveWorker:output_type -> drover.v1.RemoveWorkerResponse
-	36, // 78: drover.v1.SchedulerService.RemoveJobs:output_type -> drover.v1.RemoveJobsResponse
-	38, // 79: drover.v1.SchedulerService.ListScripts:output_type -> drover.v1.ListScriptsResponse
-	40, // 80: drover.v1.SchedulerService.WatchEvents:output_type -> drover.v1.WatchEventsResponse
-	43, // 81: drover.v1.SchedulerService.Backup:output_type -> drover.v1.BackupResponse
-	1,  // 82: drover.v1.CertificateService.Join:output_type -> drover.v1.JoinResponse
-	3,  // 83: drover.v1.CertificateService.Renew:output_type -> drover.v1.RenewResponse
-	64, // [64:84] is the sub-list for method output_type
-	44, // [44:64] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	60, // 23: drover.v1.JobEnd.state:type_name -> drover.v1.JobState
+	54, // 24: drover.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
+	61, // 25: drover.v1.StopJobResponse.job:type_name -> drover.v1.Job
+	61, // 26: drover.v1.GetJobResponse.job:type_name -> drover.v1.Job
+	60, // 27: drover.v1.ListJobsRequest.states:type_name -> drover.v1.JobState
+	51, // 28: drover.v1.ListJobsRequest.labels:type_name -> drover.v1.ListJobsRequest.LabelsEntry
+	62, // 29: drover.v1.ListJobsRequest.since:type_name -> google.protobuf.Timestamp
+	61, // 30: drover.v1.ListJobsResponse.jobs:type_name -> drover.v1.Job
+	63, // 31: drover.v1.StreamOutputRequest.stream:type_name -> drover.v1.Stream
+	62, // 32: drover.v1.StreamOutputRequest.since:type_name -> google.protobuf.Timestamp
+	64, // 33: drover.v1.StreamOutputResponse.chunk:type_name -> drover.v1.OutputChunk
+	52, // 34: drover.v1.ListWorkersRequest.labels:type_name -> drover.v1.ListWorkersRequest.LabelsEntry
+	65, // 35: drover.v1.ListWorkersResponse.workers:type_name -> drover.v1.Worker
+	65, // 36: drover.v1.GetWorkerResponse.worker:type_name -> drover.v1.Worker
+	31, // 37: drover.v1.GetWorkerResponse.unrecorded:type_name -> drover.v1.UnrecordedAttempt
+	66, // 38: drover.v1.UnrecordedAttempt.report:type_name -> drover.v1.AttemptReport
+	61, // 39: drover.v1.AdoptJobResponse.job:type_name -> drover.v1.Job
+	54, // 40: drover.v1.DrainWorkerRequest.deadline:type_name -> google.protobuf.Duration
+	65, // 41: drover.v1.DrainWorkerResponse.worker:type_name -> drover.v1.Worker
+	67, // 42: drover.v1.ListScriptsResponse.scripts:type_name -> drover.v1.Script
+	62, // 43: drover.v1.WatchEventsResponse.time:type_name -> google.protobuf.Timestamp
+	61, // 44: drover.v1.WatchEventsResponse.job:type_name -> drover.v1.Job
+	65, // 45: drover.v1.WatchEventsResponse.worker:type_name -> drover.v1.Worker
+	44, // 46: drover.v1.WatchEventsResponse.lagged:type_name -> drover.v1.WatchLagged
+	4,  // 47: drover.v1.SchedulerService.RegisterWorker:input_type -> drover.v1.RegisterWorkerRequest
+	6,  // 48: drover.v1.SchedulerService.DeregisterWorker:input_type -> drover.v1.DeregisterWorkerRequest
+	8,  // 49: drover.v1.SchedulerService.Heartbeat:input_type -> drover.v1.HeartbeatRequest
+	10, // 50: drover.v1.SchedulerService.StartJob:input_type -> drover.v1.StartJobRequest
+	12, // 51: drover.v1.SchedulerService.StartJobs:input_type -> drover.v1.StartJobsRequest
+	16, // 52: drover.v1.SchedulerService.WaitJobs:input_type -> drover.v1.WaitJobsRequest
+	19, // 53: drover.v1.SchedulerService.StopJob:input_type -> drover.v1.StopJobRequest
+	21, // 54: drover.v1.SchedulerService.GetJob:input_type -> drover.v1.GetJobRequest
+	23, // 55: drover.v1.SchedulerService.ListJobs:input_type -> drover.v1.ListJobsRequest
+	25, // 56: drover.v1.SchedulerService.StreamOutput:input_type -> drover.v1.StreamOutputRequest
+	27, // 57: drover.v1.SchedulerService.ListWorkers:input_type -> drover.v1.ListWorkersRequest
+	29, // 58: drover.v1.SchedulerService.GetWorker:input_type -> drover.v1.GetWorkerRequest
+	34, // 59: drover.v1.SchedulerService.DrainWorker:input_type -> drover.v1.DrainWorkerRequest
+	36, // 60: drover.v1.SchedulerService.RemoveWorker:input_type -> drover.v1.RemoveWorkerRequest
+	38, // 61: drover.v1.SchedulerService.RemoveJobs:input_type -> drover.v1.RemoveJobsRequest
+	32, // 62: drover.v1.SchedulerService.AdoptJob:input_type -> drover.v1.AdoptJobRequest
+	40, // 63: drover.v1.SchedulerService.ListScripts:input_type -> drover.v1.ListScriptsRequest
+	42, // 64: drover.v1.SchedulerService.WatchEvents:input_type -> drover.v1.WatchEventsRequest
+	45, // 65: drover.v1.SchedulerService.Backup:input_type -> drover.v1.BackupRequest
+	0,  // 66: drover.v1.CertificateService.Join:input_type -> drover.v1.JoinRequest
+	2,  // 67: drover.v1.CertificateService.Renew:input_type -> drover.v1.RenewRequest
+	5,  // 68: drover.v1.SchedulerService.RegisterWorker:output_type -> drover.v1.RegisterWorkerResponse
+	7,  // 69: drover.v1.SchedulerService.DeregisterWorker:output_type -> drover.v1.DeregisterWorkerResponse
+	9,  // 70: drover.v1.SchedulerService.Heartbeat:output_type -> drover.v1.HeartbeatResponse
+	11, // 71: drover.v1.SchedulerService.StartJob:output_type -> drover.v1.StartJobResponse
+	13, // 72: drover.v1.SchedulerService.StartJobs:output_type -> drover.v1.StartJobsResponse
+	17, // 73: drover.v1.SchedulerService.WaitJobs:output_type -> drover.v1.WaitJobsResponse
+	20, // 74: drover.v1.SchedulerService.StopJob:output_type -> drover.v1.StopJobResponse
+	22, // 75: drover.v1.SchedulerService.GetJob:output_type -> drover.v1.GetJobResponse
+	24, // 76: drover.v1.SchedulerService.ListJobs:output_type -> drover.v1.ListJobsResponse
+	26, // 77: drover.v1.SchedulerService.StreamOutput:output_type -> drover.v1.StreamOutputResponse
+	28, // 78: drover.v1.SchedulerService.ListWorkers:output_type -> drover.v1.ListWorkersResponse
+	30, // 79: drover.v1.SchedulerService.GetWorker:output_type -> drover.v1.GetWorkerResponse
+	35, // 80: drover.v1.SchedulerService.DrainWorker:output_type -> drover.v1.DrainWorkerResponse
+	37, // 81: drover.v1.SchedulerService.RemoveWorker:output_type -> drover.v1.RemoveWorkerResponse
+	39, // 82: drover.v1.SchedulerService.RemoveJobs:output_type -> drover.v1.RemoveJobsResponse
+	33, // 83: drover.v1.SchedulerService.AdoptJob:output_type -> drover.v1.AdoptJobResponse
+	41, // 84: drover.v1.SchedulerService.ListScripts:output_type -> drover.v1.ListScriptsResponse
+	43, // 85: drover.v1.SchedulerService.WatchEvents:output_type -> drover.v1.WatchEventsResponse
+	46, // 86: drover.v1.SchedulerService.Backup:output_type -> drover.v1.BackupResponse
+	1,  // 87: drover.v1.CertificateService.Join:output_type -> drover.v1.JoinResponse
+	3,  // 88: drover.v1.CertificateService.Renew:output_type -> drover.v1.RenewResponse
+	68, // [68:89] is the sub-list for method output_type
+	47, // [47:68] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_scheduler_proto_init() }
@@ -3318,13 +3506,14 @@ func file_drover_v1_scheduler_proto_init() {
 		return
 	}
 	file_drover_v1_types_proto_init()
+	file_drover_v1_worker_proto_init()
 	file_drover_v1_scheduler_proto_msgTypes[14].OneofWrappers = []any{
 		(*StartJobsResult_JobId)(nil),
 		(*StartJobsResult_Error)(nil),
 	}
 	file_drover_v1_scheduler_proto_msgTypes[18].OneofWrappers = []any{}
 	file_drover_v1_scheduler_proto_msgTypes[25].OneofWrappers = []any{}
-	file_drover_v1_scheduler_proto_msgTypes[40].OneofWrappers = []any{
+	file_drover_v1_scheduler_proto_msgTypes[43].OneofWrappers = []any{
 		(*WatchEventsResponse_Job)(nil),
 		(*WatchEventsResponse_Worker)(nil),
 		(*WatchEventsResponse_Lagged)(nil),
@@ -3335,7 +3524,7 @@ func file_drover_v1_scheduler_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_scheduler_proto_rawDesc), len(file_drover_v1_scheduler_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   50,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -34,6 +34,7 @@ const (
 	SchedulerService_DrainWorker_FullMethodName      = "/drover.v1.SchedulerService/DrainWorker"
 	SchedulerService_RemoveWorker_FullMethodName     = "/drover.v1.SchedulerService/RemoveWorker"
 	SchedulerService_RemoveJobs_FullMethodName       = "/drover.v1.SchedulerService/RemoveJobs"
+	SchedulerService_AdoptJob_FullMethodName         = "/drover.v1.SchedulerService/AdoptJob"
 	SchedulerService_ListScripts_FullMethodName      = "/drover.v1.SchedulerService/ListScripts"
 	SchedulerService_WatchEvents_FullMethodName      = "/drover.v1.SchedulerService/WatchEvents"
 	SchedulerService_Backup_FullMethodName           = "/drover.v1.SchedulerService/Backup"
@@ -69,7 +70,8 @@ type SchedulerServiceClient interface {
 	// ids wait at once.
 	WaitJobs(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WaitJobsRequest, WaitJobsResponse], error)
 	// StopJob makes a stop durable and answers at once, or, with wait, when the
-	// job is terminal. Idempotent.
+	// job is terminal. Idempotent. A job without a record that an admin names is
+	// adopted first, as by AdoptJob.
 	StopJob(ctx context.Context, in *StopJobRequest, opts ...grpc.CallOption) (*StopJobResponse, error)
 	// GetJob returns one job, or waits until it is terminal or has changed.
 	GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*GetJobResponse, error)
@@ -86,8 +88,13 @@ type SchedulerServiceClient interface {
 	// RemoveWorker forgets a worker that is OFFLINE or DEREGISTERED; its jobs
 	// that are still unreachable become LOST by the operator's word (audited).
 	RemoveWorker(ctx context.Context, in *RemoveWorkerRequest, opts ...grpc.CallOption) (*RemoveWorkerResponse, error)
-	// RemoveJobs forgets terminal jobs and their output.
+	// RemoveJobs forgets terminal jobs and their output. A job without a record that
+	// an admin names is adopted first, as by AdoptJob.
 	RemoveJobs(ctx context.Context, in *RemoveJobsRequest, opts ...grpc.CallOption) (*RemoveJobsResponse, error)
+	// AdoptJob makes a record of a job that a worker has and that is not in the
+	// scheduler's records: they are an older copy that is in force, or have lost
+	// writes. From then on the job is followed as any other. Role: admin.
+	AdoptJob(ctx context.Context, in *AdoptJobRequest, opts ...grpc.CallOption) (*AdoptJobResponse, error)
 	// ListScripts lists the scripts that workers publish.
 	ListScripts(ctx context.Context, in *ListScriptsRequest, opts ...grpc.CallOption) (*ListScriptsResponse, error)
 	// WatchEvents streams changes of jobs and workers as they become durable.
@@ -267,6 +274,16 @@ func (c *schedulerServiceClient) RemoveJobs(ctx context.Context, in *RemoveJobsR
 	return out, nil
 }
 
+func (c *schedulerServiceClient) AdoptJob(ctx context.Context, in *AdoptJobRequest, opts ...grpc.CallOption) (*AdoptJobResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AdoptJobResponse)
+	err := c.cc.Invoke(ctx, SchedulerService_AdoptJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *schedulerServiceClient) ListScripts(ctx context.Context, in *ListScriptsRequest, opts ...grpc.CallOption) (*ListScriptsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListScriptsResponse)
@@ -345,7 +362,8 @@ type SchedulerServiceServer interface {
 	// ids wait at once.
 	WaitJobs(grpc.BidiStreamingServer[WaitJobsRequest, WaitJobsResponse]) error
 	// StopJob makes a stop durable and answers at once, or, with wait, when the
-	// job is terminal. Idempotent.
+	// job is terminal. Idempotent. A job without a record that an admin names is
+	// adopted first, as by AdoptJob.
 	StopJob(context.Context, *StopJobRequest) (*StopJobResponse, error)
 	// GetJob returns one job, or waits until it is terminal or has changed.
 	GetJob(context.Context, *GetJobRequest) (*GetJobResponse, error)
@@ -362,8 +380,13 @@ type SchedulerServiceServer interface {
 	// RemoveWorker forgets a worker that is OFFLINE or DEREGISTERED; its jobs
 	// that are still unreachable become LOST by the operator's word (audited).
 	RemoveWorker(context.Context, *RemoveWorkerRequest) (*RemoveWorkerResponse, error)
-	// RemoveJobs forgets terminal jobs and their output.
+	// RemoveJobs forgets terminal jobs and their output. A job without a record that
+	// an admin names is adopted first, as by AdoptJob.
 	RemoveJobs(context.Context, *RemoveJobsRequest) (*RemoveJobsResponse, error)
+	// AdoptJob makes a record of a job that a worker has and that is not in the
+	// scheduler's records: they are an older copy that is in force, or have lost
+	// writes. From then on the job is followed as any other. Role: admin.
+	AdoptJob(context.Context, *AdoptJobRequest) (*AdoptJobResponse, error)
 	// ListScripts lists the scripts that workers publish.
 	ListScripts(context.Context, *ListScriptsRequest) (*ListScriptsResponse, error)
 	// WatchEvents streams changes of jobs and workers as they become durable.
@@ -425,6 +448,9 @@ func (UnimplementedSchedulerServiceServer) RemoveWorker(context.Context, *Remove
 }
 func (UnimplementedSchedulerServiceServer) RemoveJobs(context.Context, *RemoveJobsRequest) (*RemoveJobsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveJobs not implemented")
+}
+func (UnimplementedSchedulerServiceServer) AdoptJob(context.Context, *AdoptJobRequest) (*AdoptJobResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AdoptJob not implemented")
 }
 func (UnimplementedSchedulerServiceServer) ListScripts(context.Context, *ListScriptsRequest) (*ListScriptsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListScripts not implemented")
@@ -708,6 +734,24 @@ func _SchedulerService_RemoveJobs_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SchedulerService_AdoptJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdoptJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SchedulerServiceServer).AdoptJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SchedulerService_AdoptJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SchedulerServiceServer).AdoptJob(ctx, req.(*AdoptJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _SchedulerService_ListScripts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListScriptsRequest)
 	if err := dec(in); err != nil {
@@ -806,6 +850,10 @@ var SchedulerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RemoveJobs",
 			Handler:    _SchedulerService_RemoveJobs_Handler,
+		},
+		{
+			MethodName: "AdoptJob",
+			Handler:    _SchedulerService_AdoptJob_Handler,
 		},
 		{
 			MethodName: "ListScripts",

@@ -124,10 +124,14 @@ func isURL(place string) bool {
 // workers have seen: each start of a scheduler and each takeover is one.
 const acceptedTerms = 1000
 
-// AcceptStore makes a store in Redis that lost writes the one to go on with, and
-// with newCA that of a cluster whose CA was made anew.
-func AcceptStore(ctx context.Context, url string, newCA bool, getenv func(string) string, log *slog.Logger) (err error) {
-	st, err := openRedis(ctx, url, "", getenv, log)
+// AcceptStore makes records that are an older copy, or have lost writes, the ones to go on
+// with; place is a data folder or a URL. With newCA they become those of a cluster whose
+// CA was made anew.
+func AcceptStore(ctx context.Context, place string, newCA bool, getenv func(string) string, log *slog.Logger) (err error) {
+	if !isURL(place) {
+		return acceptFolder(ctx, place, newCA, log)
+	}
+	st, err := openRedis(ctx, place, "", getenv, log)
 	if err != nil {
 		return err
 	}
@@ -141,6 +145,28 @@ func AcceptStore(ctx context.Context, url string, newCA bool, getenv func(string
 	}
 	// What workers were told by the records that are lost is overruled (P3).
 	return scheduler.SetTerm(ctx, st, term+1)
+}
+
+func acceptFolder(ctx context.Context, data string, newCA bool, log *slog.Logger) (err error) {
+	if newCA {
+		return errs.Field("accept the store", "--new-ca", "USAGE", "a data folder does not name its cluster, only a Redis does")
+	}
+	if _, err := os.Stat(filepath.Join(data, storeFolder)); err != nil { // opening would make one that is not there
+		return noStore(data, err)
+	}
+	st, err := openPlace(ctx, data, nil, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	if err := scheduler.CheckStore(ctx, st); err != nil {
+		return err
+	}
+	term, err := store.Term(ctx, st)
+	if err != nil {
+		return err
+	}
+	return scheduler.SetTerm(ctx, st, term+acceptedTerms)
 }
 
 func openPlace(ctx context.Context, place string, getenv func(string) string, log *slog.Logger) (store.Store, error) {
