@@ -298,6 +298,10 @@ os.execv(sys.argv[1], sys.argv[1:])`
 	j := newWorld(t, h, Options{By: []string{"python3", "-c", worse}}).prepare("birth").run()
 	said, _ := j.output()
 	j.mustExit(0)
+	for _, inC := range []string{"0000000080000000", "0000000100000000", "0000000180000000"} {
+		// Signals 32 and 33, which glibc keeps to itself in a program that is linked with it.
+		said = strings.Replace(said, "SigIgn:\t"+inC, "SigIgn:\t0000000000000000", 1)
+	}
 	const want = "Umask:\t0022\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\noom 0\n"
 	if said != want {
 		t.Errorf("a job is born with %q, want %q", said, want)

@@ -127,7 +127,8 @@ func call[In, Out any](s *site, f func(context.Context, In, ...grpc.CallOption) 
 	return out
 }
 
-// trial is one job and what must become of it.
+// trial is one job and what must become of it. No name begins with another one: its
+// processes are found by it.
 type trial struct {
 	name, id, truth string
 	end             string // argument of the script
@@ -142,7 +143,7 @@ func (s *site) visit(p failpoint.Point, jobs int) {
 	s.visits++
 	var trials []*trial
 	for i := range jobs {
-		x := &trial{name: fmt.Sprintf("%s-%d-%d", p, s.visits, i), end: []string{"7", "stop", "0"}[i%3], lines: 10}
+		x := &trial{name: fmt.Sprintf("%s-%d-%02d", p, s.visits, i), end: []string{"7", "stop", "0"}[i%3], lines: 10}
 		if x.end == "0" {
 			x.lines = 3000
 		}
