@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/droverhq/drover/core/job"
+	"github.com/droverhq/drover/core/lifecycle"
 	"github.com/droverhq/drover/plugins/failpoint"
 )
 
@@ -25,16 +26,7 @@ const (
 
 // Run moves bytes until ctx ends, then takes what is in the pipes and returns.
 func (s *Store) Run(ctx context.Context) error {
-	woken := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(woken)
-		s.wakeUp()
-	})
-	defer func() {
-		if !stop() {
-			<-woken // or it would write to whatever has the number of s.wake then
-		}
-	}()
+	defer lifecycle.OnEnd(ctx, s.wakeUp)()
 	var retaining sync.WaitGroup
 	defer retaining.Wait()
 	until, cancel := context.WithCancel(ctx)

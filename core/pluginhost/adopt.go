@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/droverhq/drover/core/lifecycle"
 	"github.com/droverhq/drover/plugins/pidfd"
 )
 
@@ -120,18 +121,11 @@ func (a *adopter) all() (out []orphan) {
 
 // run waits until ctx ends.
 func (a *adopter) run(ctx context.Context) error {
-	woken := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(woken)
+	defer a.close()
+	defer lifecycle.OnEnd(ctx, func() {
 		one := [8]byte{1}
 		_, _ = unix.Write(a.wake, one[:])
-	})
-	defer func() {
-		if !stop() {
-			<-woken // or it would write to whatever has the number of a.wake then
-		}
-		a.close()
-	}()
+	})()
 	events := make([]unix.EpollEvent, 64)
 	for ctx.Err() == nil {
 		n, err := unix.EpollWait(a.poll, events, -1)
