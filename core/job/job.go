@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -14,6 +15,16 @@ import (
 
 // ID names a job: a UUIDv7, so ids sort by submit time.
 type ID = uuid.UUID
+
+// FewestDigits is how many of an id a short reference has at the least.
+const FewestDigits = 4
+
+// Abbreviates tells whether a reference in lower case is the beginning or the end of an
+// id, as lists show it.
+func Abbreviates(ref string, id uuid.UUID) bool {
+	whole := id.String()
+	return len(ref) >= FewestDigits && (strings.HasPrefix(whole, ref) || strings.HasSuffix(whole, ref))
+}
 
 // WorkerID names a worker.
 type WorkerID = uuid.UUID

@@ -409,17 +409,13 @@ func (r *Registry) Find(ref string) (Worker, error) {
 	return r.byID[id].Worker, nil
 }
 
-// fewestDigits is how many of an id a short reference has at the least.
-const fewestDigits = 4
-
 // Expand returns the one id among several that a short reference, as lists show it, is
 // the beginning or the end of. NotFound, reason WORKER_UNKNOWN, when there is none, or
 // more than one.
 func Expand(ref string, ids iter.Seq[job.WorkerID]) (job.WorkerID, error) {
 	var found []job.WorkerID
 	for id := range ids {
-		whole := id.String()
-		if len(ref) >= fewestDigits && (strings.HasPrefix(whole, ref) || strings.HasSuffix(whole, ref)) {
+		if job.Abbreviates(ref, id) {
 			found = append(found, id)
 		}
 	}

@@ -240,16 +240,21 @@ func (m *Machine) choose(e *entry) (registry.Worker, string) {
 // dispatch gives a job to a worker. The caller records it: the order leaves
 // only after the commit of the same round.
 func (m *Machine) dispatch(e *entry, w registry.Worker) {
-	m.counter++
 	e.State, e.Reason, e.Message = job.Dispatched, "", ""
 	e.Attempt++
 	e.Worker, e.WorkerName, e.BootID = w.ID, w.Name, w.BootID
-	e.Fence = job.Fence{Term: m.term, Counter: m.counter}
+	e.Fence = m.fence()
 	e.Result = job.Report{}
 	e.deadline, e.resent = time.Time{}, false
 	m.workers.Occupy(w.ID, 1)
 	m.place(e)
 	m.send(w.ID, Down{Starts: []job.StartOrder{m.order(e)}})
+}
+
+// fence returns the fence of a new order (P3).
+func (m *Machine) fence() job.Fence {
+	m.counter++
+	return job.Fence{Term: m.term, Counter: m.counter}
 }
 
 func (m *Machine) order(e *entry) job.StartOrder {
@@ -291,11 +296,10 @@ func (m *Machine) stopJob(to uint64, s *Stop) {
 		m.put(e)
 		m.send(e.Worker, Down{Stops: []job.StopOrder{e.stop}})
 	default:
-		m.counter++
 		e.State, e.Reason, e.StopGrace = job.Stopping, s.Reason, s.Grace
 		e.Message = "stop requested"
 		e.stop = job.StopOrder{
-			Key: e.attempt(), Fence: job.Fence{Term: m.term, Counter: m.counter}, Grace: s.Grace, Reason: s.Reason,
+			Key: e.attempt(), Fence: m.fence(), Grace: s.Grace, Reason: s.Reason,
 		}
 		m.put(e)
 		m.send(e.Worker, Down{Stops: []job.StopOrder{e.stop}})

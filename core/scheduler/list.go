@@ -25,7 +25,6 @@ const (
 	maxPage      = 1000
 	maxScanned   = 50_000
 	maxScanBytes = 64 << 20
-	minRef       = 4 // hex digits of a short job reference
 )
 
 // JobQuery selects jobs; zero fields select all.
@@ -192,8 +191,8 @@ func (s *Scheduler) find(ctx context.Context, op string, by Caller, ref string) 
 		return j, err
 	}
 	digits := strings.ToLower(strings.ReplaceAll(ref, "-", ""))
-	if len(digits) < minRef || len(digits) > 32 || strings.Trim(digits, "0123456789abcdef") != "" {
-		return job.Job{}, errs.Field(op, "job_id", "JOB_REF", "%q is neither a job id nor at least %d hex digits of one", ref, minRef)
+	if len(digits) < job.FewestDigits || len(digits) > 32 || strings.Trim(digits, "0123456789abcdef") != "" {
+		return job.Job{}, errs.Field(op, "job_id", "JOB_REF", "%q is neither a job id nor at least %d hex digits of one", ref, job.FewestDigits)
 	}
 	suffix, err := s.firstTwo(ctx, op, by, bySuffix(digits), func(p store.Pair) job.ID { return job.ID(p.Value) })
 	if err != nil {

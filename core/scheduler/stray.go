@@ -98,10 +98,7 @@ func (m *Machine) stopStrays(w job.WorkerID, session uint64) {
 	for _, key := range inKeyOrder(m.strays[w]) {
 		if s := m.strays[w][key]; s.ordered != session {
 			s.ordered = session
-			m.counter++
-			m.send(w, Down{Stops: []job.StopOrder{{
-				Key: key, Fence: job.Fence{Term: m.term, Counter: m.counter}, Reason: job.ReasonGivenUp,
-			}}})
+			m.send(w, Down{Stops: []job.StopOrder{{Key: key, Fence: m.fence(), Reason: job.ReasonGivenUp}}})
 		}
 	}
 }

@@ -167,12 +167,11 @@ func (m *Machine) adopted(a *Adopt) (job.Job, error) {
 			WithHint("upgrade the scheduler")
 	}
 	w, _ := m.workers.Get(newest.worker)
-	m.counter++
 	r := newest.report
 	e := &entry{Job: job.Job{
 		ID: a.Job, Spec: job.Spec{Command: r.Runner, Path: w.ScriptPaths([]job.Report{r})[r.ScriptSHA256]},
 		State: job.Dispatched, Attempt: r.Attempt, Worker: w.ID, WorkerName: w.Name, BootID: w.BootID,
-		Fence: job.Fence{Term: m.term, Counter: m.counter}, Submit: submitTime(a.Job).UTC(),
+		Fence: m.fence(), Submit: submitTime(a.Job).UTC(),
 	}}
 	for _, h := range all {
 		if older := h.report; h.key.Attempt < r.Attempt && older.State.Terminal() {
@@ -234,10 +233,7 @@ func errRecorded(id job.ID) error {
 func (m *Machine) stopUnrecorded(s *Stop) {
 	for _, h := range m.holders(s.ID) {
 		if !h.report.State.Terminal() {
-			m.counter++
-			m.send(h.worker, Down{Stops: []job.StopOrder{{
-				Key: h.key, Fence: job.Fence{Term: m.term, Counter: m.counter}, Grace: s.Grace, Reason: s.Reason,
-			}}})
+			m.send(h.worker, Down{Stops: []job.StopOrder{{Key: h.key, Fence: m.fence(), Grace: s.Grace, Reason: s.Reason}}})
 		}
 	}
 }
@@ -307,7 +303,7 @@ func (s *Scheduler) unrecorded(op, ref string) (newest job.Report, worker string
 	for _, w := range s.hub.allWorkers() {
 		for i := range w.Unrecorded {
 			r := &w.Unrecorded[i]
-			if text := r.Job.String(); len(ref) < minRef || !strings.HasPrefix(text, ref) && !strings.HasSuffix(text, ref) {
+			if !job.Abbreviates(ref, r.Job) {
 				continue
 			}
 			if newest.Job != uuid.Nil && newest.Job != r.Job {
