@@ -299,7 +299,8 @@ os.execv(sys.argv[1], sys.argv[1:])`
 	said, _ := j.output()
 	j.mustExit(0)
 	for _, inC := range []string{"0000000080000000", "0000000100000000", "0000000180000000"} {
-		// Signals 32 and 33, which glibc keeps to itself in a program that is linked with it.
+		// Signals 32 and 33 are glibc's own. Its posix_spawn, which make(1) uses, ignores them
+		// in the child, and Go leaves them alone in a program that is linked with glibc.
 		said = strings.Replace(said, "SigIgn:\t"+inC, "SigIgn:\t0000000000000000", 1)
 	}
 	const want = "Umask:\t0022\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\noom 0\n"
