@@ -16,8 +16,14 @@ for dir in $(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname |
     echo "fuzz $dir $target"
     if ! (cd "$dir" && "$work/fuzz.test" -test.run='^$' -test.fuzz="^$target\$" -test.fuzztime="$each" \
       -test.fuzzminimizetime=5x -test.fuzzcachedir="$cache/${dir#./}" -test.parallel=2 >"$work/log" 2>&1); then
-      cat "$work/log"
-      exit 1
+      # Go may report the end of the time itself as a failure of the target
+      # (go.dev/issue/75804, mended in Go 1.27). That line stands alone then: what a
+      # target found has lines of its own between the two.
+      if [ "$(sed -n '/^--- FAIL/,$p' "$work/log" | sed 1d)" != $'    context deadline exceeded\nFAIL' ]; then
+        cat "$work/log"
+        exit 1
+      fi
+      echo "fuzz $dir $target: the time ended while an input ran (go.dev/issue/75804)"
     fi
   done
 done

@@ -124,5 +124,5 @@ func packEnd(p job.OutputPolicy, ended time.Duration, cut bool) uint64 {
 
 func unpackEnd(v uint64) (p job.OutputPolicy, ended time.Duration, cut bool) {
 	ms := v &^ cutFlag >> endShift
-	return job.OutputPolicy(v), time.Duration(min(ms, longest)) * time.Millisecond, v&cutFlag != 0
+	return job.OutputPolicy(uint8(v)), time.Duration(min(ms, longest)) * time.Millisecond, v&cutFlag != 0
 }

@@ -179,6 +179,7 @@ func TestKeepWaitsAtTheQuotaAndIsNeverGivenBack(t *testing.T) {
 	w.finish(kept)
 	w.stop()
 	w = open(t, c)
+	w.Settled(kept, true, false)
 	waits, l := w.take(output.Options{Policy: job.Keep})
 	cmd := w.start(l, "head -c 200000 /dev/zero")
 	until(t, "QUOTA is said", func() bool { return w.says("QUOTA") })
@@ -187,6 +188,7 @@ func TestKeepWaitsAtTheQuotaAndIsNeverGivenBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.finish(waits)
+	w.Settled(waits, true, false)
 	w.NudgeQuota(1 << 10)
 	ring := w.run("head -c 50000 /dev/zero") // lets the store look for what to give back
 	for key, size := range map[job.Key]int{kept: 60000, waits: 200000} {

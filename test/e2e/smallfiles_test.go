@@ -94,14 +94,14 @@ func (f *damagedFile) damage(t *testing.T, kind string) {
 
 func (f *damagedFile) restore(t *testing.T) {
 	t.Helper()
-	if _, err := os.Lstat(filepath.Dir(f.path)); errors.Is(err, fs.ErrNotExist) {
-		return // with the folder of a plugin process that has ended
-	}
 	err := os.RemoveAll(f.path)
 	if f.link != "" {
 		err = errors.Join(err, os.Symlink(f.link, f.path))
 	} else {
 		err = errors.Join(err, os.WriteFile(f.path+".fresh", f.data, f.mode), os.Rename(f.path+".fresh", f.path))
+	}
+	if _, gone := os.Lstat(filepath.Dir(f.path)); errors.Is(gone, fs.ErrNotExist) {
+		return // with the folder of a plugin process that has ended, perhaps just now
 	}
 	if err != nil {
 		t.Fatal(err)
