@@ -212,7 +212,7 @@ while :; do sleep 1; done
 // TestManyShortJobs: all terminal, all codes and outputs right, nothing left.
 func TestManyShortJobs(t *testing.T) {
 	t.Parallel()
-	jobs := 400
+	jobs := 200
 	if os.Getenv("DROVER_LONG") != "" {
 		jobs = 5000
 	}

@@ -96,7 +96,7 @@ func TestP19_ReadersThatJobsLeaveBehind_TakeNothingOfOthers(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: only root runs jobs as other users")
 	}
-	victims := 100 // of each user
+	victims := 50 // of each user
 	if os.Getenv("DROVER_LONG") != "" {
 		victims = 5000
 	}

@@ -216,12 +216,16 @@ func TestP3_FolderCopiedFileByFile_IsRefusedAndAccepted(t *testing.T) {
 
 // TestP3_OlderRedis_IsRefusedAndAccepted: Redis comes back from a copy of its log, from
 // its snapshot, or as a replica that lagged behind, with one scheduler and with two.
+// DROVER_LONG=1 tries each way with both numbers.
 func TestP3_OlderRedis_IsRefusedAndAccepted(t *testing.T) {
 	t.Parallel()
 	for name, way := range map[string]func(*testing.T, *redistest.Server, *goredis.Client, string) (swap func()){
 		"log": copyLog, "snapshot": copySnapshot, "replica": lagging,
 	} {
 		for _, standby := range []bool{false, true} {
+			if os.Getenv("DROVER_LONG") == "" && standby != (name == "replica") {
+				continue
+			}
 			t.Run(fmt.Sprintf("%s, standby %v", name, standby), func(t *testing.T) {
 				t.Parallel()
 				olderRedis(t, standby, way)
